@@ -1,0 +1,25 @@
+"""cprune: prune a trained CNN until its compiled code is faster on your device, at the accuracy you ask for.
+
+    import cprune
+    result = cprune.prune(model, example_inputs, evaluate=evaluate, train=train, min_acc=0.9)
+    pruned = cprune.load("runs/my-run")
+
+Importing this package is cheap: torch and TVM are loaded when a function needs them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cprune.targets.errors import BrokenWorld, CpruneError, UserError
+
+__version__ = "0.1.0"
+__all__ = ["BrokenWorld", "CpruneError", "UserError", "__version__", "load", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "prune"):
+        from cprune import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'cprune' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""What a machine is, how a program is built for it and timed on it.  Imports nothing of ours."""

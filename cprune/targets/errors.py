@@ -1,0 +1,39 @@
+"""The exceptions that cross rooms.
+
+Exception
+└── CpruneError
+    ├── UserError      a mistake of the user: what is wrong, where, what to type instead.  Exit code 2, no traceback.
+    └── BrokenWorld    a tool, a device or a disk that went away.  Exit code 3, the run can be resumed.
+
+A candidate that fails is neither: it is data (`cprune.targets.session.Failure`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CpruneError(Exception):
+    """The root of everything that cprune raises on purpose."""
+
+
+class UserError(CpruneError):
+    """A mistake of the user.  `str(error)` is the whole message, ready to print."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n{hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class BrokenWorld(CpruneError):
+    """The world around the run broke (worker cannot start, disk full, tool missing); nothing recorded is lost."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a `name` that is not among the `known` ones, with the nearest as a suggestion."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {kind} {name!r}", f"{hint}Known: {', '.join(choices)}")
