@@ -1,0 +1,299 @@
+"""The nodes of a `Network`: plain frozen data, and the interpreter that runs them.
+
+A graph may come from a file, so an operator name is only ever looked up among the ATen overloads that change
+nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cprune.targets.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of another node, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One line of the graph.
+
+    `op` is "input", "param" (`args[0]` is its state-dict name), "output", "getitem", an ATen overload
+    ("aten.conv2d.default") or arithmetic on sizes ("operator.mul").  `args` and `kwargs` are nested tuples of
+    Ref, int, float, bool, str, None, and pairs such as ("dtype", "float32") or ("memory_format",
+    "contiguous_format"); the one argument of "output" may hold dicts as well.  `source` is "model.py:42" of
+    the user's code where known.
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    source: str = ""
+
+    def refs(self) -> tuple[str, ...]:
+        """Return the names of the nodes that this one reads, in order, repeated where it reads one twice."""
+        return tuple(ref.name for ref in find_refs((self.args, tuple(v for _, v in self.kwargs))))
+
+
+def find_refs(value: Any) -> Iterator[Ref]:
+    """Yield every Ref inside nested tuples, lists and dicts."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from find_refs(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from find_refs(item)
+
+
+def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:
+    """Return `value` with every Ref inside it replaced by `function(ref)`; lists become tuples."""
+    if isinstance(value, Ref):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(map_refs(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: map_refs(item, function) for key, item in value.items()}
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------
+# Names of operators and constants
+
+
+_SIZES: dict[str, Callable[..., Any]] = {
+    f"operator.{name}": getattr(operator, name)
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "truediv",
+        "mod",
+        "neg",
+        "pow",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    )
+} | {f"torch.{name}": getattr(torch, name) for name in ("sym_int", "sym_float", "sym_max", "sym_min")}
+
+SIZE_OPERATORS = {function: name for name, function in _SIZES.items()}
+"""Arithmetic on sizes that a graph may hold: function to operator name."""
+
+_ENCODED: dict[str, type] = {
+    "dtype": torch.dtype,
+    "layout": torch.layout,
+    "memory_format": torch.memory_format,
+    "device": torch.device,
+}
+
+
+def lookup(op: str, where: str = "") -> Callable[..., Any]:
+    """Return the function behind an operator name.
+
+    UserError, ending in `where`, unless it is an ATen overload that changes nothing or arithmetic on sizes.
+    """
+    if op in _SIZES:
+        return _SIZES[op]
+    if op == "getitem":
+        return operator.getitem
+    place = f" ({where})" if where else ""
+    namespace, _, rest = op.partition(".")
+    name, _, overload = rest.partition(".")
+    found = None
+    if namespace == "aten" and overload and not name.startswith("__"):
+        found = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise UserError(f"the graph uses {op!r}, which is not an ATen operator{place}")
+    if found._schema.is_mutable or name == "from_file":
+        raise UserError(f"the graph uses {op!r}, which cprune does not run{place}")
+    return found
+
+
+def encode(value: Any) -> tuple[str, str]:
+    """Return the pair that stands for a torch constant, ("dtype", "float32"); ValueError if it has none."""
+    for kind, its_type in _ENCODED.items():
+        if isinstance(value, its_type):
+            return kind, str(value).removeprefix("torch.")
+    raise ValueError(f"{type(value).__name__} {value!r} cannot stand in a graph")
+
+
+def is_encoded(value: Any) -> bool:
+    """Tell whether a tuple of a node's arguments is a pair made by `encode`."""
+    return isinstance(value, tuple) and len(value) == 2 and value[0] in _ENCODED and isinstance(value[1], str)
+
+
+def decode(pair: tuple[str, str]) -> Any:
+    """Return the torch constant behind a pair such as ("dtype", "float32"); UserError if there is none."""
+    kind, name = pair
+    try:
+        found = torch.device(name) if kind == "device" else getattr(torch, name, None)
+    except RuntimeError:
+        found = None
+    if not isinstance(found, _ENCODED[kind]):
+        raise UserError(f"the graph names the {kind} {name!r}, which this torch does not know")
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------
+# Running
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a value lies in the list of values."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node made ready: the result of `call` goes to `slot`; nobody reads the slots in `free` after it."""
+
+    call: Callable[..., Any]
+    by_mode: Callable[[bool, list[Any]], None] | None
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    slot: int
+    free: tuple[int, ...]
+
+
+class Program:
+    """Nodes made ready to run, once: names are slots of a list, operators looked up, constants decoded."""
+
+    def __init__(self, nodes: Sequence[Node], holder: Callable[[str], Mapping[str, Any]]) -> None:
+        """Check and prepare `nodes`.
+
+        `holder(name)` returns the mapping that holds the tensor of that state-dict name under its last part;
+        it is read at every run, since `torch.export` swaps the tensors in it.  UserError if the nodes are no
+        graph.
+        """
+        self.names = [node.name for node in nodes]
+        slots = {name: i for i, name in enumerate(self.names)}
+        if len(slots) != len(nodes):
+            raise UserError("the graph has two nodes of one name")
+        last: dict[int, int] = {}
+        for i, node in enumerate(nodes):
+            for name in node.refs():
+                if slots.get(name, i) >= i:
+                    raise UserError(
+                        f"the graph's node {node.name!r} reads {name!r}, which is not there before it"
+                    )
+                last[slots[name]] = i
+        if [i for i, node in enumerate(nodes) if node.op == "output"] != [len(nodes) - 1]:
+            raise UserError("the graph must have one output node, at its end")
+
+        def slotted(value: Any) -> Any:
+            return map_refs(value, lambda ref: _Slot(slots[ref.name]))
+
+        self.output: Any = slotted(nodes[-1].args)[0]
+        self.inputs: list[int] = []
+        self.params: list[tuple[int, Mapping[str, Any], str]] = []
+        self.steps: list[_Step] = []
+        for i, node in enumerate(nodes[:-1]):
+            if node.op == "input":
+                self.inputs.append(i)
+            elif node.op == "param":
+                name = str(node.args[0])
+                self.params.append((i, holder(name), name.rpartition(".")[2]))
+            else:
+                args = tuple(_prepare(value) for value in slotted(node.args))
+                kwargs = tuple((key, _prepare(slotted(value))) for key, value in node.kwargs)
+                free = tuple(slot for slot, reader in last.items() if reader == i)
+                self.steps.append(
+                    _Step(lookup(node.op, node.source), _BY_MODE.get(node.op), args, kwargs, i, free)
+                )
+
+    def run(self, inputs: Sequence[Tensor], training: bool, kept: dict[str, Any] | None = None) -> Any:
+        """Return the output.  `kept` is filled with every value by node name; without it, dead values go."""
+        if len(inputs) != len(self.inputs):
+            raise UserError(f"the model takes {len(self.inputs)} input(s), {len(inputs)} were given")
+        values: list[Any] = [None] * len(self.names)
+        for slot, value in zip(self.inputs, inputs, strict=True):
+            values[slot] = value
+        for slot, holder, leaf in self.params:
+            values[slot] = holder[leaf]
+        for step in self.steps:
+            args = [_fill(arg, values) for arg in step.args]
+            if step.by_mode is not None:
+                step.by_mode(training, args)
+            values[step.slot] = step.call(*args, **{key: _fill(arg, values) for key, arg in step.kwargs})
+            if kept is None:
+                for slot in step.free:
+                    values[slot] = None
+        if kept is not None:
+            kept.update(zip(self.names[:-1], values, strict=False))
+        return _output(self.output, values)
+
+
+def _prepare(value: Any) -> Any:
+    """Decode constants; a tuple without slots becomes a list, which `_fill` hands over as it is."""
+    if is_encoded(value):
+        return decode(value)
+    if isinstance(value, tuple):
+        items = [_prepare(item) for item in value]
+        return tuple(items) if any(isinstance(item, (_Slot, tuple)) for item in items) else items
+    return value
+
+
+def _fill(value: Any, values: list[Any]) -> Any:
+    if type(value) is _Slot:
+        return values[value.index]
+    if type(value) is tuple:
+        return [_fill(item, values) for item in value]
+    return value
+
+
+def _output(value: Any, values: list[Any]) -> Any:
+    if isinstance(value, _Slot):
+        return values[value.index]
+    if isinstance(value, tuple):
+        return tuple(_output(item, values) for item in value)
+    if isinstance(value, dict):
+        return {key: _output(item, values) for key, item in value.items()}
+    return value
+
+
+def _batch_norm(training: bool, args: list[Any]) -> None:
+    # input, weight, bias, running mean, running var, training, momentum, eps, cudnn
+    if args[3] is not None:
+        args[5] = training
+        # An author's momentum=None (a cumulative average) is recorded as 0, which would never update.
+        args[6] = args[6] or 0.1
+
+
+def _instance_norm(training: bool, args: list[Any]) -> None:
+    if args[3] is not None:  # input, weight, bias, running mean, running var, use the input's statistics, …
+        args[5] = training
+
+
+def _dropout(training: bool, args: list[Any]) -> None:
+    args[2] = (
+        training or args[2]
+    )  # input, probability, training: one that the author left on for good stays on
+
+
+_BY_MODE: dict[str, Callable[[bool, list[Any]], None]] = {
+    "aten.batch_norm.default": _batch_norm,
+    "aten.instance_norm.default": _instance_norm,
+    "aten.dropout.default": _dropout,
+    "aten.feature_dropout.default": _dropout,
+    "aten.alpha_dropout.default": _dropout,
+    "aten.feature_alpha_dropout.default": _dropout,
+}
