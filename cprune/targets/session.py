@@ -1,0 +1,84 @@
+"""The seam to the machine that measures: one program in, its timing or a failure out.
+
+A session never raises for a candidate that fails: it returns a `Failure`, which is data.  It raises BrokenWorld when
+the machine itself is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+STAGES = ("lower", "build", "load", "run", "check", "timeout")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a candidate is no program: `stage` is one of STAGES, `reason` the first line of what was said."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The runs of one program, in seconds for one call each, and its output where it was asked for."""
+
+    runs_s: tuple[float, ...]
+    output: Array | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A scheduled TIR module as TVM's JSON text, and the shapes of its arguments; the last one is the output."""
+
+    module: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole Relax module as TVM's JSON text with the weights that its `main` takes after the input."""
+
+    module: str
+    weights: tuple[Array, ...]
+
+
+class Session(Protocol):
+    """Builds programs and times them on one machine."""
+
+    def time(self, program: Program, *, seed: int | None = None, slow_s: float = float("inf")) -> Timed | Failure:
+        """Return the runs of `program` on random arguments.
+
+        With `seed` the arguments come from `arguments(program, seed)` and the output comes back as well.
+        A first call slower than `slow_s` seconds ends the timing there: that one run is returned.
+        """
+
+    def load(self, key: str, model: Model) -> Failure | None:
+        """Build `model` and hold it under `key` until `drop`; None when it is there."""
+
+    def run(self, key: str, inputs: Sequence[Array]) -> Array | Failure:
+        """Return the first output of the held model `key`."""
+
+    def time_models(
+        self, keys: Sequence[str], inputs: Sequence[Array], rounds: int, run_ms: float
+    ) -> dict[str, tuple[float, ...]] | Failure:
+        """Return for every key one timing in seconds a call for each round; the keys take turns in every round."""
+
+    def drop(self, key: str) -> None:
+        """Forget the held model."""
+
+    def close(self) -> None:
+        """End the session and everything it started."""
+
+
+def arguments(program: Program, seed: int) -> list[Array]:
+    """Return the random arguments (without the output) that `Session.time(program, seed=seed)` uses."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in program.shapes[:-1]]

@@ -1,0 +1,148 @@
+"""The process that builds and times: `python -m cprune.targets.worker FD THREADS`.
+
+It answers requests on the pipe FD until the pipe closes.  It holds nothing that is worth keeping: when a kernel
+crashes or hangs, the parent ends it and starts another (`local.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import tvm
+
+from cprune.targets.session import Failure, Model, Program, Timed, arguments
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    fd, threads = int(sys.argv[1]), int(sys.argv[2])
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which closes the pipe
+    connection = Connection(fd)
+    found = int(tvm.get_global_func("runtime.NumThreads")())
+    connection.send(found)
+    if found != threads:
+        return
+    worker = Worker()
+    while True:
+        try:
+            name, args = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(getattr(worker, name)(*args))
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, also by SIGKILL in the middle of a hanging kernel."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return
+    if os.getppid() == 1:
+        sys.exit(0)
+
+
+class Worker:
+    """The requests, one method each.  Every answer is a value or a Failure."""
+
+    def __init__(self) -> None:
+        self.device = tvm.cpu()
+        self.models: dict[str, tuple[Any, list[Any]]] = {}
+
+    def time(
+        self, program: Program, target: str, seed: int | None, repeats: int, min_run_s: float, slow_s: float
+    ) -> Timed | Failure:
+        """Build, run once, time."""
+        try:
+            library = tvm.driver.build(tvm.ir.load_json(program.module), tvm.target.Target(json.loads(target)))
+            kernel = library["main"]
+        except Exception as error:
+            return Failure("build", first_line(error))
+        try:
+            given = arguments(program, 0 if seed is None else seed)
+            args = [tvm.runtime.tensor(a) for a in given]
+            args.append(tvm.runtime.tensor(np.zeros(program.shapes[-1], np.float32)))
+            kernel(*args)
+            output = None if seed is None else args[-1].numpy().copy()
+            start = time.perf_counter()
+            kernel(*args)
+            once = time.perf_counter() - start
+            if once > slow_s:
+                return Timed((once,), output)
+            number = max(1, min(2000, int(min_run_s / max(once, 1e-7))))
+            evaluate = library.time_evaluator("main", self.device, number=number, repeat=repeats)
+            return Timed(tuple(float(r) for r in evaluate(*args).results), output)
+        except Exception as error:
+            return Failure("run", first_line(error))
+
+    def load(self, key: str, model: Model, target: str) -> Failure | None:
+        """Build a whole model."""
+        try:
+            module = tvm.ir.load_json(model.module)
+            built = tvm.compile(module, tvm.target.Target(json.loads(target)))
+            machine = tvm.relax.VirtualMachine(built, self.device)
+        except Exception as error:
+            return Failure("build", first_line(error))
+        self.models[key] = (machine, [tvm.runtime.tensor(w) for w in model.weights])
+        return None
+
+    def _caller(self, key: str, inputs: list[Any]) -> Any:
+        machine, weights = self.models[key]
+        main = machine["main"]
+        args = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs] + weights
+        return lambda: main(*args)
+
+    def run(self, key: str, inputs: list[Any]) -> Any:
+        """Run a held model once."""
+        try:
+            output = self._caller(key, inputs)()
+            return (output if hasattr(output, "numpy") else output[0]).numpy()
+        except Exception as error:
+            return Failure("run", first_line(error))
+
+    def time_models(self, keys: list[str], inputs: list[Any], rounds: int, run_s: float) -> Any:
+        """Time the held models in turns; the order is reversed every other round, so that a drift hits all alike."""
+        try:
+            callers = {key: self._caller(key, inputs) for key in keys}
+            numbers = {}
+            for key, call in callers.items():
+                call()
+                start = time.perf_counter()
+                call()
+                numbers[key] = max(1, min(1000, int(run_s / max(time.perf_counter() - start, 1e-7))))
+            runs: dict[str, list[float]] = {key: [] for key in keys}
+            for index in range(rounds + 1):
+                for key in keys if index % 2 else reversed(keys):
+                    call = callers[key]
+                    call()  # brings this model's weights back into the caches
+                    start = time.perf_counter()
+                    for _ in range(numbers[key]):
+                        call()
+                    spent = (time.perf_counter() - start) / numbers[key]
+                    if index:  # the first round warms up
+                        runs[key].append(spent)
+            return {key: tuple(values) for key, values in runs.items()}
+        except Exception as error:
+            return Failure("run", first_line(error))
+
+    def drop(self, key: str) -> None:
+        """Forget a held model."""
+        self.models.pop(key, None)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what went wrong in one line: the rest of a TVM message is a trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+if __name__ == "__main__":
+    main()

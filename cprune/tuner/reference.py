@@ -1,0 +1,166 @@
+"""What a program must compute, said by PyTorch: no winner counts before it was compared with this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cprune.targets.session import Array
+from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
+
+TOLERANCE = 1e-4
+
+
+def unpack(value: Array, block: int, channels: int | None = None) -> Tensor:
+    """Return the plain [N, C, …] tensor of a value in memory, cut to `channels`."""
+    tensor = torch.from_numpy(np.ascontiguousarray(value))
+    if not block:
+        return tensor
+    n, c, *plane, b = tensor.shape
+    plain = tensor.movedim(-1, 2).reshape(n, c * b, *plane)
+    return plain if channels is None else plain[:, :channels]
+
+
+def pack(value: Tensor, block: int) -> Array:
+    """Return the value in memory of a plain [N, C, …] tensor; the padding channels are zero."""
+    if not block:
+        return np.ascontiguousarray(value.detach().numpy())
+    n, c, *plane = value.shape
+    stored = stored_shape(tuple(value.shape), block)
+    full = torch.zeros(n, stored[1] * block, *plane)
+    full[:, :c] = value.detach()
+    return np.ascontiguousarray(full.reshape(n, stored[1], block, *plane).movedim(2, -1).numpy())
+
+
+def pack_conv_weight(weight: Tensor, w: Conv2d) -> Array:
+    """Return the stored weight of `w` for a plain [O, I / groups, KH, KW] one; missing channels are zero."""
+    o, i, kh, kw = weight.shape
+    b = w.out_block
+    inputs = 1 if w.depthwise else w.in_channels
+    full = torch.zeros(w.out_channels, inputs, kh, kw)
+    full[:o, :i] = weight.detach()
+    blocks = full.reshape(w.out_channels // b, b, inputs, kh, kw)
+    if w.depthwise:
+        stored = blocks[:, :, 0].permute(0, 2, 3, 1)
+    elif w.in_block:
+        stored = blocks.reshape(-1, b, inputs // w.in_block, w.in_block, kh, kw).permute(0, 2, 4, 5, 3, 1)
+    else:
+        stored = blocks.permute(0, 2, 3, 4, 1)
+    return np.ascontiguousarray(stored.numpy())
+
+
+def unpack_conv_weight(stored: Array, w: Conv2d) -> Tensor:
+    """Return the plain [O, I / groups, KH, KW] weight of a stored one: the inverse of `pack_conv_weight`."""
+    tensor = torch.from_numpy(np.ascontiguousarray(stored))
+    if w.depthwise:
+        return tensor.permute(0, 3, 1, 2).reshape(w.out_channels, 1, *w.kernel)
+    if w.in_block:
+        return tensor.permute(0, 5, 1, 4, 2, 3).reshape(w.out_channels, w.in_channels, *w.kernel)
+    return tensor.permute(0, 4, 1, 2, 3).reshape(w.out_channels, w.in_channels, *w.kernel)
+
+
+def pack_rows(value: Tensor, block: int) -> Array:
+    """Return [ceil(O / block), …, block] for [O, …]: biases and dense weights."""
+    o, *rest = value.shape
+    blocks = -(-o // block)
+    full = torch.zeros(blocks * block, *rest)
+    full[:o] = value.detach()
+    return np.ascontiguousarray(full.reshape(blocks, block, *rest).movedim(1, -1).numpy())
+
+
+def expected(workload: Workload, arguments: Sequence[Array]) -> Array | None:
+    """Return the output in memory that `workload` must give for these arguments; None if PyTorch cannot say."""
+    with torch.no_grad():
+        if isinstance(workload, Conv2d):
+            return _conv(workload, arguments)
+        if isinstance(workload, Dense):
+            x, weight, bias = (torch.from_numpy(a) for a in arguments)
+            rows = weight.movedim(-1, 1).reshape(-1, workload.in_features)[: workload.out_features]
+            out = F.linear(x, rows, bias.reshape(-1)[: workload.out_features])
+            return pack(_activate(out, workload.activation), 0)
+        if isinstance(workload, Mean):
+            return pack(unpack(arguments[0], workload.block, workload.channels).mean((2, 3)), 0)
+        if isinstance(workload, Pool2d):
+            return _pool(workload, arguments[0])
+        if isinstance(workload, Elementwise):
+            inputs = [unpack(a, b, s[1]) for a, (s, b) in zip(arguments, workload.inputs, strict=True)]
+            return pack(evaluate(workload.expression, inputs), workload.block)
+    return None
+
+
+def _activate(x: Tensor, activation: str) -> Tensor:
+    return x if activation == "none" else F.relu(x) if activation == "relu" else F.relu6(x)
+
+
+def _conv(w: Conv2d, arguments: Sequence[Array]) -> Array:
+    x = unpack(arguments[0], w.in_block)
+    top, left, bottom, right = w.pad
+    weight = unpack_conv_weight(arguments[-2], w)
+    bias = torch.from_numpy(arguments[-1]).reshape(-1)
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, w.stride, 0, w.dilation, w.groups)
+    if w.residual:
+        y = y + unpack(arguments[1], w.out_block)
+    return pack(_activate(y, w.activation), w.out_block)
+
+
+def _pool(w: Pool2d, stored: Array) -> Array:
+    x = unpack(stored, w.block)
+    top, left, bottom, right = w.pad
+    if w.op == "max":
+        y = F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), w.kernel, w.stride)
+    else:
+        sums = F.avg_pool2d(F.pad(x, (left, right, top, bottom)), w.kernel, w.stride)
+        ones = F.pad(torch.ones_like(x), (left, right, top, bottom), value=float(w.count_pad))
+        y = sums / F.avg_pool2d(ones, w.kernel, w.stride)
+    return pack(y, w.block)
+
+
+def evaluate(e: tuple[object, ...], inputs: Sequence[Tensor]) -> Tensor:
+    """Return the value of an Elementwise expression over plain tensors."""
+    op, *rest = e
+    if op == "in":
+        return inputs[int(rest[0])]  # type: ignore[call-overload]
+    if op == "cat":
+        axis, parts = rest
+        return torch.cat([evaluate(part, inputs) for part, _ in parts], axis)  # type: ignore[attr-defined, call-overload]
+    a = evaluate(rest[0], inputs)  # type: ignore[arg-type]
+    if op in ("add", "mul", "sub"):
+        b = evaluate(rest[1], inputs)  # type: ignore[arg-type]
+        return a + b if op == "add" else a * b if op == "mul" else a - b
+    if op == "relu":
+        return F.relu(a)
+    if op == "clip":
+        return a.clamp(rest[1], rest[2])  # type: ignore[call-overload, no-any-return]
+    if op == "scale":
+        return a * rest[1]  # type: ignore[operator, no-any-return]
+    if op == "shift":
+        return a + rest[1]  # type: ignore[operator, no-any-return]
+    if op == "sigmoid":
+        return torch.sigmoid(a)
+    if op == "slice":
+        starts, shape = rest[1], rest[2]
+        for axis, ((start, step), size) in enumerate(zip(starts, shape, strict=True)):  # type: ignore[call-overload]
+            a = a.narrow(axis, start, (size - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
+        return a
+    if op == "pad":
+        before, extent, whole = rest[1:]
+        out = torch.zeros(whole)  # type: ignore[call-overload]
+        out[tuple(slice(b, b + n) for b, n in zip(before, extent, strict=True))] = a  # type: ignore[call-overload]
+        return out  # type: ignore[no-any-return]
+    raise ValueError(f"no element-wise operator {op!r}")
+
+
+def agrees(output: NDArray[np.float32], wanted: NDArray[np.float32]) -> str:
+    """Return "" where the two agree to TOLERANCE of the largest magnitude, else what is wrong."""
+    if not np.isfinite(output).all():
+        return "the output has NaN or infinite values"
+    error = float(np.abs(output - wanted).max()) if output.size else 0.0
+    scale = max(1.0, float(np.abs(wanted).max())) if wanted.size else 1.0
+    if error <= TOLERANCE * scale:
+        return ""
+    return f"differs from PyTorch by {error:.3g} where the largest value is {scale:.3g}"

@@ -1,0 +1,357 @@
+"""The sketches: a workload and a candidate become a scheduled TIR program.
+
+A sketch is a schedule written by hand once per class of operators, with a few named knobs left open
+(`space.py`).  A convolution's sketch holds a tile of outputs in vector registers while it walks the whole
+reduction; bias, residual and activation are applied on the way out.
+
+Working theory of the kernel: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD
+architectures" (2018), and Liu et al., "Optimizing CNN model inference on CPUs" (2019), for the blocked layout.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import tvm
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from cprune.targets.session import Program
+from cprune.tuner.space import Candidate
+from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
+
+ZERO = tirx.const(0.0, "float32")
+
+
+def program(workload: Workload, candidate: Candidate) -> Program:
+    """Return the program of `candidate`, ready to be sent to a session.
+
+    Raises ScheduleError or ValueError where the candidate does not fit the workload (stage "lower").
+    """
+    return Program(tvm.ir.save_json(module(workload, candidate)), workload.arguments())
+
+
+def module(workload: Workload, candidate: Candidate) -> Any:
+    """Return the scheduled IRModule with one PrimFunc "main"."""
+    schedule = Schedule(_computation(workload))
+    if isinstance(workload, Conv2d):
+        _schedule_conv(schedule, workload, candidate)
+    elif isinstance(workload, Dense):
+        _schedule_dense(schedule, candidate)
+    elif isinstance(workload, Mean):
+        _schedule_mean(schedule, candidate)
+    elif isinstance(workload, Pool2d):
+        _schedule_pool(schedule, candidate)
+    elif isinstance(workload, Elementwise):
+        _schedule_elementwise(schedule, candidate)
+    else:
+        raise ValueError(f"no sketch for {type(workload).__name__}")
+    return schedule.mod
+
+
+@lru_cache(maxsize=512)
+def _computation(workload: Workload) -> Any:
+    build = {
+        Conv2d: _conv,
+        Dense: _dense,
+        Mean: _mean,
+        Pool2d: _pool,
+        Elementwise: _elementwise,
+    }[type(workload)]
+    func = te.create_prim_func(build(workload))  # type: ignore[operator]
+    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)
+
+
+def _activate(value: Any, activation: str) -> Any:
+    if activation == "none":
+        return value
+    value = tirx.max(value, ZERO)
+    return tirx.min(value, tirx.const(6.0, "float32")) if activation == "relu6" else value
+
+
+# --- convolution -----------------------------------------------------------------------------------------------
+
+
+def _conv(w: Conv2d) -> list[Any]:
+    shapes = list(w.arguments())
+    x = te.placeholder(shapes[0], name="x")
+    residual = te.placeholder(shapes[1], name="residual") if w.residual else None
+    weight = te.placeholder(shapes[-3], name="weight")
+    bias = te.placeholder(shapes[-2], name="bias")
+    padded = _pad_plane(x, w.pad, ZERO)
+    (sh, sw), (dh, dw) = w.stride, w.dilation
+    kh = te.reduce_axis((0, w.kernel[0]), "kh")
+    kw = te.reduce_axis((0, w.kernel[1]), "kw")
+    if w.depthwise:
+
+        def multiply(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+            return te.sum(padded(n, c, y * sh + kh * dh, z * sw + kw * dw, b) * weight(c, kh, kw, b), axis=[kh, kw])
+
+    elif w.in_block:
+        outer = te.reduce_axis((0, w.in_channels // w.in_block), "ic")
+        inner = te.reduce_axis((0, w.in_block), "ic_in")
+
+        def multiply(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+            read = padded(n, outer, y * sh + kh * dh, z * sw + kw * dw, inner)
+            return te.sum(read * weight(c, outer, kh, kw, inner, b), axis=[outer, kh, kw, inner])
+
+    else:
+        outer = te.reduce_axis((0, w.in_channels), "ic")
+
+        def multiply(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+            read = padded(n, outer, y * sh + kh * dh, z * sw + kw * dw)
+            return te.sum(read * weight(c, outer, kh, kw, b), axis=[outer, kh, kw])
+
+    conv = te.compute(shapes[-1], multiply, name="conv")
+
+    def finish(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        value = conv(n, c, y, z, b) + bias(c, b)
+        if residual is not None:
+            value = value + residual(n, c, y, z, b)
+        return _activate(value, w.activation)
+
+    out = te.compute(shapes[-1], finish, name="out")
+    return [x, *([residual] if residual is not None else []), weight, bias, out]
+
+
+def _pad_plane(x: Any, pad: tuple[int, int, int, int], value: Any) -> Any:
+    """Pad axes 2 and 3 of a plain or blocked value; the value itself where there is nothing to pad."""
+    top, left, bottom, right = pad
+    if not any(pad):
+        return x
+    n, c, h, w, *block = (int(d) for d in x.shape)
+
+    def read(i: Any, j: Any, y: Any, z: Any, *b: Any) -> Any:
+        inside = tirx.all(y >= top, y < h + top, z >= left, z < w + left)
+        return tirx.if_then_else(inside, x(i, j, y - top, z - left, *b), value)
+
+    return te.compute((n, c, h + top + bottom, w + left + right, *block), read, name="pad")
+
+
+def _schedule_conv(s: Any, w: Conv2d, knobs: Candidate) -> None:
+    out, conv = s.get_sblock("out"), s.get_sblock("conv")
+    n, c, y, z, b = s.get_loops(out)
+    c_out, c_in = s.split(c, [None, knobs["oc_tile"]])
+    y_out, y_mid, y_in = s.split(y, [None, knobs["rows"], knobs["oh_tile"]])
+    z_out, z_in = s.split(z, [None, knobs["ow_tile"]])
+    way = knobs["parallel"]
+    if way == "rows":
+        s.reorder(n, y_out, c_out, y_mid, z_out, c_in, y_in, z_in, b)
+        piece = s.fuse(n, y_out)
+    else:
+        s.reorder(n, c_out, y_out, y_mid, z_out, c_in, y_in, z_in, b)
+        piece = s.fuse(n, c_out, y_out) if way == "both" else s.fuse(n, c_out) if way == "channels" else n
+    if way != "none":
+        s.parallel(piece)
+    s.vectorize(b)
+    for loop in (c_in, y_in, z_in):
+        s.unroll(loop)
+    s.compute_at(conv, z_out, preserve_unit_loops=True)
+    s.set_scope(conv, 0, "local")
+    reductions = 2 if w.depthwise else 4 if w.in_block else 3
+    loops = s.get_loops(conv)
+    spatial, reduced = loops[-reductions - 5 : -reductions], loops[-reductions:]
+    s.reorder(*reduced, *spatial)
+    for loop in spatial[:-1]:
+        s.unroll(loop)
+    s.vectorize(spatial[-1])
+    kernel_h, kernel_w = reduced[:2] if w.depthwise else reduced[1:3]
+    if knobs["unroll"] >= 1:
+        s.unroll(kernel_w)
+    if knobs["unroll"] >= 2:
+        s.unroll(kernel_h)
+    s.decompose_reduction(conv, reduced[0])
+    if knobs["pad"] == "none":
+        return
+    pad = s.get_sblock("pad")
+    if knobs["pad"] == "inside":
+        s.compute_at(pad, piece, preserve_unit_loops=True)
+        loops = s.get_loops(pad)
+    else:
+        loops = s.get_loops(pad)
+        s.parallel(s.fuse(*loops[:3]))
+    if w.in_block:
+        s.vectorize(loops[-1])
+
+
+# --- the small ones --------------------------------------------------------------------------------------------
+
+
+def _dense(w: Dense) -> list[Any]:
+    x_shape, w_shape, b_shape, out_shape = w.arguments()
+    x, weight, bias = (te.placeholder(s, name=n) for s, n in ((x_shape, "x"), (w_shape, "weight"), (b_shape, "bias")))
+    k = te.reduce_axis((0, w.in_features), "k")
+    acc = te.compute(
+        (w.batch, w_shape[0], w.block), lambda n, o, b: te.sum(x(n, k) * weight(o, k, b), axis=k), name="acc"
+    )
+    out = te.compute(
+        out_shape,
+        lambda n, o: _activate(acc(n, o // w.block, o % w.block) + bias(o // w.block, o % w.block), w.activation),
+        name="out",
+    )
+    return [x, weight, bias, out]
+
+
+def _schedule_dense(s: Any, knobs: Candidate) -> None:
+    acc = s.get_sblock("acc")
+    n, o, b, k = s.get_loops(acc)
+    n_out, n_in = s.split(n, [None, knobs["n_tile"]])
+    o_out, o_in = s.split(o, [None, knobs["oc_tile"]])
+    k_out, k_in = s.split(k, [None, knobs["k_tile"]])
+    s.reorder(o_out, n_out, k_out, k_in, n_in, o_in, b)
+    held = s.cache_write(acc, 0, "local")
+    s.reverse_compute_at(held, n_out, preserve_unit_loops=True)
+    *_, h_n, h_o, h_b = s.get_loops(held)
+    for loop in (n_in, o_in, k_in, h_n, h_o):
+        s.unroll(loop)
+    s.vectorize(b)
+    s.vectorize(h_b)
+    if knobs["parallel"] != "none":
+        s.parallel(s.fuse(o_out, n_out))
+    s.decompose_reduction(acc, k_out)
+    s.fuse(*s.get_loops(s.get_sblock("out")))
+
+
+def _mean(w: Mean) -> list[Any]:
+    x_shape, out_shape = w.arguments()
+    x = te.placeholder(x_shape, name="x")
+    y, z = te.reduce_axis((0, w.height), "y"), te.reduce_axis((0, w.width), "z")
+    acc = te.compute((w.batch, x_shape[1], w.block), lambda n, c, b: te.sum(x(n, c, y, z, b), axis=[y, z]), name="acc")
+    scale = tirx.const(1.0 / (w.height * w.width), "float32")
+    out = te.compute(out_shape, lambda n, c: acc(n, c // w.block, c % w.block) * scale, name="out")
+    return [x, out]
+
+
+def _schedule_mean(s: Any, knobs: Candidate) -> None:
+    acc = s.get_sblock("acc")
+    n, c, b, y, z = s.get_loops(acc)
+    s.reorder(n, c, y, z, b)
+    s.vectorize(b)
+    if knobs["parallel"] != "none":
+        s.parallel(s.fuse(n, c))
+    s.decompose_reduction(acc, y)
+
+
+def _pool(w: Pool2d) -> list[Any]:
+    x_shape, out_shape = w.arguments()
+    x = te.placeholder(x_shape, name="x")
+    kh, kw = te.reduce_axis((0, w.kernel[0]), "kh"), te.reduce_axis((0, w.kernel[1]), "kw")
+    low = tirx.min_value("float32") if w.op == "max" else ZERO
+    padded = _pad_plane(x, w.pad, low)
+    reduce = te.max if w.op == "max" else te.sum
+    (sh, sw), (top, left, _, _) = w.stride, w.pad
+
+    def window(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        return reduce(padded(n, c, y * sh + kh, z * sw + kw, b), axis=[kh, kw])
+
+    if w.op == "max":
+        return [x, te.compute(out_shape, window, name="out")]
+    acc = te.compute(out_shape, window, name="acc")
+
+    def average(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        if w.count_pad or not any(w.pad):
+            return acc(n, c, y, z, b) * tirx.const(1.0 / (w.kernel[0] * w.kernel[1]), "float32")
+        rows = tirx.min(y * sh - top + w.kernel[0], w.height) - tirx.max(y * sh - top, 0)
+        columns = tirx.min(z * sw - left + w.kernel[1], w.width) - tirx.max(z * sw - left, 0)
+        return acc(n, c, y, z, b) / tirx.Cast("float32", rows * columns)
+
+    return [x, te.compute(out_shape, average, name="out")]
+
+
+def _schedule_pool(s: Any, knobs: Candidate) -> None:
+    blocks = [s.get(child) for child in s.get_child_blocks(s.get_sblock("root"))]
+    names = [block.name_hint for block in blocks]
+    root = s.get_sblock("acc" if "acc" in names else "out")
+    if "pad" in names:
+        s.compute_inline(s.get_sblock("pad"))
+    n, c, y, z, b, kh, kw = s.get_loops(root)
+    s.reorder(n, c, y, z, kh, kw, b)
+    s.vectorize(b)
+    for loop in (kh, kw):
+        s.unroll(loop)
+    if "acc" in names:
+        s.reverse_compute_at(s.get_sblock("out"), z, preserve_unit_loops=True)
+        s.vectorize(s.get_loops(s.get_sblock("out"))[-1])
+    if knobs["parallel"] != "none":
+        s.parallel(s.fuse(n, c, y))
+    s.decompose_reduction(root, kh)
+
+
+# --- element-wise chains ---------------------------------------------------------------------------------------
+
+
+def _elementwise(w: Elementwise) -> list[Any]:
+    inputs = [te.placeholder(stored_shape(s, b), name=f"x{i}") for i, (s, b) in enumerate(w.inputs)]
+
+    def read(i: int, index: tuple[Any, ...]) -> Any:
+        block = w.inputs[i][1]
+        if not block:
+            return inputs[i](*index)
+        n, c, *plane = index
+        return inputs[i](n, c // block, *plane, c % block)
+
+    def value(e: tuple[Any, ...], index: tuple[Any, ...]) -> Any:
+        op = e[0]
+        if op == "in":
+            return read(e[1], index)
+        if op in ("add", "mul", "sub"):
+            a, b = value(e[1], index), value(e[2], index)
+            return a + b if op == "add" else a * b if op == "mul" else a - b
+        if op == "slice":
+            return value(e[1], tuple(i * step + start for i, (start, step) in zip(index, e[2], strict=True)))
+        if op == "pad":
+            moved = tuple(i - before for i, before in zip(index, e[2], strict=True))
+            inside = [
+                check
+                for i, before, extent, whole in zip(moved, e[2], e[3], e[4], strict=True)
+                if extent != whole
+                for check in ((i >= 0, i < extent) if before else (i < extent,))
+            ]
+            return tirx.if_then_else(tirx.all(*inside), value(e[1], moved), ZERO) if inside else value(e[1], moved)
+        if op == "cat":
+            axis, parts = e[1], e[2]
+            start = sum(extent for _, extent in parts[:-1])
+            result = value(parts[-1][0], (*index[:axis], index[axis] - start, *index[axis + 1 :]))
+            for part, extent in reversed(parts[:-1]):
+                start -= extent
+                moved = (*index[:axis], index[axis] - start, *index[axis + 1 :])
+                result = tirx.if_then_else(index[axis] < start + extent, value(part, moved), result)
+            return result
+        a = value(e[1], index)
+        if op == "relu":
+            return tirx.max(a, ZERO)
+        if op == "clip":
+            return tirx.max(tirx.min(a, tirx.const(e[3], "float32")), tirx.const(e[2], "float32"))
+        if op == "scale":
+            return a * tirx.const(e[2], "float32")
+        if op == "shift":
+            return a + tirx.const(e[2], "float32")
+        if op == "sigmoid":
+            return tirx.sigmoid(a)
+        raise ValueError(f"no element-wise operator {op!r}")
+
+    shape = stored_shape(w.shape, w.block)
+    if not w.block:
+        return [*inputs, te.compute(shape, lambda *index: value(w.expression, index), name="out")]
+
+    def blocked(n: Any, c: Any, *rest: Any) -> Any:
+        *plane, b = rest
+        channel = c * w.block + b
+        inner = value(w.expression, (n, channel, *plane))
+        if w.shape[1] % w.block == 0:
+            return inner
+        return tirx.if_then_else(channel < w.shape[1], inner, ZERO)
+
+    return [*inputs, te.compute(shape, blocked, name="out")]
+
+
+def _schedule_elementwise(s: Any, knobs: Candidate) -> None:
+    *outer, inner = s.get_loops(s.get_sblock("out"))
+    if not outer:
+        return
+    fused = s.fuse(*outer)
+    if int(s.get(inner).extent) in (4, 8, 16, 32):
+        s.vectorize(inner)
+    if knobs["parallel"] != "none":
+        s.parallel(fused)

@@ -1,0 +1,158 @@
+"""What may be tried for a task: named knobs, the whole compact space of them, neighbours, and refitting.
+
+Plain data only; `sketch.py` turns a workload and a candidate into a program.
+
+The knobs of a convolution's sketch:
+
+=========  ==============================================================================================
+oc_tile    output-channel blocks that are held in registers together
+oh_tile    output rows held in registers together
+ow_tile    output columns held in registers together: the tile is oc_tile x oh_tile x ow_tile vectors
+rows       output rows (in units of oh_tile) of one parallel piece
+parallel   "rows": pieces are bands of rows · "channels": pieces are channel tiles · "both" · "none": one thread
+pad        "inside": every piece pads what it reads · "separate": a parallel stage of its own · "none"
+unroll     0: nothing, 1: the kernel's columns, 2: the whole kernel
+=========  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from cprune.targets.target import Target
+from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, padded
+
+Knobs = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a space: knobs by name, in a fixed order."""
+
+    knobs: Knobs
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.knobs)[name]
+
+    def text(self) -> str:
+        """Return the canonical JSON text for the store."""
+        return json.dumps(dict(self.knobs), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def of(cls, **knobs: Any) -> Candidate:
+        """Return the candidate with these knobs."""
+        return cls(tuple(sorted(knobs.items())))
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Return the candidate of a `text`."""
+        return cls.of(**json.loads(text))
+
+
+@lru_cache(maxsize=4096)
+def candidates(workload: Workload, vector: int, registers: int, threads: int) -> tuple[Candidate, ...]:
+    """Return every point of the workload's sketch for a machine with these vectors and threads."""
+    if isinstance(workload, Conv2d):
+        return tuple(_conv(workload, vector, registers, threads))
+    if isinstance(workload, Dense):
+        return tuple(_dense(workload, threads))
+    if isinstance(workload, (Pool2d, Mean, Elementwise)):
+        ways = ("none", "outer") if threads > 1 else ("none",)
+        return tuple(Candidate.of(parallel=way) for way in ways)
+    return (Candidate.of(parallel="outer" if threads > 1 else "none"),)
+
+
+def of_target(workload: Workload, target: Target) -> tuple[Candidate, ...]:
+    """Return `candidates` for the vectors, registers and threads of `target`."""
+    return candidates(workload, target.vector, target.vector_registers, target.threads)
+
+
+def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Candidate]:
+    blocks = w.out_channels // w.out_block
+    registers_each = max(1, w.out_block // vector)
+    limit = (registers - max(2, registers // 8)) // registers_each  # some are left for weights and inputs
+    oh, ow = w.out_height, w.out_width
+    pads = ("inside", "separate") if any(w.pad) else ("none",)
+    tiles = [
+        (oc, th, tw)
+        for oc in (1, 2, 4)
+        if blocks % oc == 0 and not (w.depthwise and oc > 1)
+        for tw in divisors(ow)
+        for th in divisors(oh)
+        if oc * th * tw <= limit and (th == 1 or tw == ow or tw >= 4)
+    ]
+    most = max(oc * th * tw for oc, th, tw in tiles)
+    tiles = [t for t in tiles if t[0] * t[1] * t[2] >= min(6, most)]  # fewer accumulators cannot hide an FMA's latency
+    for oc, th, tw in tiles:
+        bands = oh // th
+        ways: list[tuple[str, int]] = [("none", bands)]
+        if threads > 1:
+            ways = [("rows", r) for r in divisors(bands) if bands // r * w.batch > 1]
+            if blocks // oc * w.batch > 1:
+                ways += [("channels", bands)]
+                ways += [("both", r) for r in divisors(bands) if r < bands]
+            ways = ways or [("none", bands)]
+        for parallel, rows in ways:
+            for pad in pads:
+                if pad == "separate" and parallel == "none":
+                    continue
+                for unroll in (0, 1) if w.kernel[1] > 1 else (0,):
+                    yield Candidate.of(
+                        oc_tile=oc, oh_tile=th, ow_tile=tw, rows=rows, parallel=parallel, pad=pad, unroll=unroll
+                    )
+
+
+def _dense(w: Dense, threads: int) -> Iterator[Candidate]:
+    blocks = padded(w.out_features, w.block) // w.block
+    for oc in (d for d in (1, 2, 4, 8) if blocks % d == 0):
+        for n in (d for d in (1, 2, 4, 8) if w.batch % d == 0 and d * oc <= 16):
+            for k in (d for d in (1, 4, 8) if w.in_features % d == 0):
+                yield Candidate.of(oc_tile=oc, n_tile=n, k_tile=k, parallel="none")
+                if threads > 1 and blocks // oc * (w.batch // n) > 1:
+                    yield Candidate.of(oc_tile=oc, n_tile=n, k_tile=k, parallel="outer")
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a positive number, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def distance(a: Candidate, b: Candidate) -> float:
+    """Return how far two candidates of one kind are apart: 1 for another word, the ratio of numbers less one."""
+    total = 0.0
+    other = dict(b.knobs)
+    for name, value in a.knobs:
+        if name not in other:
+            total += 2.0
+        elif isinstance(value, str) or isinstance(other[name], str):
+            total += float(value != other[name])
+        else:
+            low, high = sorted((float(value) + 1, float(other[name]) + 1))
+            total += high / low - 1
+    return total
+
+
+def nearest(candidate: Candidate, space: tuple[Candidate, ...]) -> list[Candidate]:
+    """Return `space` ordered by distance: the first one is `candidate` refitted, the next are its neighbours."""
+    return sorted(space, key=lambda other: distance(candidate, other))
+
+
+def channel_splits(workload: Workload, candidate: Candidate) -> tuple[tuple[int, ...], ...]:
+    """Return, for each stage of the program, the loop extents into which the output-channel axis is split.
+
+    The first is the stage that computes, the second the stage that writes the output (CPrune, section on the step;
+    see `cprune.step`).  Other workloads than convolutions and dense layers have none.
+    """
+    if isinstance(workload, Conv2d):
+        tile = candidate["oc_tile"]
+        split = (workload.out_channels // workload.out_block // tile, tile, workload.out_block)
+        return (split, split)
+    if isinstance(workload, Dense):
+        tile = candidate["oc_tile"]
+        blocks = padded(workload.out_features, workload.block) // workload.block
+        return ((blocks // tile, tile, workload.block),)
+    return ()

@@ -1,0 +1,278 @@
+"""What a task computes: one anchor operator with everything that is fused into it, as plain data.
+
+A workload is the key of a task: two layers with equal workloads share their programs and their records.
+
+Layouts: a value is *plain* (N C H W, block 0) or *blocked* (N, C / block, H, W, block).  The channels of a blocked
+value are padded with zeros to a multiple of the block, and the numbers of channels in here are the padded ones, so
+that 30 and 32 channels are one and the same task where the block is 16.  Every kernel writes zeros into the padding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ACTIVATIONS = ("none", "relu", "relu6")
+
+Shape = tuple[int, ...]
+
+
+def padded(channels: int, block: int) -> int:
+    """Return `channels` rounded up to a multiple of `block`; plain values (block 0) are not padded."""
+    return -(-channels // block) * block if block else channels
+
+
+def stored_shape(shape: Shape, block: int) -> Shape:
+    """Return the shape in memory of a logical [N, C, ...] value."""
+    if not block:
+        return shape
+    n, c, *plane = shape
+    return (n, padded(c, block) // block, *plane, block)
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """`activation(conv(x, w) + bias [+ residual])`; x is plain where `in_block` is 0, the output always blocked.
+
+    `groups` is 1, or the number of channels (depthwise).  `pad` is (top, left, bottom, right).
+    """
+
+    batch: int
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    residual: bool
+    activation: str
+    in_block: int
+    out_block: int
+
+    @property
+    def depthwise(self) -> bool:
+        """Tell whether every channel has a filter of its own."""
+        return self.groups > 1
+
+    @property
+    def out_height(self) -> int:
+        """Return the rows of the output."""
+        reach = self.dilation[0] * (self.kernel[0] - 1) + 1
+        return (self.height + self.pad[0] + self.pad[2] - reach) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Return the columns of the output."""
+        reach = self.dilation[1] * (self.kernel[1] - 1) + 1
+        return (self.width + self.pad[1] + self.pad[3] - reach) // self.stride[1] + 1
+
+    @property
+    def macs(self) -> int:
+        """Return the multiplications, padding channels included: what the machine really does."""
+        per_output = self.kernel[0] * self.kernel[1] * (1 if self.depthwise else self.in_channels)
+        return self.batch * self.out_channels * self.out_height * self.out_width * per_output
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, [residual], weight, bias, output."""
+        x = stored_shape((self.batch, self.in_channels, self.height, self.width), self.in_block)
+        out = stored_shape((self.batch, self.out_channels, self.out_height, self.out_width), self.out_block)
+        b = self.out_block
+        weight: Shape
+        if self.depthwise:
+            weight = (self.out_channels // b, *self.kernel, b)
+        elif self.in_block:
+            blocks = self.in_channels // self.in_block
+            weight = (self.out_channels // b, blocks, *self.kernel, self.in_block, b)
+        else:
+            weight = (self.out_channels // b, self.in_channels, *self.kernel, b)
+        residual = (out,) if self.residual else ()
+        return (x, *residual, weight, (self.out_channels // b, b), out)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`activation(x @ w.T + bias)`, x [batch, in_features] and the output [batch, out_features] plain.
+
+    The weight is stored as [ceil(out / block), in, block].
+    """
+
+    batch: int
+    in_features: int
+    out_features: int
+    activation: str
+    block: int
+
+    @property
+    def macs(self) -> int:
+        """Return the multiplications."""
+        return self.batch * self.in_features * padded(self.out_features, self.block)
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, weight, bias, output."""
+        blocks = padded(self.out_features, self.block) // self.block
+        return (
+            (self.batch, self.in_features),
+            (blocks, self.in_features, self.block),
+            (blocks, self.block),
+            (self.batch, self.out_features),
+        )
+
+
+@dataclass(frozen=True)
+class Pool2d:
+    """Maximum or average over windows of a blocked value.  Padding counts in an average if `count_pad`."""
+
+    op: str
+    batch: int
+    channels: int
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    count_pad: bool
+    block: int
+
+    @property
+    def out_height(self) -> int:
+        """Return the rows of the output."""
+        return (self.height + self.pad[0] + self.pad[2] - self.kernel[0]) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Return the columns of the output."""
+        return (self.width + self.pad[1] + self.pad[3] - self.kernel[1]) // self.stride[1] + 1
+
+    @property
+    def macs(self) -> int:
+        """Return 0: a pool multiplies nothing."""
+        return 0
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, output."""
+        return (
+            stored_shape((self.batch, self.channels, self.height, self.width), self.block),
+            stored_shape((self.batch, self.channels, self.out_height, self.out_width), self.block),
+        )
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over the plane of a blocked value; the output [batch, channels] is plain and unpadded."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    block: int
+
+    @property
+    def macs(self) -> int:
+        """Return 0: a mean multiplies nothing worth counting."""
+        return 0
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, output."""
+        return (
+            stored_shape((self.batch, self.channels, self.height, self.width), self.block),
+            (self.batch, self.channels),
+        )
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A chain of operators that compute every output element from few input elements.
+
+    `expression` is a nested tuple over logical values: ("in", i) · ("relu", a) · ("clip", a, low, high) ·
+    ("add", a, b) · ("mul", a, b) · ("sub", a, b) · ("scale", a, factor) · ("shift", a, amount) · ("sigmoid", a) ·
+    ("slice", a, ((start, step), …), shape) · ("pad", a, (before, …), shape of a, shape) · ("cat", axis, ((a, extent), …)).
+    Inputs are given as (logical shape, block); so is the output.
+    """
+
+    expression: tuple[Any, ...]
+    inputs: tuple[tuple[Shape, int], ...]
+    shape: Shape
+    block: int
+
+    @property
+    def macs(self) -> int:
+        """Return 0: bytes are what costs here."""
+        return 0
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: inputs, output."""
+        return (*(stored_shape(s, b) for s, b in self.inputs), stored_shape(self.shape, self.block))
+
+
+@dataclass(frozen=True)
+class Tir:
+    """Any other operator: a PrimFunc of TVM's own importer as JSON text, all values plain; the last is the output."""
+
+    name: str
+    module: str
+    shapes: tuple[Shape, ...]
+    macs: int = 0
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory."""
+        return self.shapes
+
+
+Workload = Conv2d | Dense | Pool2d | Mean | Elementwise | Tir
+KINDS: Mapping[str, type[Any]] = {
+    "conv2d": Conv2d,
+    "dense": Dense,
+    "pool2d": Pool2d,
+    "mean": Mean,
+    "elementwise": Elementwise,
+    "tir": Tir,
+}
+
+
+def key(workload: Workload) -> str:
+    """Return the canonical JSON text under which the store keeps the records of this workload."""
+    kind = next(name for name, cls in KINDS.items() if cls is type(workload))
+    return json.dumps([kind, asdict(workload)], sort_keys=True, separators=(",", ":"))
+
+
+def from_key(text: str) -> Workload:
+    """Return the workload of a `key`."""
+    kind, values = json.loads(text)
+    workload: Workload = KINDS[kind](**{name: _tuples(value) for name, value in values.items()})
+    return workload
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def describe(workload: Workload) -> str:
+    """Return a short text for people, such as "conv 3x3/1 32→64 @14x14"."""
+    if isinstance(workload, Conv2d):
+        kind = "depthwise" if workload.depthwise else "conv"
+        size = f"{workload.kernel[0]}x{workload.kernel[1]}/{workload.stride[0]}"
+        plane = f"{workload.out_height}x{workload.out_width}"
+        tail = " + residual" if workload.residual else ""
+        return f"{kind} {size} {workload.in_channels}→{workload.out_channels} @{plane}{tail}"
+    if isinstance(workload, Dense):
+        return f"dense {workload.in_features}→{workload.out_features}"
+    if isinstance(workload, Pool2d):
+        return f"{workload.op} pool {workload.kernel[0]}x{workload.kernel[1]} {workload.channels} ch"
+    if isinstance(workload, Mean):
+        return f"mean {workload.channels} ch {workload.height}x{workload.width}"
+    if isinstance(workload, Elementwise):
+        names = sorted({str(op) for op in _operators(workload.expression)} - {"in"})
+        return "elementwise " + ("+".join(names) or "layout")
+    return workload.name
+
+
+def _operators(expression: Any) -> list[Any]:
+    if not isinstance(expression, tuple) or not expression:
+        return []
+    here = [expression[0]] if isinstance(expression[0], str) else []
+    return here + [op for part in expression for op in _operators(part)]
