@@ -1,0 +1,212 @@
+"""One direction, no way back: experiments → cprune → cprune.tuner → cprune.targets; and what stays light.
+
+The imports are read from the source (functions included), not tried out, so that a message can name the line.
+A file that really needs TVM or torch and is not listed here: add it, and say in the commit why it must.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_NAME = {
+    "tvm": (
+        *("cprune/lower.py", "cprune/compile.py", "cprune/step.py", "cprune/deploy.py"),
+        *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
+        *("cprune/targets/worker.py", "cprune/targets/build.py", "cprune/targets/rpc.py"),
+        "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
+    ),
+    "torch": (
+        *("cprune/capture.py", "cprune/network.py", "cprune/nodes.py", "cprune/rules.py"),
+        *("cprune/graph.py", "cprune/surgery.py", "cprune/importance.py"),
+        *("cprune/data.py", "cprune/labels.py", "cprune/readers/*.py", "cprune/train.py", "cprune/zoo/*.py"),
+        *("cprune/lower.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py", "cprune/api.py"),
+        "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
+    ),
+    "xgboost": ("cprune/tuner/models.py",),
+}
+"""Which files may import a library at all, anywhere in the file."""
+
+HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxruntime")
+LIGHT = (
+    *("cprune/__init__.py", "cprune/cli.py", "cprune/journal.py", "cprune/report.py"),
+    *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
+    "cprune/tuner/__init__.py",
+)
+"""Files that import none of HEAVY before one of their functions is called."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: `file:line` of the statement, and whether it runs when the file is imported."""
+
+    file: str
+    line: int
+    module: str
+    at_top: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+    def within(self, *packages: str) -> bool:
+        return any(self.module == package or self.module.startswith(f"{package}.") for package in packages)
+
+
+def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
+    """Yield every import of a source file: statements and `import_module("…")`, not those for type
+    checkers."""
+    file = path.relative_to(root).as_posix()
+    package = file.removesuffix(".py").split("/")[:-1]
+
+    def visit(node: ast.AST, at_top: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for child in node.orelse:
+                yield from visit(child, at_top)
+            return
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # "from cprune import cli" imports cprune.cli; for a class the longer name does no harm.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            names = [str(node.args[0].value)]
+        yield from (Import(file, getattr(node, "lineno", 0), name, at_top) for name in names)
+        inner = at_top and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inner)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8"), file), True)
+
+
+FILES = sorted((ROOT / "cprune").rglob("*.py"))
+IMPORTS = [found for path in FILES for found in imports_of(path)]
+
+
+def lines(offenders: list[Import]) -> str:
+    return "\n".join(map(str, offenders))
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 5
+    assert any(found.within("cprune.targets") for found in IMPORTS)
+
+
+def test_targets_import_nothing_of_ours() -> None:
+    offenders = [
+        found
+        for found in IMPORTS
+        if found.file.startswith("cprune/targets/")
+        and found.within("cprune", "experiments", "tests")
+        and not found.within("cprune.targets")
+    ]
+    assert not offenders, lines(offenders)
+
+
+def test_the_tuner_imports_only_targets() -> None:
+    offenders = [
+        found
+        for found in IMPORTS
+        if found.file.startswith("cprune/tuner/")
+        and found.within("cprune", "experiments", "tests")
+        and not found.within("cprune.tuner", "cprune.targets")
+    ]
+    assert not offenders, lines(offenders)
+
+
+def test_the_package_never_imports_its_experiments_or_tests() -> None:
+    # "tuner" and "targets" at the top are links for people: importing them would load a second copy.
+    offenders = [found for found in IMPORTS if found.within("experiments", "tests", "tuner", "targets")]
+    assert not offenders, lines(offenders)
+
+
+@pytest.mark.parametrize("library", MAY_NAME)
+def test_a_library_is_named_in_a_handful_of_files(library: str) -> None:
+    allowed = MAY_NAME[library]
+    offenders = [
+        found
+        for found in IMPORTS
+        if found.within(library) and not any(fnmatch.fnmatch(found.file, pattern) for pattern in allowed)
+    ]
+    assert not offenders, f"{lines(offenders)}\nonly these may: {', '.join(allowed)}"
+
+
+@pytest.mark.parametrize("file", [file for file in LIGHT if (ROOT / file).exists()])
+def test_a_light_file_imports_nothing_heavy_at_its_top(file: str) -> None:
+    offenders = [found for found in IMPORTS if found.file == file and found.at_top and found.within(*HEAVY)]
+    assert not offenders, lines(offenders)
+
+
+def test_importing_the_light_files_loads_nothing_heavy() -> None:
+    # Not only what they import themselves, but what that imports in turn.
+    modules = [
+        file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for file in LIGHT
+        if (ROOT / file).exists()
+    ]
+    code = (
+        "import sys\n"
+        f"for module in {modules!r}:\n"
+        "    __import__(module)\n"
+        f"    for heavy in {HEAVY!r}:\n"
+        "        if heavy in sys.modules: sys.exit(f'import {module} loads {heavy}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["tuner", "targets"])
+def test_the_links_at_the_top_point_into_the_package(name: str) -> None:
+    link = ROOT / name
+    assert link.is_symlink()
+    assert os.readlink(link) == f"cprune/{name}"
+    assert (link / "__init__.py").samefile(ROOT / "cprune" / name / "__init__.py")
+
+
+class TestTheReader:
+    """The test above proves nothing if it overlooks imports."""
+
+    def test_it_sees_every_kind_of_import(self, tmp_path: Path) -> None:
+        path = tmp_path / "cprune" / "tuner" / "x.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            "import a.b as c\n"
+            "from d import e\n"
+            "from . import f\n"
+            "from ..g import h\n"
+            "def later():\n"
+            "    import i\n"
+            "    importlib.import_module('j')\n"
+            "try:\n"
+            "    import k\n"
+            "finally: pass\n"
+            "if TYPE_CHECKING:\n"
+            "    import l\n"
+            "class C:\n"
+            "    import m\n"
+        )
+        found = [(one.line, one.module, one.at_top) for one in imports_of(path, tmp_path)]
+        assert found == [
+            *((1, "a.b", True), (2, "d.e", True), (3, "cprune.tuner.f", True), (4, "cprune.g.h", True)),
+            *((6, "i", False), (7, "j", False), (9, "k", True), (14, "m", True)),
+        ]
+
+    def test_a_message_names_file_and_line(self) -> None:
+        assert str(Import("cprune/x.py", 7, "tvm", True)) == "cprune/x.py:7 imports tvm"
