@@ -147,6 +147,10 @@ def evaluate(e: tuple[object, ...], inputs: Sequence[Tensor]) -> Tensor:
         for axis, ((start, step), size) in enumerate(zip(starts, shape, strict=True)):  # type: ignore[call-overload]
             a = a.narrow(axis, start, (size - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
         return a
+    if op == "broadcast":
+        return a.reshape(rest[1])  # type: ignore[call-overload, no-any-return]
+    if op == "reshape":
+        return a.reshape(rest[2])  # type: ignore[call-overload, no-any-return]
     if op == "pad":
         before, extent, whole = rest[1:]
         out = torch.zeros(whole)  # type: ignore[call-overload]

@@ -318,6 +318,11 @@ def _elementwise(w: Elementwise) -> list[Any]:
                 moved = (*index[:axis], index[axis] - start, *index[axis + 1 :])
                 result = tirx.if_then_else(index[axis] < start + extent, value(part, moved), result)
             return result
+        if op == "broadcast":
+            kept = [i if extent > 1 else 0 for i, extent in zip(index, e[2], strict=True)]
+            return value(e[1], tuple(kept[len(kept) - e[3] :]))
+        if op == "reshape":
+            return value(e[1], _moved(index, e[3], e[2]))
         a = value(e[1], index)
         if op == "relu":
             return tirx.max(a, ZERO)
@@ -344,6 +349,18 @@ def _elementwise(w: Elementwise) -> list[Any]:
         return tirx.if_then_else(channel < w.shape[1], inner, ZERO)
 
     return [*inputs, te.compute(shape, blocked, name="out")]
+
+
+def _moved(index: tuple[Any, ...], shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return where the element `index` of `shape` lies in `other`, a shape of as many elements."""
+    flat: Any = 0
+    for i, extent in zip(index, shape, strict=True):
+        flat = flat * extent + i
+    found: list[Any] = []
+    for extent in reversed(other):
+        found.append(flat % extent)
+        flat = flat // extent
+    return tuple(reversed(found))
 
 
 def _schedule_elementwise(s: Any, knobs: Candidate) -> None:
