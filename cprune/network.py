@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,10 @@ class Network(nn.Module):
         with torch.no_grad():
             self._ready().run(inputs, False, kept)
         return kept
+
+    def run_edited(self, inputs: Sequence[Tensor], edit: Callable[[str, Any], Any]) -> Any:
+        """Return the output in evaluation mode, every node's value replaced by `edit(name, value)`."""
+        return self._ready().run(inputs, False, edit=edit)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every parameter, buffer and constant by name; tied names give one and the same object."""

@@ -220,8 +220,19 @@ class Program:
                     _Step(lookup(node.op, node.source), _BY_MODE.get(node.op), args, kwargs, i, free)
                 )
 
-    def run(self, inputs: Sequence[Tensor], training: bool, kept: dict[str, Any] | None = None) -> Any:
-        """Return the output.  `kept` is filled with every value by node name; without it, dead values go."""
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        training: bool,
+        kept: dict[str, Any] | None = None,
+        edit: Callable[[str, Any], Any] | None = None,
+    ) -> Any:
+        """Return the output.
+
+        `kept` is filled with every value by node name; without it, values go when nobody reads them any more.
+        `edit` is called with name and value of every node that computes one and returns the value to go on
+        with.
+        """
         if len(inputs) != len(self.inputs):
             raise UserError(f"the model takes {len(self.inputs)} input(s), {len(inputs)} were given")
         values: list[Any] = [None] * len(self.names)
@@ -234,6 +245,8 @@ class Program:
             if step.by_mode is not None:
                 step.by_mode(training, args)
             values[step.slot] = step.call(*args, **{key: _fill(arg, values) for key, arg in step.kwargs})
+            if edit is not None:
+                values[step.slot] = edit(self.names[step.slot], values[step.slot])
             if kept is None:
                 for slot in step.free:
                     values[slot] = None

@@ -1,0 +1,185 @@
+"""The walk through a network that gives every value its labels, node by node.
+
+The rules for the operators are in `cprune.rules`.  An operator without one freezes what it reads and what it
+returns, so nothing can go wrong behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cprune.labels import Array, Labels, Spread
+from cprune.network import Network
+from cprune.nodes import Node, Ref, find_refs
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer, by the state-dict prefix of its weight.
+
+    Its output channels lie along `out_axis` of the tensor `weight`, its input channels along `in_axis`; a
+    depthwise convolution has no axis for its input (None).  `calls` are the nodes that run it.
+    """
+
+    name: str
+    kind: str
+    weight: str
+    out_axis: int
+    in_axis: int | None
+    calls: tuple[str, ...]
+
+
+class NoRule(Exception):
+    """An operator, or this use of it, about which nothing is known; the text ends a sentence "… it"."""
+
+
+@dataclass
+class Flow:
+    """The state of one analysis: the labels of every value so far."""
+
+    network: Network
+    sample: dict[str, Any]
+    labels: Labels = field(default_factory=Labels)
+    values: dict[str, tuple[Spread, ...]] = field(default_factory=dict)
+    axes: dict[tuple[str, int], Array] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.nodes = {node.name: node for node in self.network.nodes}
+        first: dict[int, str] = {}
+        self.tensors = self.network.tensors()
+        # Tied weights are one tensor under two names; labels know it under the first.
+        self.one_name = {name: first.setdefault(id(tensor), name) for name, tensor in self.tensors.items()}
+
+    def run(self, rules: Mapping[str, Rule]) -> None:
+        """Visit every node in order; `rules` has the rule of an operator by its name without the overload."""
+        for node in self.network.nodes:
+            if node.op == "input":
+                self.values[node.name] = (self.frozen(self.shape(node), "it is an input of the model"),)
+            elif node.op == "output":
+                for ref in node.refs():
+                    for spread in self.values.get(ref) or self.spreads(Ref(ref)):
+                        self.labels.freeze(spread.labels, "the model returns it")
+            elif node.op != "param" and tensors_of(self.sample[node.name]):
+                self._visit(node, rules.get(operator_name(node)))
+
+    def _visit(self, node: Node, rule: Rule | None) -> None:
+        wanted = [tuple(t.shape) for t in tensors_of(self.sample[node.name])]
+        try:
+            if rule is None:
+                raise NoRule(f"{called(node)} has no rule for pruning and reads")
+            found = rule(self, node)
+            if [spread.shape for spread in found] != wanted or not all(map(_fits, found)):
+                raise NoRule(f"{called(node)} is used in a way that has no rule for pruning; it reads")
+        except (NoRule, RuntimeError, IndexError, TypeError, ValueError) as error:
+            # A rule that stumbles over an unforeseen form of its operator is no rule for it.
+            about = str(error) if isinstance(error, NoRule) else f"{called(node)} has no rule here; it reads"
+            for ref in find_refs((node.args, tuple(value for _, value in node.kwargs))):
+                for spread in self.spreads(ref):
+                    self.labels.freeze(spread.labels, f"{about} it")
+            found = tuple(self.frozen(shape, f"{called(node)} makes it") for shape in wanted)
+        self.values[node.name] = found
+
+    # -- what rules use
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Return the shape of a node's value in the example."""
+        return tuple(self.sample[node.name].shape)
+
+    def frozen(self, shape: tuple[int, ...], reason: str) -> Spread:
+        """Return one new label for a whole value, frozen."""
+        label = self.labels.fresh(1)
+        self.labels.freeze(label, reason)
+        return Spread(shape, 0, label)
+
+    def spreads(self, ref: Ref) -> tuple[Spread, ...]:
+        """Return the labels of a value: several where it is several tensors, none for a number."""
+        node = self.nodes[ref.name]
+        if node.op != "param":
+            return self.values.get(ref.name, ())
+        shape = self.shape(node)
+        long = [d for d, size in enumerate(shape) if size > 1]
+        if len(long) > 1:  # nobody can say yet which axis holds channels: an element-wise operator may
+            self._freeze_axes(node, -1, "it is used outside a convolution or linear layer")
+            return (self.frozen(shape, "a tensor of the model without a channel axis makes it"),)
+        return (self.along_param(ref, long[0] if long else 0),)
+
+    def spread(self, ref: Any) -> Spread:
+        """Return the labels of an argument that must be one tensor."""
+        found = self.spreads(ref) if isinstance(ref, Ref) else ()
+        if len(found) != 1:
+            raise TypeError("a tensor was expected")
+        return found[0]
+
+    def axis_labels(self, ref: Any, axis: int) -> Array:
+        """Return the labels along one axis of a parameter or buffer, made at the first call."""
+        node = self.nodes[ref.name] if isinstance(ref, Ref) else None
+        if node is None or node.op != "param":
+            raise TypeError("a parameter was expected")
+        name = self.one_name[node.args[0]]
+        if (name, axis) not in self.axes:
+            self.axes[name, axis] = self.labels.fresh(self.tensors[name].shape[axis])
+        return self.axes[name, axis]
+
+    def along_param(self, ref: Ref, axis: int) -> Spread:
+        """Return a parameter used like any value, its channels along `axis`; its other axes stay whole."""
+        node = self.nodes[ref.name]
+        shape = self.shape(node)
+        if not shape:
+            return Spread(shape, 0, self.labels.fresh(1))
+        self._freeze_axes(node, axis, "it is used outside a convolution or linear layer")
+        return Spread(shape, axis, self.axis_labels(ref, axis))
+
+    def _freeze_axes(self, node: Node, but: int, reason: str) -> None:
+        for axis, size in enumerate(self.shape(node)):
+            if axis != but and size > 1:
+                self.labels.freeze(self.axis_labels(Ref(node.name), axis), reason)
+
+    def along(self, spread: Spread, axis: int) -> Array:
+        """Return a value's labels along `axis`, uniting them where they change along another."""
+        if spread.varies(axis):
+            return spread.labels
+        self.labels.unite_all(spread.labels)
+        return np.repeat(spread.labels[:1], spread.shape[axis])
+
+    def tie(self, labels: Array, ref: Any) -> None:
+        """Unite labels with those of a vector of the model (a bias, a scale); None is no vector."""
+        if ref is not None:
+            self.labels.unite(labels, self.axis_labels(ref, 0))
+
+
+Rule = Callable[[Flow, Node], tuple[Spread, ...]]
+"""Returns the labels of each tensor that a node returns, uniting others on the way; NoRule if it cannot."""
+
+
+def operator_name(node: Node) -> str:
+    """Return the name of a node's operator without the overload: "conv2d", "getitem"."""
+    return node.op.split(".")[1] if node.op.startswith("aten.") else node.op
+
+
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+    """Return an argument given by position or by name."""
+    if index < len(node.args):
+        return node.args[index]
+    return dict(node.kwargs).get(name, default)
+
+
+def called(node: Node) -> str:
+    """Return a node's operator and where it stands in the model's code, for messages."""
+    return f"{node.op} ({node.source})" if node.source else node.op
+
+
+def _fits(spread: Spread) -> bool:
+    return spread.constant or len(spread.labels) == spread.shape[spread.axis]
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a node's value: one, several or none."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (tuple, list)) else []

@@ -1,0 +1,195 @@
+"""Which channels of a network can be removed, and what shrinks together when one is.
+
+A *class* is one removable channel: every position of every tensor and every intermediate value that must go
+with it. A *group* is a set of classes that lie in the same tensors, so its channels can be removed one by one
+in any choice. `cprune.rules` finds out how labels travel through the operators; this file sorts the result.
+
+A worked example, the first stage of a residual network: the stem, the second convolution of every block and
+the batch normalisations behind them add into one stream, so channel 3 of all of them is one class, and the 16
+classes are the group "conv1".  Each block's first convolution is a group of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from cprune.flow import Flow, Layer
+from cprune.labels import Array, Spread
+from cprune.network import Network
+from cprune.rules import RULES
+from cprune.targets.errors import UserError, unknown
+
+__all__ = ["Frozen", "Graph", "Group", "Layer", "analyse"]
+
+_ONLY_ONE = "one channel must be left"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can be removed one by one; removing one shrinks all of `layers` and `consumers` together.
+
+    `id` is the name of the first producing layer, with "+2", "+3", … appended if several groups start there;
+    it is the same before and after pruning as long as every group keeps two channels.  `layers` are the
+    convolutions and linear layers (state-dict prefix) whose output channels it is, in full or in part;
+    `consumers` those that read it.  A depthwise convolution is both.
+    """
+
+    id: str
+    channels: int
+    layers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Output channels of `layers` that must stay; `reason` ends the sentence "they stay because …"."""
+
+    layers: tuple[str, ...]
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What `analyse` found.
+
+    `layers` holds every convolution and linear layer by name.  The rest is for surgery: `classes` gives the
+    classes of each group in the order of its channels; `axes` the class at every position along (tensor,
+    axis); `values` the same for every node's value, several where it has several tensors; `shapes` their
+    shapes in the example.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    layers: Mapping[str, Layer]
+    classes: Mapping[str, Array] = field(repr=False)
+    axes: Mapping[tuple[str, int], Array] = field(repr=False)
+    values: Mapping[str, tuple[Spread, ...]] = field(repr=False)
+
+    def group(self, group_id: str) -> Group:
+        """Return a group by its id; UserError if there is none."""
+        for group in self.groups:
+            if group.id == group_id:
+                return group
+        raise unknown("group", group_id, (group.id for group in self.groups))
+
+    def groups_of(self, layer: str) -> tuple[str, ...]:
+        """Return the ids of the groups on a layer's output channels; UserError if there is no such layer."""
+        self._layer(layer)
+        return tuple(group.id for group in self.groups if layer in group.layers)
+
+    def inputs_of(self, layer: str) -> tuple[str, ...]:
+        """Return the ids of the groups on a layer's input channels; UserError if there is no such layer."""
+        self._layer(layer)
+        return tuple(group.id for group in self.groups if layer in group.consumers)
+
+    def positions(self, group_id: str, layer: str) -> list[Array]:
+        """Return, for every channel of a group, where it is among the outputs of one of its layers."""
+        its = self._layer(layer)
+        along = self.axes[its.weight, its.out_axis]
+        return [np.flatnonzero(along == one) for one in self.classes[self.group(group_id).id]]
+
+    def _layer(self, name: str) -> Layer:
+        if name not in self.layers:
+            raise unknown("layer", name, self.layers)
+        return self.layers[name]
+
+
+def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
+    """Return the channel groups of a network, and what is frozen and why.
+
+    The network runs once on `example_inputs`; sizes that depend on them (the batch) are never pruned.
+    Everything that has no rule is frozen, with a reason naming the operator and the line of the model's code;
+    nothing raises but a network that does not run on its example.
+    """
+    try:
+        sample = network.values(*example_inputs)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(f"the model does not run on its example input: {error}") from error
+    flow = Flow(network, sample)
+    flow.run(RULES)
+
+    axes = {key: flow.labels.roots(labels) for key, labels in flow.axes.items()}
+    values = {
+        name: tuple(Spread(s.shape, s.axis, flow.labels.roots(s.labels)) for s in spreads)
+        for name, spreads in flow.values.items()
+    }
+    alone = [along for along in axes.values() if (along == along[:1]).all()]
+    alone += [s.labels for spreads in values.values() for s in spreads if (s.labels == s.labels[:1]).all()]
+    must_stay = {int(labels[0]) for labels in alone if len(labels)}
+
+    where: dict[int, list[tuple[str, int]]] = {}
+    for key, along in axes.items():
+        for one in np.unique(along).tolist():
+            where.setdefault(one, []).append(key)
+    return _sorted(flow, axes, values, where, must_stay)
+
+
+def _sorted(
+    flow: Flow,
+    axes: dict[tuple[str, int], Array],
+    values: dict[str, tuple[Spread, ...]],
+    where: dict[int, list[tuple[str, int]]],
+    must_stay: set[int],
+) -> Graph:
+    """Sort classes into groups and frozen channels."""
+    order = list(flow.layers)
+    producers: dict[tuple[str, int], list[str]] = {}
+    readers: dict[tuple[str, int], list[str]] = {}
+    for layer in flow.layers.values():
+        producers.setdefault((layer.weight, layer.out_axis), []).append(layer.name)
+        into = layer.out_axis if layer.in_axis is None else layer.in_axis
+        readers.setdefault((layer.weight, into), []).append(layer.name)
+
+    def named(keys: Sequence[tuple[str, int]], table: dict[tuple[str, int], list[str]]) -> tuple[str, ...]:
+        return tuple(sorted({name for key in keys for name in table.get(key, ())}, key=order.index))
+
+    families: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    stuck: dict[tuple[tuple[str, ...], str], int] = {}
+    for one, keys in where.items():
+        layers = named(keys, producers)
+        reason = flow.labels.reason(one)
+        if reason is None and layers:
+            families.setdefault(tuple(sorted(keys)), []).append(one)
+        elif layers:
+            stuck[layers, str(reason)] = stuck.get((layers, str(reason)), 0) + 1
+
+    found: list[tuple[Group, Array]] = []
+    numbers: dict[str, int] = {}
+    # Sorted by layers, not by channel numbers, and counting also a family that is down to its last channel:
+    # pruning must not rename its neighbours.
+    by_layers = {
+        keys: (
+            [order.index(n) for n in named(keys, producers)],
+            [order.index(n) for n in named(keys, readers)],
+        )
+        for keys in families
+    }
+    for family in sorted(families, key=lambda keys: (by_layers[keys], keys)):
+        layers = named(family, producers)
+        number = numbers[layers[0]] = numbers.get(layers[0], 0) + 1
+        first = flow.layers[layers[0]]
+        along = axes[first.weight, first.out_axis].tolist()
+        free = set(families[family]) - must_stay
+        members = [one for one in dict.fromkeys(along) if one in free]
+        if len(members) == 1:
+            members = []  # its last channel
+        if len(members) < len(families[family]):
+            rest = len(families[family]) - len(members)
+            stuck[layers, _ONLY_ONE] = stuck.get((layers, _ONLY_ONE), 0) + rest
+        if members:
+            group_id = layers[0] if number == 1 else f"{layers[0]}+{number}"
+            group = Group(group_id, len(members), layers, named(family, readers))
+            found.append((group, np.array(members, dtype=np.int64)))
+    return Graph(
+        groups=tuple(group for group, _ in found),
+        frozen=tuple(Frozen(layers, count, reason) for (layers, reason), count in stuck.items()),
+        layers=dict(flow.layers),
+        classes={group.id: members for group, members in found},
+        axes=axes,
+        values=values,
+    )
