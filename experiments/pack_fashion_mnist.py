@@ -1,11 +1,12 @@
-"""Pack a part of Fashion-MNIST into `cprune/assets/fashion_mnist.npz`, the data that `cprune run` uses by itself.
+"""Pack a part of Fashion-MNIST into `cprune/assets/fashion_mnist.npz`, the data that `cprune run` uses by
+itself.
 
     python experiments/pack_fashion_mnist.py --source DIR
 
-DIR holds the four `*-ubyte.gz` files (Debian package `dataset-fashion-mnist`, MIT licence, or the project's own
-site).  Packed are 10,000 of the 60,000 training images (1,000 a class) and all 10,000 test images.  2,000 of the
-10,000 training images (200 a class) are marked as held out: pruning decisions are made on them, and the built-in
-model was trained on the other 58,000 of the 60,000, so that its accuracy on them is honest.
+DIR holds the four `*-ubyte.gz` files (Debian package `dataset-fashion-mnist`, MIT licence, or the project's
+own site).  Packed are 10,000 of the 60,000 training images (1,000 a class) and all 10,000 test images.  2,000
+of the 10,000 training images (200 a class) are marked as held out: pruning decisions are made on them, and
+the built-in model was trained on the other 58,000 of the 60,000, so that its accuracy on them is honest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "cprune" / "assets"
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Return the array in a gzipped IDX file of bytes (a magic number, the sizes as big-endian int32, the bytes)."""
+    """Return the array in a gzipped IDX file of bytes (magic number, big-endian sizes, the bytes)."""
     raw = gzip.decompress(path.read_bytes())
     if raw[:3] != b"\x00\x00\x08":
         raise SystemExit(f"{path} is not an IDX file of unsigned bytes")
@@ -50,7 +51,7 @@ def chosen(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def fashion_mnist(source: Path) -> dict[str, NDArray[np.uint8]]:
-    """Return all four arrays: x_train [60000, 28, 28], y_train [60000], x_test [10000, 28, 28], y_test [10000]."""
+    """Return x_train [60000, 28, 28], y_train [60000], x_test [10000, 28, 28] and y_test [10000]."""
     return {
         name: read_idx(source / f"{stem}-ubyte.gz")
         for name, stem in {
@@ -65,7 +66,8 @@ def fashion_mnist(source: Path) -> dict[str, NDArray[np.uint8]]:
 def pack(arrays: dict[str, NDArray[np.generic]], path: Path) -> None:
     """Write an .npz file whose members are compressed by LZMA, which numpy reads like any other.
 
-    numpy itself writes deflate only, which is 15 % larger here.  The dates are fixed: same arrays, same bytes.
+    numpy itself writes deflate only, which is 15 % larger here.  The dates are fixed: same arrays, same
+    bytes.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, values in arrays.items():
@@ -77,7 +79,9 @@ def pack(arrays: dict[str, NDArray[np.generic]], path: Path) -> None:
 
 def main() -> None:
     """Read the command line, pack, and print the sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, required=True, help="folder with the *-ubyte.gz files")
     parser.add_argument("--out", type=Path, default=ASSETS / "fashion_mnist.npz")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Train the built-in model `resnet-fashion` on Fashion-MNIST, or report the accuracy of the one in the package.
+"""Train the built-in model `resnet-fashion` on Fashion-MNIST, or report what the packaged one reaches.
 
-    python experiments/train_builtin.py --source DIR      # about 15 minutes on one core with bfloat16 instructions
-    python experiments/train_builtin.py --evaluate        # needs only the package
+    python experiments/train_builtin.py --source DIR    # 15 minutes on one core that computes in bfloat16
+    python experiments/train_builtin.py --evaluate      # needs only the package
 
-SGD with Nesterov momentum, one-cycle learning rate, label smoothing, flips, shifts by up to 2 pixels and one erased
-rectangle an image; bfloat16 in the convolutions, weights kept in float32.  It trains on 58,000 images: the 60,000
-of the data set without the 2,000 that `cprune run` decides on.  The weights are those of the last epoch; the test
-images are looked at once, after it.
+SGD with Nesterov momentum, one-cycle learning rate, label smoothing, flips, shifts by up to 2 pixels and one
+erased rectangle an image; bfloat16 in the convolutions, weights kept in float32.  It trains on 58,000 images:
+the 60,000 of the data set without the 2,000 that `cprune run` decides on.  The weights are those of the last
+epoch; the test images are looked at once, after it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WEIGHTS = ASSETS / "resnet_fashion.safetensors"
 
 
 def erased(images: Tensor, generator: torch.Generator, largest: int = 10) -> Tensor:
-    """Return the normalised batch with one rectangle (sides 0 to `largest` pixels) of every image set to the mean."""
+    """Return the normalised batch with one rectangle (sides up to `largest`) an image set to the mean."""
     count, _, height, width = images.shape
     keep = torch.ones(2, count, max(height, width), dtype=torch.bool)
     for axis, size in enumerate((height, width)):
@@ -102,7 +102,9 @@ def report() -> None:
 
 def main() -> None:
     """Read the command line; train and save, or evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, help="folder with the *-ubyte.gz files")
     parser.add_argument("--evaluate", action="store_true", help="only report the model in the package")
     parser.add_argument("--epochs", type=int, default=14)

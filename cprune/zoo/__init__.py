@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _CIFAR = (3, 32, 32)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model of the zoo; `input_shape` is (C, H, W), `weights` says whether trained ones are in the package."""
+    """One model of the zoo: `input_shape` is (C, H, W), `weights` tells if the package holds trained ones."""
 
     name: str
     description: str
@@ -68,17 +69,14 @@ _ENTRIES = (
     *(
         _Entry(
             ModelInfo(f"resnet{depth}", "CIFAR ResNet, padded (option A) shortcuts", _CIFAR, 10, False),
-            # The default of an argument, for a lambda would see the last depth only.
-            lambda classes, depth=depth: cifar_resnet(depth, classes),
+            partial(cifar_resnet, depth),
         )
         for depth in (20, 32, 44, 56)
     ),
     _Entry(
         ModelInfo("resnet18", "ResNet-18 in CIFAR shape, 1x1 shortcuts", _CIFAR, 10, False), resnet18_cifar
     ),
-    _Entry(
-        ModelInfo("vgg16_bn", "VGG-16 with BatchNorm in CIFAR shape", _CIFAR, 10, False), vgg16_bn_cifar
-    ),
+    _Entry(ModelInfo("vgg16_bn", "VGG-16 with BatchNorm in CIFAR shape", _CIFAR, 10, False), vgg16_bn_cifar),
     _Entry(ModelInfo("mobilenetv2", "MobileNetV2 in CIFAR shape", _CIFAR, 10, False), mobilenetv2_cifar),
 )
 
@@ -95,12 +93,14 @@ def load_model(
     seed: int = 0,
     input_shape: tuple[int, int, int] | None = None,
 ) -> Loaded:
-    """Return the model that `spec` names: one of `models()` (spelled with or without - and _), or MODULE:FUNCTION.
+    """Return the model that `spec` names: one of `models()` (spelled with or without - and _), or
+    MODULE:FUNCTION.
 
     The user's function takes no argument, or `classes`, and returns the module, or the module and its example
-    input (a tensor or a tuple of tensors); without one, `input_shape` (C, H, W) of the data gives it.  `weights` is
-    a file (see `cprune.zoo.weights.read`).  `classes` is the number of the data's classes; without it the zoo's
-    models have ten outputs.  `seed` draws random weights (the zoo's own models only) and the example image.
+    input (a tensor or a tuple of tensors); without one, `input_shape` (C, H, W) of the data gives it.
+    `weights` is a file (see `cprune.zoo.weights.read`).  `classes` is the number of the data's classes;
+    without it the zoo's models have ten outputs.  `seed` draws random weights (the zoo's own models only) and
+    the example image.
 
     UserError for an unknown name (with the nearest), code of the user that fails, a model that takes no such
     image, weights that do not fit.
@@ -108,7 +108,9 @@ def load_model(
     if ":" in spec:
         return _own(spec, weights, classes, seed, input_shape)
     if Path(spec).suffix in (".pt2", ".onnx"):
-        raise UserError(f"{spec}: files of that kind cannot be read yet", "Give the model as MODULE:FUNCTION.")
+        raise UserError(
+            f"{spec}: files of that kind cannot be read yet", "Give the model as MODULE:FUNCTION."
+        )
     names = {entry.info.name: entry for entry in _ENTRIES}
     entry = names[byname.pick("model", spec, names)]
     info = entry.info
@@ -168,7 +170,9 @@ def _own(
         example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(seed))
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if not inputs or not all(isinstance(value, Tensor) for value in inputs):
-        raise UserError(f"the example input of {spec} is no tensor", "Return (model, torch.zeros(1, 3, 32, 32)).")
+        raise UserError(
+            f"the example input of {spec} is no tensor", "Return (model, torch.zeros(1, 3, 32, 32))."
+        )
     model.eval()
     if weights is not None:
         weight_files.put(model, weight_files.read(weights), weights, spec)
@@ -183,7 +187,7 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int | N
             result = model(*inputs)
     except Exception as error:
         raise UserError(
-            f"{name} cannot run on an input of {shapes}: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"{name} cannot run on an input of {shapes}: {str(error).partition(chr(10))[0]}",
             "Return (model, example_input) with an input the model takes, or choose data of another size.",
         ) from error
     return int(result.shape[1]) if isinstance(result, Tensor) and result.ndim == 2 else None

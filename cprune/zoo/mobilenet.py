@@ -1,7 +1,7 @@
 """MobileNetV2 in CIFAR shape (Sandler et al. 2018, table 2).
 
-The strides of the stem and of the second stage are 1 instead of 2, as is usual for 32x32 images: the planes are
-32, 32, 32, 16, 8, 8, 4, 4 pixels wide.  No dropout.
+The strides of the stem and of the second stage are 1 instead of 2, as is usual for 32x32 images: the planes
+are 32, 32, 32, 16, 8, 8, 4, 4 pixels wide.  No dropout.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """A stem, 17 inverted residual blocks, a 1x1 convolution to 1,280 channels, the mean, one linear layer."""
+    """A stem, 17 inverted residual blocks, a 1x1 convolution to 1,280 channels, the mean, a linear layer."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

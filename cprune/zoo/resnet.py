@@ -1,7 +1,7 @@
 """Residual networks: the built-in one, the CIFAR family of ResNet-20 and ResNet-18 in CIFAR shape.
 
-He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2 for the CIFAR family.  Parameter names
-are those of the widely published CIFAR checkpoints: `conv1`, `bn1`, `layer1.0.conv1`, …, `linear`.
+He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2 for the CIFAR family.  Parameter
+names are those of the widely published CIFAR checkpoints: `conv1`, `bn1`, `layer1.0.conv1`, …, `linear`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, stages `layer1`, `layer2`, … of basic blocks, the mean over the plane, one linear layer.
 
-    Every stage but the first halves the plane.  `padded` chooses the parameter-free option-A shortcut, otherwise a
-    1x1 convolution with BatchNorm (option B) stands wherever the shape changes.
+    Every stage but the first halves the plane.  `padded` chooses the parameter-free option-A shortcut,
+    otherwise a 1x1 convolution with BatchNorm (option B) stands wherever the shape changes.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """VGG-16 with BatchNorm in CIFAR shape (Simonyan and Zisserman 2015, configuration D).
 
-Thirteen 3x3 convolutions, a 2x2 maximum after the 2nd, 4th, 7th, 10th and 13th, and *one* linear layer on the 512
-numbers that are left of a 32x32 image, as is usual for CIFAR; the original's two hidden layers of 4,096 are gone.
+Thirteen 3x3 convolutions, a 2x2 maximum after the 2nd, 4th, 7th, 10th and 13th, and *one* linear layer on the
+512 numbers that are left of a 32x32 image, as is usual for CIFAR; the original's two hidden layers of 4,096
+are gone.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ _COUNTER = "num_batches_tracked"  # BatchNorm's; older checkpoints lack it, and 
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors file or a torch checkpoint (.th, .pt, .pth, .bin, .ckpt) by name.
 
-    A checkpoint may hold the state dict itself or have it under "state_dict", "model_state_dict" or "model"; the
-    prefix "module." of data-parallel training is dropped.  UserError if the file is missing, damaged, cut short, or
-    holds more than tensors and plain values (it is read with `weights_only=True`).
+    A checkpoint may hold the state dict itself or have it under "state_dict", "model_state_dict" or "model";
+    the prefix "module." of data-parallel training is dropped.  UserError if the file is missing, damaged, cut
+    short, or holds more than tensors and plain values (it is read with `weights_only=True`).
     """
     if not path.is_file():
         raise UserError(f"there is no file of weights {path}", "Type --weights and the path of a file.")
@@ -34,17 +34,20 @@ def read(path: Path) -> dict[str, Tensor]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is no safetensors file, or is cut short: {error}", "Copy it again.") from error
+            raise UserError(
+                f"{path} is no safetensors file, or is cut short: {error}", "Copy it again."
+            ) from error
     if path.suffix not in PICKLED:
         raise UserError(
-            f"{path} has the ending {path.suffix!r}", f"Weights are read from .safetensors, {', '.join(PICKLED)}."
+            f"{path} has the ending {path.suffix!r}",
+            f"Weights are read from .safetensors, {', '.join(PICKLED)}.",
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is damaged, or holds more than tensors: {_first_sentence(error)}",
-            "cprune runs no code from a file.  Save the state dict alone: torch.save(model.state_dict(), FILE).",
+            "cprune runs no code from a file.  Save the state dict: torch.save(model.state_dict(), FILE).",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
@@ -53,14 +56,21 @@ def read(path: Path) -> dict[str, Tensor]:
     return _state_dict(content, path)
 
 
-def put(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str, fits: Sequence[str] = ()) -> None:
+def put(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str, fits: Sequence[str] = ()
+) -> None:
     """Copy `tensors` into `model`, all or nothing; `path` and the model's `name` are for messages.
 
     UserError, and the model stays as it was, if a tensor has another shape (the first in the model's order is
-    named), is missing, is not the model's, or holds NaN or infinity.  `fits` names models these weights do fit.
+    named), is missing, is not the model's, or holds NaN or infinity.  `fits` names models these weights do
+    fit.
     """
     own = model.state_dict()
-    hint = f"These weights fit {', '.join(fits)}: choose it with --model." if fits else "Is it the right --model?"
+    hint = (
+        f"These weights fit {', '.join(fits)}: choose it with --model."
+        if fits
+        else "Is it the right --model?"
+    )
     for key, tensor in own.items():
         if key in tensors and tensors[key].shape != tensor.shape:
             raise UserError(
@@ -76,7 +86,9 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str, 
         raise UserError(f"{path} does not fit {name}: {'; '.join(what)}", hint)
     for key in own:
         if key in tensors and not bool(torch.isfinite(tensors[key]).all()):
-            raise UserError(f"{path}: the tensor {key} holds NaN or infinity", "Use weights that were saved earlier.")
+            raise UserError(
+                f"{path}: the tensor {key} holds NaN or infinity", "Use weights that were saved earlier."
+            )
     with torch.no_grad():
         for key, tensor in own.items():
             if key in tensors:
@@ -105,7 +117,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'are' if names[1:] else 'is'}"
+    return (
+        f"{shown} and {len(names) - 3} more are"
+        if len(names) > 3
+        else f"{shown} {'are' if names[1:] else 'is'}"
+    )
 
 
 def _first_sentence(error: BaseException) -> str:

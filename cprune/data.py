@@ -1,0 +1,282 @@
+"""The images that a run trains on, decides on and reports on.
+
+A run needs three parts: it fine-tunes on `train`, decides on `held_out`, and looks at `test` once before and
+once after.  Whoever brings only a training and a test set gets a held-out part cut from the training set: a
+fifth of every class, drawn with the run's seed.  (The original CPrune decides on the test set.)
+
+Images stay as they came, in bytes where they are bytes, and become numbers for the model batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cprune import byname
+from cprune.readers import Arrays, Part, cifar10, folder, function, npz
+from cprune.targets.errors import UserError, unknown
+
+FASHION_MNIST = Path(__file__).parent / "assets" / "fashion_mnist.npz"
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images [N, C, H, W] and labels int64 [N].
+
+    Images are float32 as the model wants them, or uint8, which `model_input` divides by 255 and normalises by
+    `mean` and `std` (one number a channel; empty: left in 0 to 1).
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Split:
+        """Return the part with these images (int64 indices)."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def model_input(self, images: Tensor) -> Tensor:
+        """Return some of this split's images, perhaps augmented, as float32 for the model."""
+        if images.dtype != torch.uint8:
+            return images
+        scaled = images.float().div_(255)
+        if self.mean:
+            scaled.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
+        return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a run trains on, decides on and reports on.
+
+    Labels are 0 to `classes` - 1.  `augment` says whether flipping left to right and moving by some pixels
+    leaves the class what it is.
+    """
+
+    name: str
+    train: Split
+    held_out: Split
+    test: Split
+    classes: int
+    augment: bool
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of one image."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the model says about its data: (C, H, W) and the number of classes, where known."""
+
+    model_input: tuple[int, int, int] | None
+    classes: int | None
+
+
+def load_data(
+    spec: str, seed: int, model_input: tuple[int, int, int] | None = None, classes: int | None = None
+) -> Data:
+    """Return the data that `spec` names.
+
+    "fashion-mnist" (in the package), npz:FILE, folder:DIR, cifar10:DIR (the standard python batches) or
+    MODULE:FUNCTION; see `cprune.readers` for what each may hold.  `model_input` is (C, H, W) and `classes`
+    the number of outputs of the model, if known: a folder's images are resized to the first, all data are
+    checked against both.  `seed` draws the held-out part, and the test part of a folder that has none.
+
+    UserError for anything that is missing, damaged, empty, not a number, mislabelled or of another shape.
+    """
+    wanted = _Wanted(model_input, classes)
+    kind, separator, rest = spec.partition(":")
+    readers: Mapping[str, Callable[[], Arrays]] = {
+        "npz": lambda: npz.read(Path(rest)),
+        "folder": lambda: folder.read(Path(rest), seed, wanted.model_input),
+        "cifar10": lambda: cifar10.read(Path(rest)),
+    }
+    if separator and kind in readers:
+        if not rest:
+            raise UserError(f"the data {spec!r} name no place", f"Type {kind}: and a path right behind it.")
+        return _assembled(spec, readers[kind](), seed, wanted)
+    if separator:
+        found = byname.call(spec, byname.function(spec))
+        if isinstance(found, Data):
+            return _checked(found, wanted)
+        return _assembled(spec, function.arrays(found, spec), seed, wanted)
+    if byname.plain(spec) == "fashionmnist":
+        return _assembled("fashion-mnist", npz.read(FASHION_MNIST), seed, wanted)
+    raise _unknown(spec)
+
+
+def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return (kept, taken): ascending indices, `share` of every class taken, drawn with `seed`.
+
+    A class of n images gives round(share * n), but at least one and never all; a class of one image gives
+    none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels).tolist():
+        places = torch.nonzero(labels == label)[:, 0]
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        taken[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+    return torch.nonzero(~taken)[:, 0], torch.nonzero(taken)[:, 0]
+
+
+def _unknown(spec: str) -> UserError:
+    path = Path(spec)
+    if path.is_dir():
+        return UserError(f"unknown data {spec!r}", f"For a folder with one folder a class type folder:{spec}")
+    if path.suffix == ".npz":
+        return UserError(f"unknown data {spec!r}", f"For an npz file type npz:{spec}")
+    return unknown(
+        "data", spec, ("fashion-mnist", "npz:FILE", "folder:DIR", "cifar10:DIR", "MODULE:FUNCTION")
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# From arrays to data
+
+
+def _assembled(name: str, arrays: Arrays, seed: int, wanted: _Wanted) -> Data:
+    mean, std = arrays.mean, arrays.std
+    train = _split(arrays.train, mean, std)
+    if arrays.held_out is not None:
+        held_out = _split(arrays.held_out, mean, std)
+    else:
+        kept, taken = stratified(train.labels, HELD_OUT_SHARE, seed)
+        if not len(taken):
+            raise UserError(
+                f"{arrays.train.name} has one image a class: too few to hold some out for decisions",
+                "Give more training images, or x_val and y_val.",
+            )
+        train, held_out = train.take(kept), train.take(taken)
+    given = arrays.classes if arrays.classes is not None else wanted.classes
+    classes = int(train.labels.max()) + 1 if given is None else given
+    data = Data(name, train, held_out, _split(arrays.test, mean, std), classes, arrays.augment)
+    parts = (arrays.train, arrays.held_out or arrays.train, arrays.test)
+    return _checked(data, wanted, tuple((part.name, part.labels_name) for part in parts))
+
+
+def _split(part: Part, mean: tuple[float, ...], std: tuple[float, ...]) -> Split:
+    """Check one part's arrays by themselves and return them as a Split."""
+    images, labels, name = part.images, part.labels, part.name
+    if images.ndim == 3:  # no channel axis: one channel
+        images = images[..., None] if images.dtype == np.uint8 else images[:, None]
+    if images.ndim != 4:
+        raise UserError(
+            f"{name} has the shape {list(images.shape)}, four axes are needed",
+            "Give float32 [N, C, H, W] or uint8 [N, H, W, C].",
+        )
+    if len(images) == 0:
+        raise UserError(f"{name} is empty: it holds no image")
+    if images.dtype == np.uint8:
+        if images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
+            raise UserError(
+                f"{name} is uint8 of the shape {list(images.shape)}: bytes are taken as [N, H, W, C]",
+                "Move the channels to the last axis, x.transpose(0, 2, 3, 1), or give float32 [N, C, H, W].",
+            )
+        channels_first = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    elif images.dtype.kind == "f":
+        channels_first = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+        _finite(name, channels_first)
+    else:
+        raise UserError(
+            f"{name} holds {images.dtype}",
+            "Give float32 [N, C, H, W] as the model wants them, or uint8 [N, H, W, C] from 0 to 255.",
+        )
+    if channels_first.dtype != torch.uint8 and mean:
+        raise UserError(
+            f"{name} is {images.dtype} and comes with mean and std, which are for uint8 images",
+            "Float images are taken as they are: normalise them yourself and leave mean and std out.",
+        )
+    if mean and len(mean) != channels_first.shape[1]:
+        raise UserError(
+            f"mean and std have {len(mean)} numbers, the images of {name} {channels_first.shape[1]} channels"
+        )
+    return Split(channels_first, _labels(part.labels_name, labels, name, len(images)), mean, std)
+
+
+def _labels(
+    name: str, labels: np.ndarray[tuple[int, ...], np.dtype[np.generic]], images: str, count: int
+) -> Tensor:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise UserError(
+            f"{name} has the shape {list(labels.shape)}, one label an image is needed",
+            "For one-hot labels give y.argmax(axis=1).",
+        )
+    if len(labels) != count:
+        raise UserError(f"{name} has {len(labels)} labels, {images} has {count} images")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{name} holds {labels.dtype}; labels are integers from 0 to classes - 1")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _finite(name: str, images: Tensor) -> None:
+    for start in range(0, len(images), 1024):  # in pieces: the answer needs as much memory as the question
+        good = torch.isfinite(images[start : start + 1024]).flatten(1).all(1)
+        if not bool(good.all()):
+            first = start + int(torch.nonzero(~good)[0])
+            raise UserError(f"{name}[{first}] holds NaN or infinity", "Take the damaged images out.")
+
+
+_OWN_NAMES = (
+    ("train.images", "train.labels"),
+    ("held_out.images", "held_out.labels"),
+    ("test.images", "test.labels"),
+)
+
+
+def _checked(data: Data, wanted: _Wanted, names: tuple[tuple[str, str], ...] = _OWN_NAMES) -> Data:
+    """Return `data` if its parts agree with each other and with the model; `names` are for messages."""
+    for (name, labels_name), split in zip(names, (data.train, data.held_out, data.test), strict=True):
+        if len(split) == 0:
+            raise UserError(f"{name} of the data {data.name!r} is empty: it holds no image")
+        if split.images.ndim != 4 or split.images.dtype not in (torch.float32, torch.uint8):
+            raise UserError(
+                f"{name} is {str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}",
+                "Give float32 or uint8 [N, C, H, W].",
+            )
+        if split.images.dtype != data.train.images.dtype:
+            raise UserError(
+                f"{name} is {str(split.images.dtype).removeprefix('torch.')}, the training images are "
+                f"{str(data.train.images.dtype).removeprefix('torch.')}",
+                "Give both in one form.",
+            )
+        shape = tuple(split.images.shape[1:])
+        expected = (("the model takes", wanted.model_input), ("the training images are", data.input_shape))
+        for whose, other in expected:
+            if other is not None and shape != other:
+                raise UserError(
+                    f"the images of {name} are {_times(shape)} (channels x height x width), "
+                    f"{whose} {_times(other)}",
+                    "Give images of that size, or choose another --model.",
+                )
+        for index in torch.nonzero((split.labels < 0) | (split.labels >= data.classes))[:1, 0].tolist():
+            raise UserError(
+                f"label {int(split.labels[index])} of {labels_name} is out of range: "
+                f"there are {data.classes} classes, labels run from 0 to {data.classes - 1}",
+                "Number the classes from 0, and choose a model with as many outputs.",
+            )
+    if wanted.classes is not None and wanted.classes != data.classes:
+        raise UserError(
+            f"the data {data.name!r} have {data.classes} classes, the model has {wanted.classes} outputs",
+            "Choose data and a model that belong together.",
+        )
+    return data
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
