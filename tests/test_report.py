@@ -1,0 +1,419 @@
+"""The report of a made-up run: complete, stopped half-way, empty, hostile."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cprune import plots, report
+from cprune.journal import Journal, RunFolder, write_json
+from cprune.report import STATUSES, table, write_report
+from cprune.targets.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+RESULT: dict[str, Any] = {
+    "status": "pruned",
+    "model": "resnet20",
+    "target": "local",
+    "accuracy": {"required": 0.9027, "before": 0.9127, "after": 0.9051},
+    "latency_ms": {
+        "before": {"median": 1.8312, "low": 1.8244, "high": 1.8391},
+        "after": {"median": 0.9874, "low": 0.9812, "high": 0.9931},
+    },
+    "speedup": {"median": 1.8546, "low": 1.8391, "high": 1.8702},
+    "macs": {"before": 40_813_184, "after": 19_113_472},
+    "params": {"before": 272_474, "after": 139_218},
+    "trials": {"before": 424, "loop": 1180, "final": 388},
+    "seconds": {"tune": 212.4, "train": 171.0, "total": 431.8},
+    "steps": {"accepted": 9, "rejected": 2, "excluded": 1},
+}
+CONFIG: dict[str, Any] = {
+    "model": "resnet20",
+    "data": "npz:cifar10.npz",
+    "max_drop": 0.01,
+    "trials": 64,
+    "seed": 0,
+    "target": {"name": "local", "fingerprint": "8f3a11c0", "threads": 2, "cpu": "x86-64-v4, AVX-512"},
+    "versions": {"cprune": "0.1.0", "tvm": "0.27.0", "torch": "2.13.0", "python": "3.11.7"},
+    "timing": {"rounds": 12, "runs": 40},
+}
+
+
+def layers() -> list[tuple[str, int, int]]:
+    """ResNet-20: every convolution with its channels before and after."""
+    found = [("conv1", 16, 16)]
+    for stage, (width, narrow) in enumerate([(16, 12), (32, 20), (64, 36)], start=1):
+        for block in range(3):
+            name = f"layer{stage}.{block}"
+            found += [(f"{name}.conv1", width, narrow - 2 * block), (f"{name}.conv2", width, width)]
+    return [*found, ("linear", 10, 10)]
+
+
+def step(
+    index: int, verdict: str, latency_ms: float | None, accuracy: float | None, why: str
+) -> dict[str, Any]:
+    around = {
+        "median": latency_ms,
+        "low": latency_ms and latency_ms * 0.99,
+        "high": latency_ms and latency_ms * 1.01,
+    }
+    return {
+        "event": "step",
+        "index": index,
+        "task": f"conv2d-{index % 5}",
+        "groups": [{"id": f"layer{index % 3 + 1}.0.conv1", "before": 64, "after": 60}],
+        "latency_ms": around,
+        "before_ms": {"median": 1.83, "low": 1.82, "high": 1.84},
+        "accuracy": accuracy,
+        "verdict": verdict,
+        "reason": why,
+        "trials": 96,
+        "seconds": {"tune": 12.0, "measure": 2.5, "train": 14.0, "evaluate": 1.0, "other": 0.4},
+    }
+
+
+def tasks(narrow: bool) -> list[dict[str, Any]]:
+    found = []
+    for number, (name, before, after) in enumerate(layers()):
+        width = after if narrow else before
+        found.append(
+            {
+                "id": f"{'dense' if name == 'linear' else 'conv2d'}-{number}",
+                "layers": [name],
+                "latency_us": 12.0 + 1.4 * width,
+                "uses": 1,
+                "step": 4,
+                "macs": width * 147_456,
+            }
+        )
+    return [*found, {"id": "avgpool", "layers": [], "latency_us": 3.1, "uses": 1, "step": None, "macs": 0}]
+
+
+ANALYSIS: dict[str, Any] = {
+    "tasks_before": tasks(narrow=False),
+    "tasks_after": tasks(narrow=True),
+    "channels": [{"layer": name, "before": before, "after": after} for name, before, after in layers()],
+    "frozen": [
+        {"layers": ["linear"], "reason": "its outputs are the classes"},
+        {
+            "layers": ["conv1", "layer1.0.conv2"],
+            "reason": "the padded shortcut of layer2.0 ties them to the next stage",
+        },
+    ],
+}
+
+
+def make_run(path: Path) -> RunFolder:
+    """Write a complete run."""
+    folder = RunFolder.create(path, CONFIG)
+    journal = Journal(folder.journal)
+    journal.append({"event": "start", "accuracy": 0.9108})
+    journal.append({"event": "tuned", "what": "before", "trials": 424, "seconds": 61.2})
+    latency = 1.83
+    for index in range(1, 13):
+        if index in (4, 9):
+            journal.append(
+                step(index, "rejected", latency * 1.01, None, "not faster: 1.01 times the latency")
+            )
+        elif index == 11:
+            journal.append(
+                step(index, "excluded", latency * 0.97, 0.871, "accuracy 87.10 % is below 90.27 %")
+            )
+        else:
+            latency *= 0.935
+            journal.append(
+                step(index, "accepted", latency, 0.9108 - 0.0006 * index, "faster, and accurate enough")
+            )
+    journal.append({"event": "tuned", "what": "final", "trials": 388, "seconds": 55.0})
+    write_json(folder.result, RESULT)
+    write_json(folder.analysis, ANALYSIS)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path / "run")
+
+
+class Page(HTMLParser):
+    """Reads a page: the text of each section, every attribute, every tag that is left open."""
+
+    VOID = ("meta", "br", "img", "link", "input", "path", "rect", "use", "g")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {}
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.section = "head"
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            known = self.sections.get(self.section, "")
+            self.sections[self.section] = known + data.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def page(folder: RunFolder) -> Page:
+    write_report(folder)
+    return Page(folder.report_html.read_text())
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the plots out: drawing them takes nearly all of the time."""
+    monkeypatch.setattr(plots, "steps", lambda *_: "<svg></svg>")
+    monkeypatch.setattr(plots, "bars", lambda *_: "<svg></svg>")
+
+
+class TestTable:
+    def test_before_and_after_of_a_result(self) -> None:
+        assert table(RESULT) == [
+            ("Latency", "1.831 ms (1.824 to 1.839)", "0.987 ms (0.981 to 0.993)"),
+            ("Speedup", "1x", "1.85x (1.84 to 1.87)"),
+            ("Accuracy (test set)", "91.27 %", "90.51 %"),
+            ("Accuracy asked for", "", "90.27 %"),
+            ("Parameters", "0.272 M", "0.139 M"),
+            ("MACs", "40.8 M", "19.1 M"),
+            ("Trials", "424", "1,568"),
+            ("Steps", "", "9 accepted, 2 rejected, 1 excluded"),
+            ("Time", "", "7 min 12 s"),
+        ]
+
+    def test_what_is_missing_is_a_dash(self) -> None:
+        for odd in ({}, {"latency_ms": 3, "accuracy": {"before": "high"}, "macs": {"before": None}}):
+            assert table(odd)[0] == ("Latency", "–", "–")
+            assert {cell for _, before, after in table(odd) for cell in (before, after)} == {"–", "", "1x"}
+
+
+class TestPage:
+    """The page as a file, with its plots; it is drawn once for all of these."""
+
+    @pytest.fixture(scope="class")
+    def html(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        folder = make_run(tmp_path_factory.mktemp("page") / "run")
+        write_report(folder)
+        return folder.report_html.read_text()
+
+    def test_it_is_well_formed(self, html: str) -> None:
+        read = Page(html)
+        assert read.open == []
+        assert len(read.ids) == len(set(read.ids))
+        assert len(html) < 500_000
+
+    def test_it_loads_nothing(self, html: str) -> None:
+        read = Page(html)
+        assert "//" not in html  # no address of any kind
+        assert not {tag for tag, _, _ in read.attributes} & {"script", "link", "img", "iframe", "object"}
+        for tag, name, value in read.attributes:
+            if name in ("href", "src", "xlink:href"):
+                assert value.startswith("#"), (tag, name, value)
+
+    def test_references_inside_the_plots_lead_somewhere(self, html: str) -> None:
+        references = set(re.findall(r"url\(#([^)]+)\)", html)) | set(re.findall(r'href="#([^"]+)"', html))
+        assert references
+        assert references <= set(Page(html).ids)
+
+    def test_plots_take_their_colours_and_their_font_from_the_page(self, html: str) -> None:
+        drawn = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
+        assert html.count("<svg") == 6  # three plots, each for wide and for narrow screens
+        assert not re.search(r"#[0-9a-f]{6}", drawn)
+        for variable in set(re.findall(r"var\((--\w+)\)", html)):
+            assert html.count(f"{variable}:") == 2, variable  # light and dark
+        assert "<style" not in drawn
+        assert "font-family" not in drawn
+
+
+class TestPlots:
+    def test_the_same_bars_give_the_same_drawing(self) -> None:
+        one, two = (plots.bars([plots.Bar("conv1", 16, 12)], "channels", "t", 300, "n") for _ in range(2))
+        assert one == two
+
+    def test_what_got_slower_is_in_the_colour_of_bad_news(self) -> None:
+        faster, slower = (plots.bars([plots.Bar("a", 10, now)], "µs", "t", 300, "n") for now in (9, 11))
+        assert "var(--bad)" in slower
+        assert "var(--bad)" not in faster
+
+    def test_a_long_name_keeps_its_ends(self) -> None:
+        drawn = plots.bars([plots.Bar("backbone.stage3.block11.conv2.weight", 8, None)], "", "t", 300, "n")
+        assert "backb…nv2.weight" in drawn
+
+    def test_nothing_but_rejected_steps_can_be_drawn(self) -> None:
+        points = [
+            plots.Point(1, "rejected", 2.0, None, None, None),
+            plots.Point(2, "?", None, None, None, 0.5),
+        ]
+        assert "<svg" in plots.steps(points, None, 300, "n")
+
+
+@pytest.mark.usefixtures("no_plots")
+class TestWholeRun:
+    def test_the_headline_says_what_came_of_it(self, folder: RunFolder) -> None:
+        head = page(folder).sections["head"]
+        for text in (
+            *("resnet20 on local", "pruned", STATUSES["pruned"][1], "1.85×", "1.84× to 1.87×"),
+            *("0.987 ms", "90.51 %", "before: 91.27 %", "asked for: 90.27 %", "−49 %", "−53 %"),
+        ):
+            assert text in head
+
+    def test_every_section_has_its_facts(self, folder: RunFolder) -> None:
+        sections = page(folder).sections
+        assert list(sections) == [
+            *("head", "summary", "course", "channels", "tasks", "steps", "frozen", "measured", "versions")
+        ]
+        assert "9 of 20 layers are narrower" in sections["channels"]
+        assert "layer3.2.conv1643250 %" in sections["channels"]  # 64 → 32
+        assert "9 accepted, 2 rejected, 1 excluded" in sections["steps"]
+        assert "accuracy 87.10 % is below 90.27 %" in sections["steps"]
+        assert "the padded shortcut of layer2.0" in sections["frozen"]
+        for fact in ("threads2", "timing runs40", "seed0", "tuning (before)424 trials in 1 min 01 s"):
+            assert fact in sections["measured"]
+        for fact in ("fingerprint8f3a11c0", "tvm0.27.0", "max_drop0.01"):
+            assert fact in sections["versions"]
+
+    def test_both_reports_say_the_same(self, folder: RunFolder) -> None:
+        sections = page(folder).sections
+        text = folder.report_md.read_text()
+        assert text.startswith("# resnet20 on local\n\n**pruned**: The pruned model is faster")
+        assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
+            *("Summary", "Accuracy and latency along the steps", "Channels per layer", "Latency per task"),
+            *("Steps", "Frozen, and why", "How it was measured", "Target and versions"),
+        ]
+        assert "| layer3.2.conv1 | 64 | 32 | 50 % |" in text
+        assert "accuracy 87.10 % is below 90.27 %" in text
+        assert "accuracy 87.10 % is below 90.27 %" in sections["steps"]
+
+    def test_a_task_that_fell_apart_is_added_up_by_its_layers(self, folder: RunFolder) -> None:
+        before = [{"id": "t", "layers": ["a", "b"], "latency_us": 50.0, "uses": 2, "step": 8}]
+        after = [
+            {"id": "u", "layers": ["a"], "latency_us": 20.0, "uses": 1, "step": 8},
+            {"id": "v", "layers": ["b", "c"], "latency_us": 30.0, "uses": 2, "step": 8},
+        ]
+        write_json(folder.analysis, {"tasks_before": before, "tasks_after": after})
+        write_report(folder)
+        # a: 20; b: half of 2 x 30; so 100 before and 50 after
+        assert "| t | a, b | 2 | 8 | 100.0 | 50.0 | 2.00× |" in folder.report_md.read_text()
+
+    @pytest.mark.parametrize("status", [*STATUSES, "Stepped_back", "something new"])
+    def test_any_status_is_shown(self, folder: RunFolder, status: str) -> None:
+        write_json(folder.result, {**RESULT, "status": status})
+        assert status in page(folder).sections["head"]
+
+
+@pytest.mark.usefixtures("no_plots")
+class TestUnfinishedRun:
+    def test_without_a_result_it_says_how_to_go_on(self, folder: RunFolder) -> None:
+        folder.result.unlink()
+        read = page(folder)
+        assert f"not finished. Go on with it: cprune resume {folder.path}" in " ".join(
+            read.sections["head"].split()
+        )
+        assert "1.83× as fast as at the start" in read.sections["head"]
+        assert "There is no result yet." in read.sections["summary"]
+        assert "of 12 tried" in read.sections["head"]
+
+    def test_a_run_that_has_just_begun(self, tmp_path: Path) -> None:
+        folder = RunFolder.create(tmp_path / "run", {})
+        read = page(folder)
+        assert read.open == []
+        for section, text in (
+            ("course", "No step has been tried yet."),
+            ("channels", "Nothing is known of the channels"),
+            ("tasks", "Nothing is known of the tasks"),
+            ("frozen", "Nothing is known of it"),
+            ("versions", "Nothing is known of them"),
+        ):
+            assert text in read.sections[section]
+
+    def test_an_empty_list_of_frozen_groups_is_good_news(self, folder: RunFolder) -> None:
+        write_json(folder.analysis, {"frozen": []})
+        assert "Nothing is frozen." in page(folder).sections["frozen"]
+
+    def test_a_step_that_was_never_measured_has_its_row(self, folder: RunFolder) -> None:
+        Journal(folder.journal).append(step(13, "rejected", None, None, "no valid program"))
+        assert "no valid program" in page(folder).sections["steps"]
+
+    @pytest.mark.parametrize("junk", [None, 3, "x", [1, "x", None], {"a": [1]}, [{}], [[]]])
+    def test_a_file_with_odd_values_still_gives_a_report(self, folder: RunFolder, junk: Any) -> None:
+        write_json(folder.analysis, dict.fromkeys(ANALYSIS, junk))
+        write_json(folder.result, dict.fromkeys(RESULT, junk))
+        write_json(folder.run_json, dict.fromkeys(CONFIG, junk))
+        Journal(folder.journal).append(
+            {"event": "step", **dict.fromkeys(step(1, "accepted", 1.0, 0.9, ""), junk)} | {"event": "step"}
+        )
+        assert page(folder).open == []
+
+    def test_a_damaged_result_is_named(self, folder: RunFolder) -> None:
+        folder.result.write_text("{")
+        with pytest.raises(UserError, match=r"result\.json"):
+            write_report(folder)
+
+
+class TestHostileText:
+    EVIL = '<script>alert("1")</script>$x_1^{$ | `a` **b** --> "\' &lt; \x00'
+
+    def test_nothing_of_a_run_is_taken_for_markup(self, folder: RunFolder) -> None:
+        write_json(folder.result, {**RESULT, "status": self.EVIL, "model": self.EVIL})
+        channels = [{"layer": self.EVIL, "before": 8, "after": 4}]
+        frozen = [{"layers": [self.EVIL], "reason": self.EVIL}]
+        named = {"id": self.EVIL, "layers": [self.EVIL], "latency_us": 1.0, "uses": 1, "step": 1}
+        write_json(
+            folder.analysis,
+            {"channels": channels, "frozen": frozen, "tasks_before": [named], "tasks_after": [named]},
+        )
+        write_json(folder.run_json, {"target": {self.EVIL: self.EVIL}, self.EVIL: 1})
+        Journal(folder.journal).append(step(13, self.EVIL, 1.0, 0.9, self.EVIL))
+        read = page(folder)
+        assert read.open == []
+        assert "script" not in {tag for tag, _, _ in read.attributes}
+        assert "<script" not in folder.report_html.read_text()
+        assert 'alert("1")' in read.sections["frozen"]
+
+    def test_markdown_keeps_its_tables(self, folder: RunFolder) -> None:
+        write_json(folder.analysis, {"frozen": [{"layers": ["a|b", "c_1"], "reason": "two\nlines | <b>"}]})
+        write_report(folder)
+        assert "| a\\|b, c\\_1 | two lines \\| &lt;b&gt; |" in folder.report_md.read_text()
+
+
+def test_numbers_are_for_people() -> None:
+    assert [report._duration(seconds) for seconds in (0.41, 59.4, 200, 7500)] == [
+        *("0.4 s", "59 s", "3 min 20 s", "2 h 05 min")
+    ]
+    assert [report._count(count) for count in (12, 1234, 272_474, 41e6, 1.8e9)] == [
+        *("12", "1,234", "0.272 M", "41.0 M", "1.80 G")
+    ]
+
+
+def test_writing_a_report_loads_neither_torch_nor_tvm(folder: RunFolder) -> None:
+    code = (
+        "import sys, json; from cprune.journal import RunFolder; from cprune.report import write_report\n"
+        "write_report(RunFolder.open(sys.argv[1])); print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not {"torch", "tvm", "sqlalchemy"} & set(json.loads(done.stdout))
