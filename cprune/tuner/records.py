@@ -38,9 +38,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import StaticPool
 
 from cprune.targets.errors import BrokenWorld, UserError
-
-STAGES = ("lower", "build", "load", "run", "check", "timeout")
-"""Where a candidate can fail; the values of `cprune.targets.session.Failure.stage`."""
+from cprune.targets.session import STAGES
 
 SCHEMA = 1
 """Version of the tables below.  A store with a higher one is of a newer cprune and is not touched."""
@@ -59,7 +57,7 @@ class Record:
         target: fingerprint of the target, a short hex string.
         candidate: knobs or decisions as canonical JSON text.
         runs_s: every timing run in seconds; empty exactly if the candidate failed.
-        failure: "" or one of `STAGES`.
+        failure: "" or one of `cprune.targets.session.STAGES`.
         reason: why it failed, for people.
         checked: True once the result was compared with the reference, whatever came of it (also True if the
             program failed when it was about to be compared).
