@@ -49,12 +49,12 @@ class Bar:
     after: float | None
 
 
-def steps(points: Sequence[Point], required: float | None, width: float, name: str) -> str:
+def steps(points: Sequence[Point], limit: float | None, width: float, name: str) -> str:
     """Return the course of the run as SVG, `width` units wide: latency above, accuracy below, one step a
     column.
 
     Accepted steps are joined by a line (with their intervals as a band), the others are marks beside it.
-    `required` is the accuracy asked for.  `name` keeps the ids of the plots of one page apart.
+    `limit` is the accuracy that every step has to keep.  `name` keeps the ids of the plots of one page apart.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -109,11 +109,11 @@ def steps(points: Sequence[Point], required: float | None, width: float, name: s
         upper.plot([point.index for point in slow], [point.median_ms for point in slow], **style)
         poor = [point for point in marks if point.accuracy is not None]
         lower.plot([point.index for point in poor], [point.accuracy for point in poor], **style)
-    if required is not None:
-        lower.axhline(required, color=_COLOURS["soft"], linestyle=(0, (4, 3)), linewidth=1.2)
+    if limit is not None:
+        lower.axhline(limit, color=_COLOURS["soft"], linestyle=(0, (4, 3)), linewidth=1.2)
         lower.annotate(
-            f"asked for: {100 * required:.2f} %",
-            (1, required),
+            f"limit: {100 * limit:.2f} %",
+            (1, limit),
             xycoords=("axes fraction", "data"),
             xytext=(0, -3),
             textcoords="offset points",

@@ -24,14 +24,9 @@ STATUSES: dict[str, tuple[str, str]] = {
         "good",
         "The pruned model is faster than the tuned unpruned one and keeps the accuracy asked for.",
     ),
-    "stepped-back": (
-        "warn",
-        "On the test set the last model fell short of the accuracy asked for; "
-        "this is the newest accepted model that keeps it.",
-    ),
     "unpruned": (
         "bad",
-        "No pruned model keeps the accuracy asked for on the test set; this is the unpruned model, tuned.",
+        "No pruned model was both clearly faster and accurate enough; this is the unpruned model, tuned.",
     ),
 }
 """The values of "status" in `result.json`: how good the news is, and what it means.  Others are shown as they
@@ -177,7 +172,7 @@ def _status(run: Run) -> tuple[str, str, str]:
     if not run.result:
         return "not finished", "open", f"This run is not finished.  Go on with it: cprune resume {run.path}"
     status = str(run.result.get("status", "finished"))
-    mood, meaning = STATUSES.get(status.lower().replace("_", "-").replace(" ", "-"), ("open", ""))
+    mood, meaning = STATUSES.get(status, ("open", ""))
     return status, mood, meaning
 
 
@@ -256,9 +251,15 @@ def _sections(run: Run) -> Iterator[Section]:
 
 def _summary(run: Run) -> Section:
     if not run.result:
-        return Section("summary", "Summary", ("There is no result yet.",))
+        return Section("summary", "Summary", ("There is no result yet.", *_notes(run)))
     rows = tuple(table(run.result))
-    return Section("summary", "Summary", tables=(Table(("", "before", "after"), rows),))
+    return Section("summary", "Summary", _notes(run), tables=(Table(("", "before", "after"), rows),))
+
+
+def _notes(run: Run) -> tuple[str, ...]:
+    """What the run has to say about its result, for instance that it stepped back; each thing once."""
+    notes = [str(event.get("text", "")) for event in run.events if event["event"] == "note"]
+    return tuple(f"Note: {note}" for note in dict.fromkeys([*_strings(run.result.get("notes")), *notes]))
 
 
 def _course(run: Run) -> Section:
@@ -282,9 +283,9 @@ def _course(run: Run) -> Section:
     before = _as_dict(run.steps[0].get("before_ms"))
     if _number(before, "median") is not None:
         start = [_number(before, key) for key in ("median", "low", "high")]
-        points.insert(0, plots.Point(0, "accepted", start[0], start[1], start[2], _start_accuracy(run)))
-    required = _required(run)
-    drawn = tuple(plots.steps(points, required, width, f"course{width}") for width in _WIDTHS)
+        points.insert(0, plots.Point(0, "accepted", start[0], start[1], start[2], _started(run, "decide")))
+    limit = _limit(run)
+    drawn = tuple(plots.steps(points, limit, width, f"course{width}") for width in _WIDTHS)
     return Section(
         "course",
         title,
@@ -461,7 +462,8 @@ def _measured(run: Run) -> Section:
     for title, keys in (
         ("threads", ("threads",)),
         ("timing runs", ("runs", "repeats", "repeat")),
-        ("rounds", ("rounds",)),
+        ("rounds of a comparison", ("rounds",)),
+        ("time of a model in a round (ms)", ("run_ms",)),
         ("seed", ("seed",)),
         ("accuracy asked for", ("required",)),
     ):
@@ -490,7 +492,6 @@ def _measured(run: Run) -> Section:
     starts = sum(event["event"] == "start" for event in run.events)
     if starts > 1:
         rows.append(("started", f"{starts} times (the run was resumed)"))
-    notes = [str(event.get("text", "")) for event in run.events if event["event"] == "note"]
     paragraphs = (
         "Latency is the median of repeated runs with the interval of that median.  What is compared is"
         " measured in turn (interleaved), so that a machine that gets slower does so for both.",
@@ -500,7 +501,7 @@ def _measured(run: Run) -> Section:
     return Section(
         "measured",
         "How it was measured",
-        (*paragraphs, *(f"Note: {note}" for note in notes)),
+        paragraphs,
         tables=(Table(("what", "value"), tuple(rows), text_columns=(0, 1)),) if rows else (),
     )
 
@@ -598,12 +599,17 @@ def _required(run: Run) -> float | None:
     return required
 
 
-def _start_accuracy(run: Run) -> float | None:
-    """The accuracy on held-out data before the first step, where the journal has it."""
-    for event in run.events:
-        if event["event"] in ("start", "measured") and _number(event, "accuracy") is not None:
-            return _number(event, "accuracy")
-    return None
+def _started(run: Run, key: str) -> float | None:
+    """A number of the event that begins the run."""
+    events = (event for event in run.events if event["event"] == "start")
+    return next((number for event in events if (number := _number(event, key)) is not None), None)
+
+
+def _limit(run: Run) -> float | None:
+    """The accuracy on held-out data that decisions keep, which differs a little from the one on the test
+    set."""
+    floor = _started(run, "floor")
+    return _required(run) if floor is None else floor
 
 
 def _total_us(task: Mapping[str, Any]) -> float | None:

@@ -32,6 +32,7 @@ MAY_NAME = {
         *("cprune/graph.py", "cprune/flow.py", "cprune/surgery.py", "cprune/importance.py"),
         *("cprune/data.py", "cprune/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
         *("cprune/lower.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py", "cprune/api.py"),
+        "cprune/size.py",
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
     ),
     "xgboost": ("cprune/tuner/models.py",),

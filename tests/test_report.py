@@ -115,7 +115,7 @@ def make_run(path: Path) -> RunFolder:
     """Write a complete run."""
     folder = RunFolder.create(path, CONFIG)
     journal = Journal(folder.journal)
-    journal.append({"event": "start", "accuracy": 0.9108})
+    journal.append({"event": "start", "test": 0.9127, "decide": 0.9108, "required": 0.9027, "floor": 0.9008})
     journal.append({"event": "tuned", "what": "before", "trials": 424, "seconds": 61.2})
     latency = 1.83
     for index in range(1, 13):
@@ -249,6 +249,10 @@ class TestPage:
 
 
 class TestPlots:
+    def test_the_limit_is_the_one_on_held_out_data(self, folder: RunFolder) -> None:
+        write_report(folder)
+        assert "limit: 90.08 %" in folder.report_html.read_text()  # not the 90.27 % of the test set
+
     def test_the_same_bars_give_the_same_drawing(self) -> None:
         one, two = (plots.bars([plots.Bar("conv1", 16, 12)], "channels", "t", 300, "n") for _ in range(2))
         assert one == two
@@ -318,7 +322,13 @@ class TestWholeRun:
         # a: 20; b: half of 2 x 30; so 100 before and 50 after
         assert "| t | a, b | 2 | 8 | 100.0 | 50.0 | 2.00× |" in folder.report_md.read_text()
 
-    @pytest.mark.parametrize("status", [*STATUSES, "Stepped_back", "something new"])
+    def test_notes_are_shown_once(self, folder: RunFolder) -> None:
+        note = "stepping back to an earlier model"
+        Journal(folder.journal).append({"event": "note", "text": note})
+        write_json(folder.result, {**RESULT, "notes": [note]})
+        assert page(folder).sections["summary"].count(note) == 1
+
+    @pytest.mark.parametrize("status", [*STATUSES, "something_new"])
     def test_any_status_is_shown(self, folder: RunFolder, status: str) -> None:
         write_json(folder.result, {**RESULT, "status": status})
         assert status in page(folder).sections["head"]
