@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from cprune.labels import Array, Labels, Spread
 from cprune.network import Network
-from cprune.nodes import Node, Ref, find_refs
+from cprune.nodes import Node, Ref, find_refs, tensors_of
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,3 @@ def called(node: Node) -> str:
 
 def _fits(spread: Spread) -> bool:
     return spread.constant or len(spread.labels) == spread.shape[spread.axis]
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Return the tensors of a node's value: one, several or none."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (tuple, list)) else []

@@ -1,8 +1,9 @@
 """Which channels of a network can be removed, and what shrinks together when one is.
 
 A *class* is one removable channel: every position of every tensor and every intermediate value that must go
-with it. A *group* is a set of classes that lie in the same tensors, so its channels can be removed one by one
-in any choice. `cprune.rules` finds out how labels travel through the operators; this file sorts the result.
+with it.  A *group* is a set of classes that lie in the same tensors and values, so its channels can be
+removed one by one in any choice that leaves one.  `cprune.rules` finds out how labels travel through the
+operators; this file sorts the result.
 
 A worked example, the first stage of a residual network: the stem, the second convolution of every block and
 the batch normalisations behind them add into one stream, so channel 3 of all of them is one class, and the 16
@@ -122,18 +123,13 @@ def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
     alone += [s.labels for spreads in values.values() for s in spreads if (s.labels == s.labels[:1]).all()]
     must_stay = {int(labels[0]) for labels in alone if len(labels)}
 
-    where: dict[int, list[tuple[str, int]]] = {}
-    for key, along in axes.items():
-        for one in np.unique(along).tolist():
-            where.setdefault(one, []).append(key)
-    return _sorted(flow, axes, values, where, must_stay)
+    return _sorted(flow, axes, values, must_stay)
 
 
 def _sorted(
     flow: Flow,
     axes: dict[tuple[str, int], Array],
     values: dict[str, tuple[Spread, ...]],
-    where: dict[int, list[tuple[str, int]]],
     must_stay: set[int],
 ) -> Graph:
     """Sort classes into groups and frozen channels."""
@@ -148,13 +144,18 @@ def _sorted(
     def named(keys: Sequence[tuple[str, int]], table: dict[tuple[str, int], list[str]]) -> tuple[str, ...]:
         return tuple(sorted({name for key in keys for name in table.get(key, ())}, key=order.index))
 
+    # Where a class is decides what family it belongs to: the axes of tensors, and the values.  With the
+    # values in it, every value holds a family in full or not at all, so none can become empty while each
+    # keeps one channel.
+    tensors = _places(axes)
+    inside = _places({(name, i): s.labels for name, found in values.items() for i, s in enumerate(found)})
     families: dict[tuple[tuple[str, int], ...], list[int]] = {}
     stuck: dict[tuple[tuple[str, ...], str], int] = {}
-    for one, keys in where.items():
+    for one, keys in tensors.items():
         layers = named(keys, producers)
         reason = flow.labels.reason(one)
         if reason is None and layers:
-            families.setdefault(tuple(sorted(keys)), []).append(one)
+            families.setdefault((*sorted(keys), *sorted(inside.get(one, ()))), []).append(one)
         elif layers:
             stuck[layers, str(reason)] = stuck.get((layers, str(reason)), 0) + 1
 
@@ -193,3 +194,12 @@ def _sorted(
         axes=axes,
         values=values,
     )
+
+
+def _places(labels: Mapping[tuple[str, int], Array]) -> dict[int, list[tuple[str, int]]]:
+    """Return where every class occurs."""
+    where: dict[int, list[tuple[str, int]]] = {}
+    for key, along in labels.items():
+        for one in np.unique(along).tolist():
+            where.setdefault(one, []).append(key)
+    return where

@@ -203,7 +203,7 @@ def save(network: Network, folder: Path) -> None:
         if "tied_to" not in graph["tensors"][n]
     }
     data = tensors_to_bytes(own, metadata={"format": "pt"})
-    graph["sha256"] = hashlib.sha256(data).hexdigest()
+    graph["sha256"] = _checksum(graph, data)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "model.json.new", (json.dumps(graph, indent=1) + "\n").encode())
     _write(folder / "model.safetensors.new", data)
@@ -216,15 +216,16 @@ def load(folder: Path) -> Network:
     folder = Path(folder)
     try:
         data = (folder / "model.safetensors").read_bytes()
-        found = hashlib.sha256(data).hexdigest()
         graph = json.loads((folder / "model.json").read_text())
         unfinished = folder / "model.json.new"
-        if graph["sha256"] != found and unfinished.exists():  # the crash that `save` speaks of
+        if (
+            graph["sha256"] != _checksum(graph, data) and unfinished.exists()
+        ):  # the crash that `save` speaks of
             graph = json.loads(unfinished.read_text())
-        if graph["sha256"] != found:
+        if graph["sha256"] != _checksum(graph, data):
             raise UserError(
-                f"{folder / 'model.safetensors'} is not the file that model.json was written for",
-                "It was cut short or changed; save the model again.",
+                f"model.safetensors and model.json in {folder} are not as they were saved",
+                "One of them was cut short or changed; save the model again.",
             )
         return Network.from_json(graph, tensors_from_bytes(data))
     except OSError as error:
@@ -233,6 +234,12 @@ def load(folder: Path) -> Network:
         raise UserError(f"the saved model in {folder} is damaged: {type(error).__name__} {error}") from error
     except UserError as error:
         raise UserError(f"{folder}: {error.message}", error.hint) from error
+
+
+def _checksum(graph: Mapping[str, Any], data: bytes) -> str:
+    """Return the SHA-256 of both files' contents, but for the checksum itself."""
+    text = json.dumps({key: value for key, value in graph.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode() + data).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

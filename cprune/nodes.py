@@ -69,6 +69,13 @@ def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:
     return value
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a node's value: one, several or none."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (tuple, list)) else []
+
+
 # ----------------------------------------------------------------------------------------------------
 # Names of operators and constants
 

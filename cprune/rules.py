@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cprune.flow import Flow, Layer, NoRule, Rule, argument, called, operator_name, tensors_of
+from cprune.flow import Flow, Layer, NoRule, Rule, argument, called, operator_name
 from cprune.labels import Spread
-from cprune.nodes import Node, Ref, find_refs, lookup, map_refs
+from cprune.nodes import Node, Ref, find_refs, lookup, map_refs, tensors_of
 
 # ----------------------------------------------------------------------------------------------------
 # Layers

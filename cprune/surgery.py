@@ -31,8 +31,7 @@ def prune(network: Network, graph: Graph, removed: Removed) -> Network:
     """Return a new network without these channels; `network` and `graph` stay as they are.
 
     `graph` must be `analyse(network, …)`; it says nothing about the result, whose channels are numbered anew.
-    UserError if a group or channel does not exist or if a group, or any tensor or value, would lose all of
-    its channels.
+    UserError if a group or channel does not exist, or if a group would lose all of its channels.
     """
     cut = _Cut(graph, _classes(graph, removed))
     tensors: dict[str, Tensor] = {}
@@ -57,7 +56,7 @@ def masked(network: Network, graph: Graph, removed: Removed, *inputs: Tensor) ->
         if not gone.any():
             return value
         shape = [1] * value.dim()
-        shape[spread.axis] = -1
+        shape[spread.axis - len(spread.shape)] = -1  # from the end: a squeeze may have taken a batch of one
         # Not a product: 0 * inf would be nan.
         return value.masked_fill(torch.from_numpy(gone).view(shape).to(value.device), 0)
 
@@ -109,13 +108,6 @@ class _Cut:
     def __init__(self, graph: Graph, classes: Array) -> None:
         self.graph = graph
         self.classes = classes
-        for name, spreads in graph.values.items():
-            for spread in spreads:
-                if spread.labels.size and not self.kept(spread.labels).any():
-                    raise UserError(f"nothing would be left of the value {name!r}; remove fewer channels")
-        for (name, _), labels in graph.axes.items():
-            if labels.size and not self.kept(labels).any():
-                raise UserError(f"nothing would be left of the tensor {name!r}; remove fewer channels")
 
     def kept(self, classes: Array) -> NDArray[np.bool_]:
         """Return which of these positions stay."""
@@ -205,8 +197,8 @@ def _index(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> 
 
 
 def _squeezed(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
-    """Name the axes: one that shrinks to a single channel must not vanish with the others."""
-    if x is None:
+    """Name the axes if one shrinks to a single channel, so that it does not vanish with the others."""
+    if x is None or cut.length(x, x.axis) > 1:
         return node
     named = argument(node, 1, "dim")
     dims = range(len(x.shape)) if named is None else (named,) if isinstance(named, int) else named

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cprune.graph import Graph, analyse
+from cprune.network import Network, capture
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -338,3 +344,19 @@ NETS: dict[str, type[Net]] = {
         Sequence, NewZeros, Tied, Unknown,
     )
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A small network in every form, made once for all tests; nobody may change it."""
+
+    network: Network
+    example: tuple[Tensor, ...]
+    graph: Graph
+
+
+@functools.cache
+def captured(name: str) -> Captured:
+    model = randomised(NETS[name]())
+    network = capture(model, model.example())
+    return Captured(network, model.example(), analyse(network, model.example()))
