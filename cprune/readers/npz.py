@@ -30,9 +30,10 @@ def read(path: Path) -> Arrays:
     there).
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} is a single array, not an .npz file", _HINT)
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} is a single array, not an .npz file", _HINT)
+        with opened as archive:
             return arrays({name: archive[name] for name in archive.files}, str(path))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}", "Type npz: and the path of an .npz file.") from error

@@ -128,7 +128,7 @@ def load_model(
         path = ASSETS / entry.built_in
     if path is not None:
         tensors = weight_files.read(path)
-        weight_files.put(model, tensors, path, info.name, _fitting(tensors))
+        weight_files.put(model, tensors, path, info.name, lambda: _fitting(tensors))
     return Loaded(model, (example,), info.name, path is not None, _outputs(model, (example,), info.name))
 
 

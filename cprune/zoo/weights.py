@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,33 +57,32 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def put(
-    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str, fits: Sequence[str] = ()
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    name: str,
+    fits: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Copy `tensors` into `model`, all or nothing; `path` and the model's `name` are for messages.
 
     UserError, and the model stays as it was, if a tensor has another shape (the first in the model's order is
-    named), is missing, is not the model's, or holds NaN or infinity.  `fits` names models these weights do
-    fit.
+    named), is missing, is not the model's, or holds NaN or infinity.  `fits` is asked for the names of models
+    that these weights do fit.
     """
     own = model.state_dict()
-    hint = (
-        f"These weights fit {', '.join(fits)}: choose it with --model."
-        if fits
-        else "Is it the right --model?"
-    )
     for key, tensor in own.items():
         if key in tensors and tensors[key].shape != tensor.shape:
             raise UserError(
                 f"{path} does not fit {name}: the first tensor that differs is {key}, "
                 f"{list(tensors[key].shape)} in the file and {list(tensor.shape)} in the model",
-                hint,
+                _advice(fits()),
             )
     missing = [key for key in own if key not in tensors and not key.endswith(_COUNTER)]
     strangers = [key for key in tensors if key not in own and not key.endswith(_COUNTER)]
     if missing or strangers:
         what = [f"{_some(missing)} missing"] if missing else []
         what += [f"{_some(strangers)} not in the model"] if strangers else []
-        raise UserError(f"{path} does not fit {name}: {'; '.join(what)}", hint)
+        raise UserError(f"{path} does not fit {name}: {'; '.join(what)}", _advice(fits()))
     for key in own:
         if key in tensors and not bool(torch.isfinite(tensors[key]).all()):
             raise UserError(
@@ -93,6 +92,12 @@ def put(
         for key, tensor in own.items():
             if key in tensors:
                 tensor.copy_(tensors[key])
+
+
+def _advice(names: Sequence[str]) -> str:
+    if names:
+        return f"These weights fit {', '.join(names)}: choose it with --model."
+    return "Is it the right --model?"
 
 
 def shapes_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

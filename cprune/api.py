@@ -1,0 +1,340 @@
+"""The front door: `prune` and `load` for Python, `run` and `resume` for the command line.
+
+All of them drive one `Loop`, and write one run folder (see `cprune.journal`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cprune import network as networks
+from cprune.config import Settings
+from cprune.data import load_data
+from cprune.journal import Journal, RunFolder, write_json
+from cprune.loop import Loop, Outcome, Step, Tuned
+from cprune.measure import Interval
+from cprune.network import Network, capture
+from cprune.plan import widths
+from cprune.progress import Progress, Silent
+from cprune.report import write_report
+from cprune.step import channel_step
+from cprune.targets.errors import UserError
+from cprune.targets.local import LocalSession
+from cprune.targets.target import Target, find
+from cprune.trainer import CallableTrainer, DataTrainer, Trainer
+from cprune.tuner.records import Store
+from cprune.tuner.space import channel_splits
+from cprune.tuner.tune import Tuner
+from cprune.tuner.workload import describe
+from cprune.zoo import load_model
+
+__all__ = ["Result", "load", "prune", "resume", "run"]
+
+DEFAULT_MODEL, DEFAULT_DATA = "resnet-fashion", "fashion-mnist"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` returns: the smaller model (a copy; yours is untouched), `result.json` as a dict, the folder."""
+
+    model: nn.Module
+    result: Mapping[str, Any]
+    folder: Path | None
+
+    @property
+    def speedup(self) -> Interval:
+        """Return unpruned latency / pruned latency, both tuned with equal trials and measured in turns."""
+        return Interval.from_dict(self.result["speedup"])
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Return the pruned model of the run in `folder`, in evaluation mode.  Nothing is unpickled.
+
+    Raises UserError if the folder is no run, the run has no model yet, or a file is damaged.
+    """
+    where = RunFolder.open(folder)
+    if not where.model_json.exists():
+        raise UserError(f"the run in {folder} is not finished", f"Go on with it: cprune resume {folder}")
+    return networks.load(where.path).eval()
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    evaluate: Callable[[nn.Module], float],
+    train: Callable[[nn.Module], object] | None = None,
+    test: Callable[[nn.Module], float] | None = None,
+    calibrate: Callable[[nn.Module], object] | None = None,
+    target: str = "local",
+    threads: int | None = None,
+    min_acc: float | None = None,
+    out: str | Path | None = None,
+    records: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Result:
+    """Prune `model` until the accuracy limit and return the faster model with the measurements that prove it.
+
+    `evaluate(model)` returns the accuracy that decisions are made on, in [0, 1]; `test(model)` the one that is promised
+    and reported (default: the same).  `train(model)` fine-tunes in place, one call per accepted step and one at the end.
+    `example_inputs` is what one inference gets; its shape is what is tuned and timed.  `min_acc` is the accuracy to keep;
+    without it one point may be lost (`max_drop`).  `out` keeps the run in a folder that `cprune report` reads; `settings`
+    are those of `cprune.config.Settings`.
+
+    Raises UserError for arguments that make no sense and for a model that cannot be exported.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    chosen = Settings.from_dict({**settings, "min_acc": min_acc})
+    if chosen.importance == "taylor":
+        raise UserError('importance="taylor" needs gradients', "Use the command with --data, or another importance.")
+    where = find(target, threads)
+    trainer = CallableTrainer(evaluate, train, test, calibrate)
+    network = capture(model, inputs)
+    config = _config(type(model).__name__, "functions", None, where, chosen, records)
+    with tempfile.TemporaryDirectory(prefix="cprune-") as scratch:
+        folder = RunFolder.create(out if out is not None else Path(scratch) / "run", config)
+        told = progress or Silent()
+        result, pruned = _drive(folder, config, network, inputs, trainer, where, chosen, told, lambda _: None)
+        return Result(pruned, result, folder.path if out is not None else None)
+
+
+def run(
+    *,
+    model: str = DEFAULT_MODEL,
+    weights: Path | None = None,
+    data: str | None = None,
+    target: str = "local",
+    threads: int | None = None,
+    out: Path | None = None,
+    records: str | None = None,
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
+    on_step: Callable[[Step], None] = lambda _: None,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Start a run in a new folder and return the folder and its `result.json`."""
+    where = find(target, threads)
+    spec = data or DEFAULT_DATA
+    source = _Source(model, weights, spec, settings.seed)
+    network, inputs, trainer, name = source.opened(where, settings)
+    config = _config(name, spec, weights, where, settings, records, model)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = RunFolder.create(out or Path("runs") / f"{name.replace(':', '.')}-{stamp}", config)
+    told = progress or Silent()
+    told.say(f"run folder {folder.path}")
+    result, _ = _drive(folder, config, network, inputs, trainer, where, settings, told, on_step)
+    return folder, result
+
+
+def resume(
+    path: Path, *, progress: Progress | None = None, on_step: Callable[[Step], None] = lambda _: None
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Go on with the run in `path`: nothing that was accepted or measured is done again."""
+    folder = RunFolder.open(path)
+    config = folder.config()
+    try:
+        settings = Settings.from_dict(config["settings"])
+        stored, spec, data = config["target"], config["model_spec"], config["data"]
+        weights = Path(config["weights"]) if config["weights"] else None
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder.run_json} is no configuration of a run ({error} is missing)") from error
+    if data == "functions":
+        raise UserError(f"{path} was started from Python; its functions are not stored", "Call cprune.prune again.")
+    where = find(stored["name"], stored["threads"])
+    if where.fingerprint != stored["fingerprint"]:
+        raise UserError(
+            f"this machine is not the one that {path} was measured on ({stored['cpu']}, {stored['threads']} threads)",
+            "Resume it there, or start a new run here.",
+        )
+    network, inputs, trainer, _ = _Source(spec, weights, data, settings.seed).opened(where, settings)
+    told = progress or Silent()
+    result, _ = _drive(folder, config, network, inputs, trainer, where, settings, told, on_step)
+    return folder, result
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the model and the data come from."""
+
+    model: str
+    weights: Path | None
+    data: str
+    seed: int
+
+    def opened(self, target: Target, settings: Settings) -> tuple[Network, tuple[Tensor, ...], Trainer, str]:
+        """Load data and model, capture the graph."""
+        data = load_data(self.data, self.seed)
+        loaded = load_model(self.model, self.weights, data.classes, self.seed, data.input_shape)
+        if not loaded.trained and ":" not in self.model:
+            raise UserError(
+                f"the model {loaded.name} comes without weights", "Give trained ones with --weights FILE."
+            )
+        if loaded.outputs is not None and loaded.outputs != data.classes:
+            raise UserError(
+                f"the model {loaded.name} has {loaded.outputs} outputs, the data {data.name} {data.classes} classes"
+            )
+        network = capture(loaded.model, loaded.example_inputs)
+        trainer = DataTrainer(data, loaded.model, target.threads, settings.distil)
+        return network, loaded.example_inputs, trainer, loaded.name
+
+
+class _FolderKeeper:
+    """Keeps a run in its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.journal = folder, Journal(folder.journal)
+
+    def append(self, event: dict[str, Any]) -> None:
+        self.journal.append(event)
+
+    def events(self) -> list[dict[str, Any]]:
+        return self.journal.events()
+
+    def step_dir(self, index: int) -> Path:
+        return self.folder.step_dir(index)
+
+    def final_dir(self) -> Path:
+        return self.folder.final_dir
+
+
+@contextmanager
+def opened_tuner(target: Target, records: str | Path, seed: int) -> Iterator[tuple[LocalSession, Tuner]]:
+    """Open the record store and a session on `target`, and close both afterwards."""
+    with Store(records) as store, LocalSession(target) as session:
+        yield session, Tuner(session, store, target, seed)
+
+
+def _drive(
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    trainer: Trainer,
+    target: Target,
+    settings: Settings,
+    progress: Progress,
+    on_step: Callable[[Step], None],
+) -> tuple[dict[str, Any], Network]:
+    with folder.lock(), opened_tuner(target, config["records"] or folder.records, settings.seed) as (session, tuner):
+        loop = Loop(
+            network, inputs, trainer, session, tuner, settings, _FolderKeeper(folder), progress
+        )
+        loop.begin()
+        write_json(folder.analysis, analysis(loop.before, loop.before, settings))
+        for step in loop.steps():
+            on_step(step)
+            write_report(folder)
+        outcome = loop.finish()
+        networks.save(outcome.network, folder.path)
+        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
+        result = result_of(outcome, config)
+        write_json(folder.result, result)
+        write_report(folder)
+        return result, outcome.network
+
+
+def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contents of `result.json`."""
+    ratio = outcome.comparison.ratio
+    speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
+    first, last = outcome.sizes
+    seconds = outcome.seconds
+    return {
+        "status": outcome.status,
+        "model": config["model"],
+        "target": config["target"]["name"],
+        "accuracy": {
+            "required": outcome.start.required,
+            "before": outcome.start.test,
+            "after": outcome.test_after,
+        },
+        "latency_ms": {
+            "before": outcome.comparison.old_ms.to_dict(),
+            "after": outcome.comparison.new_ms.to_dict(),
+        },
+        "speedup": speedup.to_dict(),
+        "macs": {"before": first.macs, "after": last.macs},
+        "params": {"before": first.params, "after": last.params},
+        "trials": outcome.trials,
+        "seconds": {**seconds, "tune": seconds["tune"], "train": seconds["train"], "total": seconds["total"]},
+        "steps": outcome.counts,
+        "notes": list(outcome.notes),
+    }
+
+
+def analysis(before: Tuned, after: Tuned, settings: Settings) -> dict[str, Any]:
+    """Return the contents of `analysis.json`: tasks, channels and what is frozen."""
+    old, new = widths(before.graph), widths(after.graph)
+    return {
+        "tasks_before": tasks_of(before, settings.step_join),
+        "tasks_after": tasks_of(after, settings.step_join),
+        "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
+        "frozen": [
+            {"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen
+        ],
+        "groups": [
+            {"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups
+        ],
+    }
+
+
+def tasks_of(tuned: Tuned, join: str) -> list[dict[str, Any]]:
+    """Return the task table for people: what, which layers, how long, how often, in which channel step."""
+    found = []
+    for task in tuned.lowered.tasks():
+        best = tuned.best[task.key]
+        layers = [n for n in task.layers if n in tuned.graph.layers]
+        found.append(
+            {
+                "id": describe(task.workload),
+                "layers": layers,
+                "latency_us": round(best.latency_s * 1e6, 3),
+                "uses": task.uses,
+                "step": channel_step(channel_splits(task.workload, best.candidate), join),
+                "macs": task.workload.macs,
+            }
+        )
+    return found
+
+
+def _config(
+    name: str,
+    data: str,
+    weights: Path | None,
+    target: Target,
+    settings: Settings,
+    records: str | Path | None,
+    spec: str = "",
+) -> dict[str, Any]:
+    return {
+        "model": name,
+        "model_spec": spec,
+        "weights": str(weights.resolve()) if weights else None,
+        "data": data,
+        "target": target.to_dict(),
+        "records": str(records) if records else None,
+        "settings": settings.to_dict(),
+        "seed": settings.seed,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for package in ("cprune", "torch", "apache-tvm", "apache-tvm-ffi", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,337 @@
+"""The commands.  Heavy imports stand inside them, so that `--help` answers at once.
+
+Standard output carries results (one JSON object with --json), standard error everything else.  Exit codes: 0 done,
+1 done but no pruned model keeps the promise, 2 a mistake in what was typed or given, 3 the world broke, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cprune import __version__
+from cprune.targets.errors import BrokenWorld, CpruneError, UserError
+
+if TYPE_CHECKING:
+    from cprune.config import Settings
+    from cprune.loop import Step
+
+app = typer.Typer(
+    name="cprune",
+    help="Prune a trained CNN until its compiled code is faster on your device, at the accuracy you ask for.",
+    epilog="Start with: cprune run",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="a name from `cprune models`, or MODULE:FUNCTION returning an nn.Module")
+]
+Weights = Annotated[Path | None, typer.Option(help="trained weights: .safetensors, .pth, .pt or .th")]
+DataSpec = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR, cifar10:DIR or MODULE:FUNCTION"),
+]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="the machine to be fast on")]
+Threads = Annotated[int | None, typer.Option(help="threads of the compiled model; default: all cores")]
+Trials = Annotated[int | None, typer.Option(help="programs tried per task, default 32")]
+Seed = Annotated[int | None, typer.Option(help="everything random follows from it, default 0")]
+Records = Annotated[
+    str | None, typer.Option(help="tuning records: a file or a database URL; default: in the run folder")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+Block = Annotated[int | None, typer.Option(help="channels in a block of the layout; default: measured")]
+
+
+@app.command("run")
+def run_command(
+    model: Model = "resnet-fashion",
+    weights: Weights = None,
+    data: DataSpec = None,
+    target: TargetName = "local",
+    min_acc: Annotated[
+        str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")
+    ] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="accuracy that may be lost, default 1%")
+    ] = None,
+    trials: Trials = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    importance: Annotated[
+        str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="stop after so many tried steps")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with settings; options given here win")
+    ] = None,
+    records: Records = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a model: never slower, never below the accuracy asked for.
+
+    Without any option the built-in model is pruned on the built-in data for this machine; it may lose one point of
+    accuracy.  Ctrl-C leaves a run that `cprune resume DIR` goes on with.
+    """
+    from cprune import api
+    from cprune.config import share
+
+    values: dict[str, Any] = _toml(config) if config else {}
+    given = {
+        "min_acc": share(min_acc) if min_acc is not None else None,
+        "max_drop": share(max_drop) if max_drop is not None else None,
+        "trials": trials,
+        "seed": seed,
+        "importance": importance,
+        "max_steps": max_steps,
+    }
+    if min_acc is not None and max_drop is not None:
+        raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
+    settings = _settings({**values, **{k: v for k, v in given.items() if v is not None}})
+    if data is None and api.DEFAULT_MODEL != model:
+        raise UserError(f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR")
+    folder, result = api.run(
+        model=model,
+        weights=weights,
+        data=data,
+        target=target,
+        threads=threads,
+        out=out,
+        records=records,
+        settings=settings,
+        progress=_progress(),
+        on_step=_say_step,
+    )
+    _finished(folder.path, result, as_json)
+
+
+@app.command()
+def resume(directory: Annotated[Path, typer.Argument(help="a run folder")], as_json: Json = False) -> None:
+    """Go on with a run that was stopped, killed or cut off; nothing measured is measured again."""
+    from cprune import api
+
+    folder, result = api.resume(directory, progress=_progress(), on_step=_say_step)
+    _finished(folder.path, result, as_json)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="a run folder, finished or not")]) -> None:
+    """Write report.html and report.md of a run again and say where they are."""
+    from cprune.journal import RunFolder
+    from cprune.report import write_report
+
+    folder = RunFolder.open(directory)
+    write_report(folder)
+    typer.echo(folder.report_html)
+
+
+@app.command()
+def explain(
+    model: Model = "resnet-fashion",
+    weights: Weights = None,
+    target: TargetName = "local",
+    trials: Trials = None,
+    threads: Threads = None,
+    seed: Seed = None,
+    records: Records = None,
+    as_json: Json = False,
+) -> None:
+    """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
+    from cprune import inspect_model
+
+    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    told = inspect_model.explain(model, weights, target, threads, settings, records, _progress())
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        inspect_model.show(told)
+
+
+@app.command()
+def bench(
+    model: Model = "resnet-fashion",
+    weights: Weights = None,
+    target: TargetName = "local",
+    trials: Trials = None,
+    threads: Threads = None,
+    seed: Seed = None,
+    records: Records = None,
+    rounds: Annotated[int, typer.Option(help="interleaved rounds")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Time the tuned model against ONNX Runtime and PyTorch: in turns, same threads, with intervals.
+
+    MODEL may be a run folder: then the pruned model is timed.
+    """
+    from cprune import bench as benchmark
+
+    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    told = benchmark.bench(model, weights, target, threads, settings, records, rounds, _progress())
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        benchmark.show(told)
+
+
+@app.command("models")
+def models_command(as_json: Json = False) -> None:
+    """List the models that cprune knows by name."""
+    from cprune import zoo
+
+    rows = [
+        {"name": m.name, "input": list(m.input_shape), "weights": m.weights, "description": m.description}
+        for m in zoo.models()
+    ]
+    if as_json:
+        typer.echo(json.dumps({"models": rows}))
+        return
+    table = _table("name", "input", "weights", "what it is")
+    for row in rows:
+        size = "x".join(str(n) for n in row["input"])  # type: ignore[attr-defined]
+        table.add_row(str(row["name"]), size, "built in" if row["weights"] else "--weights", str(row["description"]))
+    _print(table)
+
+
+@app.command("targets")
+def targets_command(as_json: Json = False) -> None:
+    """List the machines that can be pruned for, and what this one is."""
+    from cprune.targets.target import find, names
+
+    rows = [find(name).to_dict() for name in names()]
+    if as_json:
+        typer.echo(json.dumps({"targets": rows}))
+        return
+    table = _table("name", "processor", "threads", "float lanes", "fingerprint")
+    for row in rows:
+        table.add_row(row["name"], row["cpu"], str(row["threads"]), str(row["vector"]), row["fingerprint"])
+    _print(table)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"cprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- what the commands share -----------------------------------------------------------------------------------
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    from cprune.config import Settings
+
+    return Settings.from_dict(values)
+
+
+def _progress() -> Any:
+    from cprune.progress import of_terminal
+
+    return of_terminal()
+
+
+def _say_step(step: Step) -> None:
+    groups = ", ".join(f"{g['id']} {g['before']}→{g['after']}" for g in step.groups)
+    latency = f"{step.latency_ms.median:.3f} ms" if step.latency_ms else "not timed"
+    accuracy = f"{step.accuracy:.2%}" if step.accuracy is not None else "not trained"
+    mark = {"accepted": "+", "rejected": "-", "excluded": "x"}[step.verdict]
+    print(
+        f"{mark} step {step.index:3}  {step.task}: {groups}  {latency}, {accuracy}  {step.verdict}: {step.reason}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _finished(folder: Path, result: dict[str, Any], as_json: bool) -> None:
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        from cprune.report import table as rows_of
+
+        table = _table("", "before", "after")
+        for row in rows_of(result):
+            table.add_row(*row)
+        _print(table)
+        typer.echo(f"report  {folder / 'report.html'}\nmodel   cprune.load({str(folder)!r})")
+    if result["status"] == "unpruned":
+        raise typer.Exit(1)
+
+
+def _table(*columns: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    Console().print(what)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    code = _main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        code = app(arguments, prog_name="cprune", standalone_mode=False)
+    except CpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 3
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nstopped; nothing measured is lost. Go on with: cprune resume DIR", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # A usage error of the parser: it knows how to show itself (which option, and the nearest one).  Its class is
+        # not public in all versions of typer, what it can do is.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The settings of a run, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cprune.targets.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run decides.  The defaults of `alpha`, `beta` and the iteration limit are those of CPrune's released code.
+
+    Attributes:
+        min_acc: accuracy on the test set that must be kept, in [0, 1]; None: `max_drop` below the start.
+        max_drop: accuracy that may be lost.
+        trials: candidates per task for the model before and after pruning.
+        loop_trials: candidates per task whose shape changed, while pruning.
+        alpha: a step must keep this share of the accuracy before it.
+        beta: a step must bring the latency below this share of the latency before it.
+        importance: l1, l2, fpgm, taylor or random.
+        step_join: how the steps of a program's stages are joined: lcm (the paper) or max (the released code).
+        short_epochs, short_lr: training after every step.  long_epochs, long_lr: training at the end.
+        distil: fine-tuning listens to the unpruned model.
+        max_sparsity: no layer loses more than this share of its channels.
+        max_steps: tried steps, whatever came of them.
+        rounds, run_ms: interleaved rounds of a comparison, and how long each model runs in a round.
+        seed: everything random follows from it.
+    """
+
+    min_acc: float | None = None
+    max_drop: float = 0.01
+    trials: int = 32
+    loop_trials: int = 8
+    alpha: float = 0.995
+    beta: float = 0.99
+    importance: str = "l1"
+    step_join: str = "lcm"
+    short_epochs: float = 1.0
+    short_lr: float = 0.02
+    long_epochs: float = 8.0
+    long_lr: float = 0.05
+    distil: bool = True
+    max_sparsity: float = 0.8
+    max_steps: int = 100
+    rounds: int = 15
+    run_ms: float = 10.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense.  Raises UserError."""
+        shares = {"alpha": self.alpha, "beta": self.beta, "max_sparsity": self.max_sparsity}
+        if self.min_acc is not None:
+            shares["min_acc"] = self.min_acc
+        for name, value in {**shares, "max_drop": self.max_drop}.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"{option(name)} {value:g} is no share", "Type a number from 0 to 1, or 70%.")
+        for name in ("trials", "loop_trials", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{option(name)} {getattr(self, name)}: at least 1 is needed")
+        for name in ("short_epochs", "short_lr", "long_epochs", "long_lr", "max_steps"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{option(name)} {getattr(self, name)}: it cannot be negative")
+        if self.importance not in IMPORTANCE:
+            raise unknown("importance", self.importance, IMPORTANCE)
+        if self.step_join not in ("lcm", "max"):
+            raise unknown("step join", self.step_join, ("lcm", "max"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for `run.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Return the settings of a `to_dict` or of a TOML file.  UserError for a name that is none."""
+        known = {f.name for f in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                raise unknown("setting", name, known)
+            wanted = type(getattr(cls, name))
+            if wanted in (int, float) and not isinstance(value, (int, float)):
+                raise UserError(f"the setting {name} must be a number, not {value!r}")
+        return cls(**values)
+
+
+IMPORTANCE = ("l1", "l2", "fpgm", "taylor", "random")
+
+
+def option(name: str) -> str:
+    """Return the command-line option of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def share(text: str) -> float:
+    """Return 0.7 for "0.7" and for "70%".  Raises UserError for anything else."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise UserError(f"{text!r} is no accuracy", "Type a number like 0.7, or 70%.") from None
+    if not 0 <= value <= 1:
+        raise UserError(f"{text!r} is not between 0 and 1", "Type a number like 0.7, or 70%.")
+    return value

@@ -1,0 +1,658 @@
+"""Algorithm 1 of CPrune: tune, prune the task with the largest impact, measure, train, accept or not, repeat.
+
+===========================  ===================================  ==============================================
+                             released code                        here
+===========================  ===================================  ==============================================
+task -> layers               by position and equal cost           exact: a call names its layers
+tuning of a candidate        all tasks from scratch               only tasks that changed, from the wider program
+latency gate                 one number, 1 %                      interleaved rounds: median below beta, and the
+                                                                  whole interval below 1
+accuracy decisions           on the test set                      on held-out data; the test set is read before
+                                                                  and after
+a step that fails on time    next visit prunes one step more      the same
+a step that fails on         task excluded for good               the same; of several groups, each alone is
+accuracy                                                          still tried
+short-term training          plain                                BatchNorm recalibrated, distillation
+end                          long training, 10x tuning            long training, equal trials for both models;
+                                                                  steps back if the test set says so
+===========================  ===================================  ==============================================
+
+The loop is a generator of steps.  Everything that took time is in the journal or the record store when a step ends,
+so a killed run goes on where it was: decisions are replayed, measurements are read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cprune import network as networks
+from cprune.compile import relax_model
+from cprune.config import Settings
+from cprune.graph import Graph, analyse
+from cprune.importance import importance
+from cprune.lower import Lowered, Task, lower
+from cprune.measure import Comparison, Interval, compare
+from cprune.network import Network
+from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
+from cprune.progress import Progress
+from cprune.size import Size, size_of
+from cprune.step import channel_step
+from cprune.surgery import prune
+from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.session import Failure, Session
+from cprune.train import FineTuneDiverged
+from cprune.trainer import Schedule, Trainer
+from cprune.tuner.space import Candidate, channel_splits
+from cprune.tuner.tune import Best, Tuner
+from cprune.tuner.workload import Conv2d, describe
+
+MODEL_TOLERANCE = 1e-3
+BLOCK_TASKS, BLOCK_TRIALS = 3, 12
+
+
+class Keeper(Protocol):
+    """Where a run writes what it must not lose: `cprune.journal` behind `cprune.api`, or nothing."""
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Keep one event."""
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events of earlier lives of this run."""
+
+    def step_dir(self, index: int) -> Path | None:
+        """Return the folder for the network after step `index`; None to keep nothing."""
+
+    def final_dir(self) -> Path | None:
+        """Return the folder for the network after long training."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A network with its calls and the fastest program of every task."""
+
+    network: Network
+    graph: Graph
+    lowered: Lowered
+    best: dict[str, Best]
+
+    @property
+    def predicted_s(self) -> float:
+        """Return the sum of the tasks' latencies: a forecast, good enough to drop hopeless candidates."""
+        return sum(self.best[t.key].latency_s * t.uses for t in self.lowered.tasks())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One visit to a task and its verdict: accepted, rejected (not faster) or excluded (too inaccurate)."""
+
+    index: int
+    task: str
+    step: int
+    groups: tuple[dict[str, Any], ...]
+    latency_ms: Interval | None
+    before_ms: Interval | None
+    accuracy: float | None
+    verdict: str
+    reason: str
+    trials: int
+    seconds: dict[str, float]
+    key: str
+
+
+@dataclass
+class Seconds:
+    """Where a run's time went."""
+
+    tune: float = 0.0
+    measure: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+    total_start: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def spent(self, on: str) -> Iterator[None]:
+        """Add the time inside to `on`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, on, getattr(self, on) + time.perf_counter() - start)
+
+    def now(self) -> dict[str, float]:
+        """Return all of them, with "other" for the rest of the total."""
+        total = time.perf_counter() - self.total_start
+        told = {name: getattr(self, name) for name in ("tune", "measure", "train", "evaluate")}
+        return {**told, "other": total - sum(told.values()), "total": total}
+
+    def since(self, before: dict[str, float]) -> dict[str, float]:
+        """Return what was spent since `before`, rounded for the journal."""
+        return {name: round(value - before[name], 3) for name, value in self.now().items()}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was known before the first step.  `floor` is the accuracy on held-out data that decisions keep."""
+
+    test: float
+    decide: float
+    required: float
+    floor: float
+    block: int
+    trials: int
+    latency_ms: Interval
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with."""
+
+    status: str
+    network: Network
+    before: Tuned
+    after: Tuned
+    start: Start
+    test_after: float
+    comparison: Comparison
+    sizes: tuple[Size, Size]
+    trials: dict[str, int]
+    seconds: dict[str, float]
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+
+class Loop:
+    """One run over a network.  `steps()` first, to its end or not, then `finish()`."""
+
+    def __init__(
+        self,
+        network: Network,
+        example_inputs: tuple[Tensor, ...],
+        trainer: Trainer,
+        session: Session,
+        tuner: Tuner,
+        settings: Settings,
+        keeper: Keeper,
+        progress: Progress,
+    ) -> None:
+        self.first, self.example = network, example_inputs
+        self.trainer, self.session, self.tuner = trainer, session, tuner
+        self.settings, self.keeper, self.progress = settings, keeper, progress
+        self.target = tuner.target
+        self.inputs = [x.detach().numpy() for x in example_inputs]
+        self.seconds = Seconds()
+        self.events = keeper.events()
+        self.loop_trials = 0
+        self.notes: list[str] = []
+        self.history: list[Step] = []
+        self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
+        self.held = "before"  # the session's name of the current model
+        tuner.on_trial = progress.advance
+
+    # -- before the first step
+
+    def begin(self) -> Start:
+        """Look at the accuracy, tune the unpruned model, check it against PyTorch.
+
+        Raises UserError if the accuracy asked for is more than the model has.
+        """
+        kept = next((e for e in self.events if e["event"] == "start"), None)
+        with self.seconds.spent("evaluate"):
+            test = kept["test"] if kept else self.trainer.test(self.first)
+        required = self.settings.min_acc
+        if required is None:
+            required = max(0.0, test - self.settings.max_drop)
+        elif required > test:
+            raise UserError(
+                f"--min-acc {required:.2%} is above what the model reaches: {test:.2%} on the test set",
+                f"Type --min-acc {max(0.0, test - 0.01):.4f}, or leave it out to allow a loss of one point.",
+            )
+        with self.seconds.spent("evaluate"):
+            decide = kept["decide"] if kept else self.trainer.decide(self.first)
+        floor = decide - (test - required)
+        self.progress.say(
+            f"accuracy {test:.2%} on the test set, {decide:.2%} on held-out data; {required:.2%} is to be kept"
+        )
+        block = int(kept["block"]) if kept else self._choose_block()
+        tuned = self._tuned(self.first, block, self.settings.trials, {}, "tuning the model as it is")
+        trials = sum(b.measured for b in tuned.best.values())
+        self._load("before", tuned)
+        if kept:
+            latency = Interval.from_dict(kept["latency_ms"])
+            trials = kept["trials"]
+        else:
+            with self.seconds.spent("measure"):
+                latency = compare(
+                    self.session, "before", "before", self.inputs, self.settings.rounds, self.settings.run_ms
+                ).old_ms
+        start = Start(test, decide, required, floor, block, trials, latency)
+        if not kept:
+            self.keeper.append(
+                {
+                    "event": "start",
+                    "test": test,
+                    "decide": decide,
+                    "required": required,
+                    "floor": floor,
+                    "block": block,
+                    "trials": trials,
+                    "latency_ms": latency.to_dict(),
+                    "seconds": self.seconds.since(dict.fromkeys(self.seconds.now(), 0.0)),
+                }
+            )
+        self.start, self.before, self.current = start, tuned, tuned
+        self.first_widths = widths(tuned.graph)
+        self.progress.say(
+            f"tuned: {latency.median:.3f} ms [{latency.low:.3f}, {latency.high:.3f}], "
+            f"{len(tuned.lowered.tasks())} tasks, blocks of {block} channels, {trials} trials"
+        )
+        return start
+
+    def _choose_block(self) -> int:
+        """Return the block in which the heaviest convolutions run fastest: the vector, or half of it."""
+        options = [b for b in (self.target.vector, self.target.vector // 2) if b >= 4]
+        heavy: dict[int, list[Task]] = {}
+        for block in options:
+            tasks = [t for t in lower(self.first, self.example, block).tasks() if isinstance(t.workload, Conv2d)]
+            heavy[block] = sorted(tasks, key=lambda t: -t.workload.macs * t.uses)[:BLOCK_TASKS]
+        if len(options) < 2 or not all(heavy.values()):
+            return options[0]
+        total = sum(self.tuner.left(t.workload, BLOCK_TRIALS) for tasks in heavy.values() for t in tasks)
+        cost = {}
+        with self.seconds.spent("tune"):
+            if total:
+                self.progress.start("choosing the layout", total)
+            for block, tasks in heavy.items():
+                found = [(self.tuner.tune(t.workload, BLOCK_TRIALS), t) for t in tasks]
+                # Seconds per multiplication: the two layouts may cut the model into different tasks.
+                cost[block] = sum(b.latency_s * t.uses for b, t in found) / sum(
+                    t.workload.macs * t.uses for t in tasks
+                )
+            self.progress.done()
+        return min(cost, key=cost.__getitem__)
+
+    # -- the loop
+
+    def steps(self) -> Iterator[Step]:
+        """Yield every visit to a task until no task is left or the limits of the settings are reached."""
+        kept = [e for e in self.events if e["event"] == "step"]
+        index = len(kept)
+        excluded, rejected = self._replayed(kept)
+        while index < self.settings.max_steps:
+            scores = self._scores(self.current)
+            memory = Memory(frozenset(excluded), rejected)
+            proposal = next(
+                proposals(
+                    self._impacts(self.current),
+                    self.current.graph,
+                    scores,
+                    self.first_widths,
+                    memory,
+                    self.target.vector // 2,
+                    self.settings.max_sparsity,
+                ),
+                None,
+            )
+            if proposal is None:
+                self.progress.say("no task is left")
+                return
+            step = self._visit(index, proposal, scores)
+            if step.verdict != "accepted":
+                self.session.drop(f"step{index}")
+            if step.verdict == "excluded":
+                excluded.add(step.key)
+            elif step.verdict == "rejected":
+                rejected[step.key] = rejected.get(step.key, 0) + 1
+            else:
+                rejected = {}
+            self.history.append(step)
+            yield step
+            index += 1
+
+    def _replayed(self, kept: list[dict[str, Any]]) -> tuple[set[str], dict[str, int]]:
+        """Go to the last accepted model of an earlier life, and return what was excluded and rejected."""
+        excluded: set[str] = set()
+        rejected: dict[str, int] = {}
+        last: int | None = None
+        for event in kept:
+            self.loop_trials += event["trials"]
+            self.history.append(_step_of(event))
+            if event["verdict"] == "accepted":
+                last, rejected = event["index"], {}
+            elif event["verdict"] == "excluded":
+                excluded.add(event["key"])
+            else:
+                rejected[event["key"]] = rejected.get(event["key"], 0) + 1
+        if last is not None:
+            self.current = self._again(last)
+            self._load(f"step{last}", self.current)
+            self._hold(f"step{last}")
+        if kept:
+            self.progress.say(f"resumed after {len(kept)} steps")
+        return excluded, rejected
+
+    def _again(self, index: int) -> Tuned:
+        folder = self.keeper.step_dir(index)
+        assert folder is not None
+        network = networks.load(folder)
+        return self._tuned(network, self.start.block, self.settings.loop_trials, self._siblings(self.before), "")
+
+    def _hold(self, key: str) -> None:
+        """Make the model `key` of the session the one that candidates are compared with."""
+        if self.held != "before":
+            self.session.drop(self.held)
+        self.held = key
+
+    def _visit(self, index: int, proposal: Proposal, scores: Scores) -> Step:
+        """Try one proposal and say what came of it; an accepted one becomes `current`."""
+        before = self.seconds.now()
+        old = self.current
+        groups = tuple(change(proposal, old.graph))
+        smaller = prune(old.network, old.graph, channels(proposal, scores))
+        new = self._tuned(
+            smaller, self.start.block, self.settings.loop_trials, self._siblings(old), "tuning changed tasks"
+        )
+        trials = sum(b.measured for b in new.best.values())
+        self.loop_trials += trials
+        name = describe(proposal.task.workload)
+
+        def verdict(
+            word: str, reason: str, found: Comparison | None, accuracy: float | None = None
+        ) -> Step:
+            step = Step(
+                index,
+                name,
+                proposal.step,
+                groups,
+                found.new_ms if found else None,
+                found.old_ms if found else None,
+                accuracy,
+                word,
+                reason,
+                trials,
+                self.seconds.since(before),
+                proposal.key,
+            )
+            self.keeper.append(_event_of(step, found))
+            return step
+
+        if new.predicted_s >= old.predicted_s:
+            gain = new.predicted_s / old.predicted_s
+            return verdict("rejected", f"the changed tasks are not faster (forecast {gain:.3f} of the time)", None)
+        found = self._gate(index, proposal, old, new)
+        if not (found.ratio.median <= self.settings.beta and found.ratio.high < 1):
+            told = f"{found.ratio.median:.3f} [{found.ratio.low:.3f}, {found.ratio.high:.3f}] of the time"
+            return verdict("rejected", f"not clearly faster: {told}", found)
+        network = new.network
+        seed = self.settings.seed * 1000 + index
+        with self.seconds.spent("train"):
+            self.trainer.recalibrate(network, seed)
+            try:
+                self.trainer.fine_tune(
+                    network, Schedule(self.settings.short_epochs, self.settings.short_lr), seed, self.progress
+                )
+            except FineTuneDiverged as error:
+                return verdict("excluded", f"training diverged: {error}", found)
+        with self.seconds.spent("evaluate"):
+            accuracy = self.trainer.decide(network)
+        last = next((s.accuracy for s in reversed(self.history) if s.verdict == "accepted"), self.start.decide)
+        floor = max(self.start.floor, self.settings.alpha * (last or 0.0))
+        if accuracy < floor:
+            return verdict("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", found, accuracy)
+        folder = self.keeper.step_dir(index)
+        if folder is not None:
+            networks.save(network, folder)
+        else:
+            self.remembered[index] = network
+        self.current = new
+        self._hold(f"step{index}")
+        return verdict("accepted", f"{1 / found.ratio.median:.3f}x faster", found, accuracy)
+
+    def _gate(self, index: int, proposal: Proposal, old: Tuned, new: Tuned) -> Comparison:
+        """Time the candidate against the current model, or read what an earlier life of this run measured."""
+        key, name = f"{index} {proposal.key} {proposal.removed}", f"step{index}"
+        for event in self.events:
+            if event["event"] == "measured" and event["key"] == key:
+                self._load(name, new)
+                return Comparison(*(Interval.from_dict(event[n]) for n in ("before_ms", "latency_ms", "ratio")))
+        with self.seconds.spent("measure"):
+            self._load(name, new)
+            found = compare(
+                self.session, self.held, name, self.inputs, self.settings.rounds, self.settings.run_ms
+            )
+        self.keeper.append(
+            {
+                "event": "measured",
+                "key": key,
+                "before_ms": found.old_ms.to_dict(),
+                "latency_ms": found.new_ms.to_dict(),
+                "ratio": found.ratio.to_dict(),
+            }
+        )
+        return found
+
+    # -- the end
+
+    def finish(self) -> Outcome:
+        """Train long, tune both models with equal trials, measure them in turns, look at the test set once more.
+
+        Where the test set says less than was asked for, the newest accepted model that holds it is returned instead,
+        and if there is none, the unpruned one (status "unpruned").
+        """
+        accepted = [s for s in self.history if s.verdict == "accepted"]
+        network, test, status = self.first, self.start.test, "unpruned"
+        if accepted:
+            network = self._long_trained(len(self.history))
+            with self.seconds.spent("evaluate"):
+                test = self.trainer.test(network)
+            status = "pruned"
+            if test < self.start.required:
+                network, test, status = self._stepped_back(accepted, test)
+        else:
+            self.notes.append("no step was both faster and accurate enough; the model stays as it is")
+        self.progress.say(f"accuracy {test:.2%} on the test set ({self.start.required:.2%} asked for)")
+        siblings = self._siblings(self.current)
+        before = self._tuned(self.first, self.start.block, self.settings.trials, {}, "tuning, unpruned")
+        after = before
+        trials = 0
+        if status != "unpruned":
+            after = self._tuned(network, self.start.block, self.settings.trials, siblings, "tuning, pruned")
+            trials = sum(b.measured for b in after.best.values())
+        self._load("before", before)
+        if after is not before:
+            self._load("after", after)
+        with self.seconds.spent("measure"):
+            found = compare(
+                self.session,
+                "before",
+                "after" if after is not before else "before",
+                self.inputs,
+                2 * self.settings.rounds,
+                self.settings.run_ms,
+            )
+        if status != "unpruned" and found.ratio.high >= 1:
+            self.notes.append("the pruned model is not clearly faster after final tuning; the model stays as it is")
+            network, test, status, after = self.first, self.start.test, "unpruned", before
+        counts = {v: sum(s.verdict == v for s in self.history) for v in ("accepted", "rejected", "excluded")}
+        outcome = Outcome(
+            status,
+            network,
+            before,
+            after,
+            self.start,
+            test,
+            found,
+            (size_of(self.first, self.example), size_of(network, self.example)),
+            {"before": self.start.trials, "loop": self.loop_trials, "final": trials},
+            {name: round(value, 1) for name, value in self.seconds.now().items()},
+            counts,
+            tuple(self.notes),
+        )
+        self.keeper.append({"event": "final", "status": status, "test": test})
+        return outcome
+
+    def _long_trained(self, steps: int) -> Network:
+        folder = self.keeper.final_dir()
+        if folder is not None and any(e["event"] == "trained" and e["steps"] == steps for e in self.events):
+            return networks.load(folder)
+        network = deepcopy(self.current.network)
+        self.progress.say("long training")
+        with self.seconds.spent("train"):
+            try:
+                self.trainer.fine_tune(
+                    network,
+                    Schedule(self.settings.long_epochs, self.settings.long_lr),
+                    self.settings.seed * 1000 + 999,
+                    self.progress,
+                )
+            except FineTuneDiverged as error:
+                self.notes.append(f"long training diverged ({error}); the model of the last step is used")
+                network = deepcopy(self.current.network)
+        with self.seconds.spent("evaluate"):
+            short, long = self.trainer.decide(self.current.network), self.trainer.decide(network)
+        if long < short:
+            self.notes.append(f"long training did not help ({long:.2%} after {short:.2%} on held-out data)")
+            network = deepcopy(self.current.network)
+        if folder is not None:
+            networks.save(network, folder)
+        self.keeper.append({"event": "trained", "steps": steps, "short": short, "long": long})
+        return network
+
+    def _stepped_back(self, accepted: list[Step], test: float) -> tuple[Network, float, str]:
+        """Return the newest accepted model that holds the accuracy on the test set, else the unpruned one."""
+        self.notes.append(
+            f"{test:.2%} on the test set is below {self.start.required:.2%}: stepping back to an earlier model"
+        )
+        self.progress.say(self.notes[-1])
+        for step in reversed(accepted[:-1]):
+            folder = self.keeper.step_dir(step.index)
+            network = networks.load(folder) if folder is not None else self.remembered[step.index]
+            with self.seconds.spent("evaluate"):
+                test = self.trainer.test(network)
+            if test >= self.start.required:
+                self.notes.append(f"the model after step {step.index} holds it ({test:.2%})")
+                return network, test, "stepped-back"
+        self.notes.append("no pruned model holds the accuracy asked for; the unpruned, tuned model is returned")
+        return self.first, self.start.test, "unpruned"
+
+    # -- helpers
+
+    def _tuned(
+        self, network: Network, block: int, trials: int, siblings: dict[str, Candidate], text: str
+    ) -> Tuned:
+        """Lower `network` and tune its tasks; `siblings` gives each layer the program of its wider form."""
+        lowered = lower(network, self.example, block)
+        tasks = lowered.tasks()
+        left = sum(self.tuner.left(t.workload, trials) for t in tasks)
+        best: dict[str, Best] = {}
+        with self.seconds.spent("tune"):
+            if left and text:
+                self.progress.start(text, left)
+            for task in tasks:
+                start = [siblings[name] for name in task.layers if name in siblings]
+                best[task.key] = self.tuner.tune(task.workload, trials, tuple(dict.fromkeys(start)))
+            self.progress.done()
+        return Tuned(network, analyse(network, self.example), lowered, best)
+
+    def _siblings(self, tuned: Tuned) -> dict[str, Candidate]:
+        return {
+            name: tuned.best[task.key].candidate for task in tuned.lowered.tasks() for name in task.layers
+        }
+
+    def _impacts(self, tuned: Tuned) -> list[Impact]:
+        found = []
+        for task in tuned.lowered.tasks():
+            best = tuned.best[task.key]
+            splits = channel_splits(task.workload, best.candidate)
+            found.append(Impact(task, best.latency_s, channel_step(splits, self.settings.step_join)))
+        return found
+
+    def impacts(self) -> list[Impact]:
+        """Return the tasks of the current model with their latencies and steps."""
+        return self._impacts(self.current)
+
+    def _scores(self, tuned: Tuned) -> Scores:
+        gradients = None
+        if self.settings.importance == "taylor":
+            with self.seconds.spent("train"):
+                gradients = self.trainer.gradients(tuned.network, self.settings.seed)
+        return {
+            g.id: importance(
+                tuned.network,
+                tuned.graph,
+                g.id,
+                self.settings.importance,
+                seed=self.settings.seed,
+                gradients=gradients,
+            )
+            for g in tuned.graph.groups
+        }
+
+    def _load(self, key: str, tuned: Tuned) -> None:
+        """Build a model in the session and compare it with PyTorch on the example input."""
+        with self.seconds.spent("measure"):
+            programs = {task: best.candidate for task, best in tuned.best.items()}
+            failed = self.session.load(key, relax_model(tuned.lowered, programs))
+            output = failed or self.session.run(key, self.inputs)
+        if isinstance(output, Failure):
+            raise BrokenWorld(f"the compiled model does not work ({output.stage}): {output.reason}")
+        with torch.no_grad():
+            wanted = first_tensor(tuned.network.eval()(*self.example)).numpy()
+        error = float(np.abs(output - wanted).max())
+        if not error <= MODEL_TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+            raise BrokenWorld(f"the compiled model differs from PyTorch by {error:.3g}; nothing was changed")
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return the first tensor of a model's output."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output
+
+
+def _event_of(step: Step, found: Comparison | None) -> dict[str, Any]:
+    return {
+        "event": "step",
+        "index": step.index,
+        "task": step.task,
+        "step": step.step,
+        "groups": list(step.groups),
+        "latency_ms": step.latency_ms.to_dict() if step.latency_ms else None,
+        "before_ms": step.before_ms.to_dict() if step.before_ms else None,
+        "ratio": found.ratio.to_dict() if found else None,
+        "accuracy": step.accuracy,
+        "verdict": step.verdict,
+        "reason": step.reason,
+        "trials": step.trials,
+        "seconds": step.seconds,
+        "key": step.key,
+    }
+
+
+def _step_of(event: dict[str, Any]) -> Step:
+    def maybe(name: str) -> Interval | None:
+        return Interval.from_dict(event[name]) if event[name] else None
+
+    return Step(
+        event["index"],
+        event["task"],
+        event["step"],
+        tuple(event["groups"]),
+        maybe("latency_ms"),
+        maybe("before_ms"),
+        event["accuracy"],
+        event["verdict"],
+        event["reason"],
+        event["trials"],
+        event["seconds"],
+        event["key"],
+    )

@@ -1,0 +1,87 @@
+"""Latencies with intervals: every decision of cprune is made on these, never on one number.
+
+Two models are timed in turns (one block of calls each, the order reversed every round), so that a machine that slows
+down slows both.  What is compared is the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cprune.targets.errors import BrokenWorld
+from cprune.targets.session import Array, Failure, Session
+
+NOISY = 0.15
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with the 95 % confidence interval of the median."""
+
+    median: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the three numbers for JSON, six significant digits each."""
+        return {name: float(f"{getattr(self, name):.6g}") for name in ("median", "low", "high")}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, float]) -> Interval:
+        """Return the interval of a `to_dict`."""
+        return cls(values["median"], values["low"], values["high"])
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the median of `values` and its 95 % interval by order statistics, free of any distribution.
+
+    The interval runs from the k-th smallest to the k-th largest value, k the largest number for which a binomial
+    (n, 1/2) falls below k with a probability of at most 2.5 %.  With fewer than six values it is their range.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    below, k = 0.0, 0
+    for i in range(n // 2):
+        below += math.comb(n, i) / 2**n
+        if below > 0.025:
+            break
+        k = i
+    return Interval(statistics.median(ordered), ordered[k], ordered[n - 1 - k])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models timed in turns.  `ratio` is new / old per round: below 1 the new one is faster."""
+
+    old_ms: Interval
+    new_ms: Interval
+    ratio: Interval
+
+    @property
+    def noisy(self) -> bool:
+        """Tell whether the rounds spread so far that the machine must be busy with something else."""
+        return (self.ratio.high - self.ratio.low) > NOISY * self.ratio.median
+
+
+def compare(
+    session: Session, old: str, new: str, inputs: Sequence[Array], rounds: int, run_ms: float
+) -> Comparison:
+    """Time two held models in turns; measured once more if the machine was noisy.
+
+    Raises BrokenWorld if a model that was checked before fails to run.
+    """
+    for attempt in range(2):
+        runs = session.time_models((old, new), inputs, rounds * (attempt + 1), run_ms)
+        if isinstance(runs, Failure):
+            raise BrokenWorld(f"a compiled model stopped running ({runs.stage}): {runs.reason}")
+        found = Comparison(
+            interval([1e3 * s for s in runs[old]]),
+            interval([1e3 * s for s in runs[new]]),
+            interval([b / a for a, b in zip(runs[old], runs[new], strict=True)]),
+        )
+        if not found.noisy:
+            break
+    return found

@@ -1,0 +1,112 @@
+"""What a person sees while cprune works: bars on a terminal, plain lines elsewhere, nothing in a library call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """One bar at a time, and lines above it."""
+
+    def start(self, text: str, total: int) -> None:
+        """Begin a bar of `total` units."""
+
+    def advance(self, units: int = 1) -> None:
+        """Move the bar on."""
+
+    def done(self) -> None:
+        """End the bar."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, text: str, total: int) -> None:
+        """Do nothing."""
+
+    def advance(self, units: int = 1) -> None:
+        """Do nothing."""
+
+    def done(self) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+
+class Plain:
+    """Plain lines on standard error: one when something begins, and one every ten seconds of a long bar."""
+
+    def __init__(self) -> None:
+        self.text, self.total, self.count, self.last = "", 0, 0, 0.0
+
+    def start(self, text: str, total: int) -> None:
+        """Print what begins."""
+        self.text, self.total, self.count, self.last = text, total, 0, time.monotonic()
+        if text:
+            self.say(f"{text} …")
+
+    def advance(self, units: int = 1) -> None:
+        """Print where it is, now and then."""
+        self.count += units
+        if time.monotonic() - self.last > 10:
+            self.last = time.monotonic()
+            self.say(f"{self.text}: {self.count}/{self.total}")
+
+    def done(self) -> None:
+        """End the bar."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=sys.stderr, flush=True)
+
+
+class Bars:
+    """A rich progress bar on standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self.console = Console(stderr=True)
+        columns: tuple[Any, ...] = (
+            TextColumn("  {task.description:<34.34}"),
+            BarColumn(28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self.bar = RichProgress(*columns, console=self.console, transient=True)
+        self.task: Any = None
+
+    def start(self, text: str, total: int) -> None:
+        """Begin a bar."""
+        self.done()
+        self.bar.start()
+        self.task = self.bar.add_task(text, total=total)
+
+    def advance(self, units: int = 1) -> None:
+        """Move the bar on."""
+        if self.task is not None:
+            self.bar.advance(self.task, units)
+
+    def done(self) -> None:
+        """Take the bar away."""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def of_terminal() -> Progress:
+    """Return bars where standard error is a terminal, else plain lines."""
+    return Bars() if sys.stderr.isatty() else Plain()

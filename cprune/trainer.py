@@ -1,0 +1,140 @@
+"""What the loop asks of training: four verbs, answered from cprune's data or by a user's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cprune import train
+from cprune.data import Data
+from cprune.progress import Progress, Silent
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train: epochs over the training images, first learning rate of a cosine."""
+
+    epochs: float
+    lr: float
+
+
+class Trainer(Protocol):
+    """Looks at accuracy, repairs and trains networks in place."""
+
+    def decide(self, model: nn.Module) -> float:
+        """Return the accuracy that decisions are made on (held-out data), in [0, 1]."""
+
+    def test(self, model: nn.Module) -> float:
+        """Return the accuracy that is promised and reported (test data), in [0, 1]."""
+
+    def recalibrate(self, model: nn.Module, seed: int) -> None:
+        """Re-estimate the statistics of BatchNorm after surgery."""
+
+    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
+        """Train in place; FineTuneDiverged if the loss stops being a number."""
+
+    def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
+        """Return the loss's gradient for every parameter (for the importance "taylor")."""
+
+
+class DataTrainer:
+    """Trains on `data` with distillation from `teacher`, the model as it was before pruning."""
+
+    def __init__(self, data: Data, teacher: nn.Module, threads: int, distil: bool = True) -> None:
+        torch.set_num_threads(threads)
+        self.data, self.teacher, self.distil = data, teacher, distil
+        self._targets: Tensor | None = None
+
+    def decide(self, model: nn.Module) -> float:
+        """See `Trainer.decide`."""
+        return train.evaluate(model, self.data.held_out)
+
+    def test(self, model: nn.Module) -> float:
+        """See `Trainer.test`."""
+        return train.evaluate(model, self.data.test)
+
+    def recalibrate(self, model: nn.Module, seed: int) -> None:
+        """See `Trainer.recalibrate`."""
+        train.recalibrate(model, self.data.train, seed)
+
+    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
+        """See `Trainer.fine_tune`.  The teacher looks at every image once in a run, not once an epoch."""
+        if self.distil and self._targets is None:
+            self._targets = train.logits(self.teacher, self.data.train)
+        started = False
+
+        def on_step(done: int, total: int) -> None:
+            nonlocal started
+            if not started:
+                progress.start("fine-tuning", total)
+                started = True
+            progress.advance()
+
+        try:
+            train.fine_tune(
+                model,
+                self.data.train,
+                schedule.epochs,
+                schedule.lr,
+                seed,
+                teacher=self._targets,
+                augment=self.data.augment,
+                progress=on_step,
+            )
+        finally:
+            progress.done()
+
+    def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
+        """See `Trainer.gradients`."""
+        return train.gradients(model, self.data.train, seed)
+
+
+class CallableTrainer:
+    """A user's own functions: `evaluate(model) -> float`, higher is better, and `train(model)`, in place.
+
+    `evaluate` serves decisions and the report alike, unless `test` is given.  `calibrate(model)` may run a few batches
+    through the model in training mode after surgery.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[nn.Module], float],
+        train: Callable[[nn.Module], object] | None,
+        test: Callable[[nn.Module], float] | None = None,
+        calibrate: Callable[[nn.Module], object] | None = None,
+    ) -> None:
+        self._evaluate, self._train, self._test, self._calibrate = evaluate, train, test or evaluate, calibrate
+
+    def decide(self, model: nn.Module) -> float:
+        """See `Trainer.decide`."""
+        return float(self._evaluate(model.eval()))
+
+    def test(self, model: nn.Module) -> float:
+        """See `Trainer.test`."""
+        return float(self._test(model.eval()))
+
+    def recalibrate(self, model: nn.Module, seed: int) -> None:
+        """Call the user's `calibrate`, if there is one."""
+        if self._calibrate is not None:
+            self._calibrate(model)
+            model.eval()
+
+    def fine_tune(
+        self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress = Silent()
+    ) -> None:
+        """Call the user's `train`, if there is one.  How long it trains is the user's business."""
+        if self._train is not None:
+            torch.manual_seed(seed)
+            self._train(model.train())
+            model.eval()
+
+    def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
+        """Return nothing: `importance="taylor"` needs data that cprune can see."""
+        return {}
+
+
+__all__ = ["CallableTrainer", "DataTrainer", "Schedule", "Trainer"]

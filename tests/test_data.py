@@ -1,0 +1,621 @@
+"""Data: what is read, how it is split, and the message for every way in which it can be damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cprune.data import Data, Split, load_data, stratified
+from cprune.readers import cifar10
+from cprune.targets.errors import UserError
+
+
+def arrays(**changed: Any) -> dict[str, Any]:
+    """Ten training and four test images of 3x4x4, classes 0 and 1."""
+    content = {
+        "x_train": np.arange(10 * 48, dtype=np.float32).reshape(10, 3, 4, 4),
+        "y_train": np.array([0, 1] * 5),
+        "x_test": np.ones((4, 3, 4, 4), np.float32),
+        "y_test": np.array([0, 1, 1, 0]),
+    }
+    content.update(changed)
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def bytes_arrays(**changed: Any) -> dict[str, Any]:
+    return arrays(
+        x_train=np.full((10, 4, 4, 3), 51, np.uint8), x_test=np.full((4, 4, 4, 3), 255, np.uint8), **changed
+    )
+
+
+def npz(tmp_path: Path, content: dict[str, Any]) -> str:
+    path = tmp_path / "data.npz"
+    np.savez(path, **content)
+    return f"npz:{path}"
+
+
+def message(spec: str, **arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_data(spec, seed=0, **arguments)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The built-in data
+
+
+@pytest.fixture(scope="module")
+def fashion() -> Data:
+    return load_data("Fashion_MNIST", seed=0)
+
+
+def test_the_built_in_data_have_8000_2000_and_10000_images(fashion: Data) -> None:
+    assert [len(part) for part in (fashion.train, fashion.held_out, fashion.test)] == [8000, 2000, 10000]
+    assert fashion.input_shape == (1, 28, 28)
+    assert (fashion.classes, fashion.augment) == (10, True)
+
+
+def test_every_class_of_the_built_in_data_has_800_200_and_1000_images(fashion: Data) -> None:
+    for part, count in ((fashion.train, 800), (fashion.held_out, 200), (fashion.test, 1000)):
+        assert torch.bincount(part.labels).tolist() == [count] * 10
+
+
+def test_no_held_out_image_is_a_training_image(fashion: Data) -> None:
+    def digests(part: Split) -> set[str]:
+        return {hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in part.images}
+
+    assert not digests(fashion.train) & digests(fashion.held_out)
+
+
+def test_built_in_images_stay_bytes_until_the_model_wants_them(fashion: Data) -> None:
+    assert fashion.train.images.dtype == torch.uint8
+    ready = fashion.train.model_input(fashion.train.images[:500])
+    assert ready.dtype == torch.float32
+    assert abs(float(ready.mean())) < 0.1
+    assert abs(float(ready.std()) - 1) < 0.1
+
+
+# ----------------------------------------------------------------------------------------------------
+# Splits
+
+
+def test_a_fifth_of_every_class_is_taken() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 5 + [2])
+    kept, taken = stratified(labels, 0.2, seed=3)
+    assert torch.bincount(labels[taken], minlength=3).tolist() == [2, 1, 0]
+    assert torch.cat([kept, taken]).sort().values.tolist() == list(range(16))
+
+
+def test_the_seed_decides_which() -> None:
+    labels = torch.zeros(100, dtype=torch.int64)
+    assert torch.equal(stratified(labels, 0.2, 1)[1], stratified(labels, 0.2, 1)[1])
+    assert not torch.equal(stratified(labels, 0.2, 1)[1], stratified(labels, 0.2, 2)[1])
+
+
+# ----------------------------------------------------------------------------------------------------
+# npz
+
+
+def test_float_images_are_taken_as_they_are(tmp_path: Path) -> None:
+    data = load_data(npz(tmp_path, arrays()), seed=0)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [8, 2, 4]
+    everything = torch.cat([data.train.images, data.held_out.images])
+    assert everything.flatten().sort().values.tolist() == list(range(480))
+    assert data.classes == 2
+    assert not data.augment
+
+
+def test_bytes_are_scaled_to_one_and_normalised(tmp_path: Path) -> None:
+    spec = npz(tmp_path, bytes_arrays(mean=np.array([0.2, 0.1, 0.0]), std=np.array([1.0, 0.5, 2.0])))
+    train = load_data(spec, seed=0).train
+    ready = train.model_input(train.images)
+    assert ready.shape == (8, 3, 4, 4)
+    # 51 / 255 = 0.2: (0.2 - 0.2) / 1, (0.2 - 0.1) / 0.5, 0.2 / 2
+    assert ready[0, :, 0, 0].tolist() == pytest.approx([0.0, 0.2, 0.1], abs=1e-7)
+
+
+def test_bytes_without_mean_and_std_stay_in_zero_to_one(tmp_path: Path) -> None:
+    test = load_data(npz(tmp_path, bytes_arrays()), seed=0).test
+    assert test.model_input(test.images).unique().tolist() == [1.0]
+
+
+def test_images_given_to_decide_on_are_used_for_that(tmp_path: Path) -> None:
+    content = arrays(x_val=np.full((3, 3, 4, 4), 7, np.float32), y_val=np.array([1, 0, 1]))
+    data = load_data(npz(tmp_path, content), seed=0)
+    assert len(data.train) == 10
+    assert data.held_out.labels.tolist() == [1, 0, 1]
+
+
+def test_the_file_may_say_how_many_classes_there_are_and_that_flips_are_harmless(tmp_path: Path) -> None:
+    data = load_data(npz(tmp_path, arrays(classes=5, augment=1)), seed=0)
+    assert (data.classes, data.augment) == (5, True)
+
+
+def test_grey_images_need_no_channel_axis(tmp_path: Path) -> None:
+    content = arrays(x_train=np.zeros((10, 4, 6), np.uint8), x_test=np.zeros((4, 4, 6), np.uint8))
+    assert load_data(npz(tmp_path, content), seed=0).input_shape == (1, 4, 6)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "there is no file" in message(f"npz:{tmp_path}/none.npz")
+
+
+def test_a_path_has_to_be_given() -> None:
+    assert "name no place" in message("npz:")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "data.npz").write_bytes(content)
+    assert "data.npz" in message(f"npz:{tmp_path}/data.npz")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
+def test_a_truncated_npz_is_refused(tmp_path: Path, share: float) -> None:
+    npz(tmp_path, arrays())
+    path = tmp_path / "data.npz"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "cut short" in message(f"npz:{path}")
+
+
+def test_an_npz_damaged_inside_is_refused(tmp_path: Path) -> None:
+    npz(tmp_path, arrays())
+    path = tmp_path / "data.npz"
+    raw = bytearray(path.read_bytes())
+    raw[1000] ^= 255  # inside x_train: the checksum of the archive's member no longer holds
+    path.write_bytes(raw)
+    assert "data.npz" in message(f"npz:{path}")
+
+
+def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    assert "single array" in message(f"npz:{tmp_path}/one.npy")
+
+
+def test_python_objects_in_an_npz_are_never_unpickled(tmp_path: Path) -> None:
+    content = arrays(y_train=np.array([Bomb(tmp_path / "boom")] * 10, dtype=object))
+    assert "never unpickles" in message(npz(tmp_path, content))
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_missing_array_is_named_and_what_is_there_is_listed(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, arrays(y_test=None)))
+    assert "lacks y_test; it holds x_test, x_train, y_train" in text
+
+
+def test_x_val_needs_y_val(tmp_path: Path) -> None:
+    assert "lacks y_val" in message(npz(tmp_path, arrays(x_val=np.zeros((1, 3, 4, 4), np.float32))))
+
+
+def test_an_empty_array_is_refused(tmp_path: Path) -> None:
+    content = arrays(x_test=np.zeros((0, 3, 4, 4), np.float32), y_test=np.zeros(0, np.int64))
+    assert "x_test is empty" in message(npz(tmp_path, content))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_image_that_is_not_a_number_is_named(tmp_path: Path, bad: float) -> None:
+    content = arrays()
+    content["x_train"][7, 1, 2, 3] = bad
+    assert "x_train[7] holds NaN or infinity" in message(npz(tmp_path, content))
+
+
+def test_images_and_labels_must_be_as_many(tmp_path: Path) -> None:
+    content = arrays(y_train=np.zeros(9, np.int64))
+    assert "y_train has 9 labels, x_train has 10 images" in message(npz(tmp_path, content))
+
+
+def test_a_label_beyond_the_model_is_named_with_the_range(tmp_path: Path) -> None:
+    content = arrays(y_test=np.array([0, 1, 1, 12]))
+    text = message(npz(tmp_path, content), classes=10)
+    assert "label 12 of y_test is out of range: there are 10 classes, labels run from 0 to 9" in text
+
+
+def test_a_test_label_that_training_never_saw_is_out_of_range(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, arrays(y_test=np.array([0, 1, 1, 2]))))
+    assert "label 2 of y_test is out of range: there are 2 classes, labels run from 0 to 1" in text
+
+
+def test_a_negative_label_is_refused(tmp_path: Path) -> None:
+    content = arrays(y_train=np.array([-1, 1] * 5))
+    assert "label -1 of y_train is out of range" in message(npz(tmp_path, content))
+
+
+def test_one_hot_labels_get_a_hint(tmp_path: Path) -> None:
+    assert "argmax" in message(npz(tmp_path, arrays(y_train=np.eye(10))))
+
+
+def test_labels_are_integers(tmp_path: Path) -> None:
+    assert "y_train holds float64" in message(npz(tmp_path, arrays(y_train=np.zeros(10))))
+
+
+def test_classes_and_outputs_must_agree_where_the_data_say_how_many_they_are(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, arrays(classes=5)), classes=10)
+    assert "have 5 classes, the model has 10 outputs" in text
+
+
+def test_data_that_lack_the_last_class_fit_a_model_that_has_it(tmp_path: Path) -> None:
+    assert load_data(npz(tmp_path, arrays()), seed=0, classes=10).classes == 10
+
+
+def test_images_of_another_size_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, arrays()), model_input=(1, 28, 28))
+    assert "are 3x4x4 (channels x height x width), the model takes 1x28x28" in text
+
+
+def test_training_and_test_images_have_one_size(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, arrays(x_test=np.zeros((4, 3, 5, 5), np.float32))))
+    assert "x_test are 3x5x5 (channels x height x width), the training images are 3x4x4" in text
+
+
+def test_bytes_with_channels_first_get_a_hint(tmp_path: Path) -> None:
+    content = arrays(x_train=np.zeros((10, 3, 8, 8), np.uint8))
+    assert "transpose(0, 2, 3, 1)" in message(npz(tmp_path, content))
+
+
+def test_other_numbers_than_floats_and_bytes_are_refused(tmp_path: Path) -> None:
+    assert "x_train holds int64" in message(npz(tmp_path, arrays(x_train=np.zeros((10, 3, 4, 4), np.int64))))
+
+
+def test_flat_images_are_refused(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, arrays(x_train=np.zeros((10, 48), np.float32))))
+    assert "four axes" in text
+
+
+def test_training_images_in_bytes_and_test_images_in_floats_are_refused(tmp_path: Path) -> None:
+    text = message(npz(tmp_path, bytes_arrays() | {"x_test": np.zeros((4, 3, 4, 4), np.float32)}))
+    assert "x_test is float32, the training images are uint8" in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": np.zeros(3)},
+        {"mean": np.zeros(3), "std": np.zeros(3)},
+        {"mean": np.zeros(2), "std": np.ones(2)},
+        {"mean": np.zeros((3, 3)), "std": np.ones(3)},
+        {"classes": np.array(0)},
+        {"classes": np.array([1, 2])},
+    ],
+)
+def test_mean_std_and_classes_are_checked(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    assert next(iter(wrong)) in message(npz(tmp_path, bytes_arrays(**wrong)))
+
+
+def test_mean_and_std_are_for_bytes(tmp_path: Path) -> None:
+    assert "for uint8" in message(npz(tmp_path, arrays(mean=np.zeros(3), std=np.ones(3))))
+
+
+def test_one_image_a_class_cannot_be_divided(tmp_path: Path) -> None:
+    content = arrays(x_train=np.zeros((2, 3, 4, 4), np.float32), y_train=np.array([0, 1]))
+    assert "too few" in message(npz(tmp_path, content))
+
+
+# ----------------------------------------------------------------------------------------------------
+# Names
+
+
+def test_unknown_data_get_the_nearest_name() -> None:
+    assert "Did you mean 'fashion-mnist'?" in message("fashion-mnits")
+
+
+def test_a_path_without_its_kind_is_told_which(tmp_path: Path) -> None:
+    assert f"type folder:{tmp_path}" in message(str(tmp_path))
+    assert "type npz:some.npz" in message("some.npz")
+
+
+# ----------------------------------------------------------------------------------------------------
+# A folder of images
+
+
+def image(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    """Ten red cats and five blue dogs."""
+    for number in range(10):
+        image(tmp_path / "cat" / f"{number}.png", (255, 0, 0))
+    for number in range(5):
+        image(tmp_path / "dog" / f"{number}.png", (0, 0, 255))
+    return tmp_path
+
+
+def test_the_classes_are_the_folders_in_order(animals: Path) -> None:
+    data = load_data(f"folder:{animals}", seed=0, model_input=(3, 8, 8))
+    assert data.classes == 2
+    # Red fills channel 0 of class 0.
+    for picture, label in zip(data.train.images, data.train.labels, strict=True):
+        assert picture[:, 0, 0].tolist() == ([255, 0, 0] if label == 0 else [0, 0, 255])
+
+
+def test_a_fifth_is_test_and_a_fifth_of_the_rest_is_held_out(animals: Path) -> None:
+    data = load_data(f"folder:{animals}", seed=0)
+    # 10 cats: 2 test, 2 of 8 held out; 5 dogs: 1 test, 1 of 4 held out.
+    assert torch.bincount(data.test.labels).tolist() == [2, 1]
+    assert torch.bincount(data.held_out.labels).tolist() == [2, 1]
+    assert torch.bincount(data.train.labels).tolist() == [6, 3]
+
+
+def test_train_and_test_folders_are_used_if_there_are_any(tmp_path: Path) -> None:
+    for part, count in (("train", 5), ("test", 2)):
+        for number in range(count):
+            image(tmp_path / part / "cat" / f"{number}.jpg", (9, 9, 9))
+            image(tmp_path / part / "dog" / f"{number}.jpg", (99, 9, 9))
+    data = load_data(f"folder:{tmp_path}", seed=0)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [8, 2, 4]
+
+
+def test_images_are_cropped_and_resized_to_the_model(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(5):
+            image(tmp_path / name / f"{number}.png", (10, 20, 30), size=(40, 20))
+    assert load_data(f"folder:{tmp_path}", seed=0, model_input=(3, 16, 16)).input_shape == (3, 16, 16)
+
+
+def test_a_model_for_grey_images_gets_grey_ones(animals: Path) -> None:
+    data = load_data(f"folder:{animals}", seed=0, model_input=(1, 8, 8))
+    # Luma of pure red: 0.299 * 255 = 76.
+    assert data.test.images[data.test.labels == 0].unique().tolist() == [76]
+
+
+def test_images_of_different_sizes_need_a_model_that_says_which(animals: Path) -> None:
+    image(animals / "cat" / "big.png", (1, 1, 1), size=(9, 9))
+    assert "2 different sizes (most often 8x8)" in message(f"folder:{animals}")
+
+
+def test_three_channels_are_normalised_as_published_models_want(animals: Path) -> None:
+    assert load_data(f"folder:{animals}", seed=0).train.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "there is no folder" in message(f"folder:{tmp_path}/none")
+
+
+def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
+    assert "has no folders" in message(f"folder:{tmp_path}")
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    assert "has no images" in message(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("cut", [0, 20, 50])
+def test_a_corrupt_image_is_named(animals: Path, cut: int) -> None:
+    path = animals / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:cut])
+    assert f"{path} cannot be read" in message(f"folder:{animals}", model_input=(3, 8, 8))
+
+
+def test_a_test_class_that_training_lacks_is_named(tmp_path: Path) -> None:
+    for number in range(5):
+        image(tmp_path / "train" / "cat" / f"{number}.png", (1, 1, 1))
+    image(tmp_path / "test" / "cow" / "0.png", (1, 1, 1))
+    assert "has the class 'cow', which the training images lack: cat" in message(f"folder:{tmp_path}")
+
+
+def test_a_folder_of_two_classes_does_not_fit_a_model_of_ten(animals: Path) -> None:
+    assert "2 classes, the model has 10 outputs" in message(f"folder:{animals}", classes=10)
+
+
+# ----------------------------------------------------------------------------------------------------
+# CIFAR-10's batches
+
+
+class Bomb:
+    """Unpickled by Python itself it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def batches(folder: Path, protocol: int = 2) -> None:
+    """Six batches of 20 images, two a class; every byte of an image is 10 times its class, plus its plane."""
+    labels = [number % 10 for number in range(20)]
+    planes = np.array([[[10 * label + plane] * 1024 for plane in range(3)] for label in labels], np.uint8)
+    for name in (*cifar10.TRAIN, cifar10.TEST):
+        content = {b"data": planes.reshape(20, 3072), b"labels": labels, b"batch_label": b"one"}
+        (folder / name).write_bytes(pickle.dumps(content, protocol))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_cifar_batches_are_read_in_every_protocol_that_had_arrays_then(tmp_path: Path, protocol: int) -> None:
+    batches(tmp_path, protocol)
+    data = load_data(f"cifar10:{tmp_path}", seed=0)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [80, 20, 20]
+    for picture, label in zip(data.test.images, data.test.labels, strict=True):
+        assert picture[:, 31, 31].tolist() == [10 * label, 10 * label + 1, 10 * label + 2]
+
+
+def test_cifar_is_found_one_folder_deeper_as_it_is_unpacked(tmp_path: Path) -> None:
+    inner = tmp_path / "cifar-10-batches-py"
+    inner.mkdir()
+    batches(inner)
+    assert load_data(f"cifar10:{tmp_path}", seed=0).classes == 10
+
+
+def test_a_batch_as_python_2_wrote_it_is_read(tmp_path: Path) -> None:
+    # What the distributed files hold: numpy.core's old name, and the pixels as a byte string (opcode T).
+    raw = bytes(range(256)) * 12
+    old = (
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        b"K\x00tb\x89T" + (3072).to_bytes(4, "little") + raw + b"tbU\x06labels]K\x07au."
+    )
+    (tmp_path / "batch").write_bytes(old)
+    pixels, labels = cifar10._batch(tmp_path / "batch")
+    assert labels.tolist() == [7]
+    assert pixels.shape == (1, 32, 32, 3)
+    assert pixels[0, 0, :3, 0].tolist() == [0, 1, 2]
+
+
+def test_missing_batches_are_named(tmp_path: Path) -> None:
+    batches(tmp_path)
+    (tmp_path / "data_batch_3").unlink()
+    assert "lacks data_batch_3" in message(f"cifar10:{tmp_path}")
+
+
+def test_code_in_a_batch_is_refused_and_never_run(tmp_path: Path) -> None:
+    batches(tmp_path)
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps({b"data": Bomb(tmp_path / "boom")}))
+    assert "data_batch_2 is no batch of CIFAR-10: it asks for" in message(f"cifar10:{tmp_path}")
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+    ],
+)
+def test_no_other_function_can_be_reached(tmp_path: Path, code: bytes) -> None:
+    (tmp_path / "batch").write_bytes(code)
+    with pytest.raises(UserError, match="no batch of CIFAR-10"):
+        cifar10.load_plain(tmp_path / "batch")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_truncated_batch_is_refused(tmp_path: Path, share: float) -> None:
+    batches(tmp_path)
+    path = tmp_path / "test_batch"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "test_batch is no batch of CIFAR-10" in message(f"cifar10:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {b"labels": [1]},
+        {b"data": np.zeros((1, 3072), np.uint8)},
+        {b"data": np.zeros((1, 100), np.uint8), b"labels": [1]},
+        {b"data": np.zeros((1, 3072), np.float32), b"labels": [1]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": ["cat"]},
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "batch").write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(UserError, match="batch"):
+        cifar10._batch(tmp_path / "batch")
+
+
+def test_an_array_with_fewer_bytes_than_its_shape_says_is_refused(tmp_path: Path) -> None:
+    raw = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, 2)
+    shape = b"K\x02M\x00\x0c\x86"
+    assert shape in raw
+    (tmp_path / "batch").write_bytes(raw.replace(shape, b"K\x09M\x00\x0c\x86"))
+    with pytest.raises(UserError, match="damaged array"):
+        cifar10._batch(tmp_path / "batch")
+
+
+def test_cifar_labels_run_from_0_to_9(tmp_path: Path) -> None:
+    batches(tmp_path)
+    content = {b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(content, 2))
+    assert "label 10 of the labels of test_batch is out of range" in message(f"cifar10:{tmp_path}")
+
+
+# ----------------------------------------------------------------------------------------------------
+# A function of the user
+
+_CODE = """
+import numpy as np, torch
+from cprune.data import Data, Split
+x = np.zeros((10, 1, 4, 4), np.float32); y = np.array([0, 1] * 5)
+def a_dict():
+    return {"x_train": x, "y_train": y, "x_test": torch.from_numpy(x), "y_test": torch.from_numpy(y)}
+def a_tuple(): return x, y, x, y
+def a_data():
+    part = Split(torch.from_numpy(x), torch.from_numpy(y))
+    return Data("own", part, part, part, 2, False)
+def nothing(): return None
+def fails():
+    return 1 / 0
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_data.py").write_text(_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_data", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "count"), [("a_dict", 8), ("a_tuple", 8), ("a_data", 10)])
+def test_a_function_may_return_a_dict_a_tuple_or_data(mine: Path, name: str, count: int) -> None:
+    data = load_data(f"my_data:{name}", seed=0)
+    assert len(data.train) == count
+    assert data.classes == 2
+
+
+def test_the_users_data_are_checked_too(mine: Path) -> None:
+    assert "the model takes 3x32x32" in message("my_data:a_data", model_input=(3, 32, 32))
+
+
+def test_a_function_that_returns_something_else_is_told(mine: Path) -> None:
+    assert "my_data:nothing returned a NoneType" in message("my_data:nothing")
+
+
+def test_a_function_that_fails_is_named_with_its_line(mine: Path) -> None:
+    assert "my_data.py:13: ZeroDivisionError" in message("my_data:fails")
+
+
+def test_an_unknown_function_gets_the_nearest(mine: Path) -> None:
+    assert "Did you mean 'a_tuple'?" in message("my_data:a_tupel")
+
+
+def test_an_unknown_module_gets_the_nearest(mine: Path) -> None:
+    assert "Did you mean 'my_data'?" in message("my_dat:a_tuple")
+
+
+def test_a_number_is_no_function(mine: Path) -> None:
+    assert "my_data:number is a int, not a function" in message("my_data:number")
+
+
+def test_a_path_is_no_module(mine: Path) -> None:
+    assert "type my_data:a_tuple" in message("./my_data.py:a_tuple")
+
+
+def test_a_module_that_cannot_be_imported_says_where(mine: Path) -> None:
+    (mine / "broken.py").write_text("import os\nimport no_such_thing\n")
+    assert "broken.py:2: ModuleNotFoundError" in message("broken:f")
+    (mine / "wrong.py").write_text("def f(:\n")
+    assert "wrong.py:1: SyntaxError" in message("wrong:f")
+
+
+def test_the_module_path_is_as_before(mine: Path) -> None:
+    before = list(sys.path)
+    load_data("my_data:a_tuple", seed=0)
+    assert sys.path == before
+
+
+def test_an_npz_of_lzma_members_is_read_like_any_other(tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, values in arrays().items():
+            member = io.BytesIO()
+            np.save(member, values)
+            archive.writestr(f"{name}.npy", member.getvalue())
+    assert len(load_data(f"npz:{path}", seed=0).test) == 4
