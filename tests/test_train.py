@@ -361,9 +361,9 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step() -> None:
 def test_weights_spoilt_by_the_last_step_are_found() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     nn.init.zeros_(model[1].weight)  # type: ignore[arg-type]
-    # The loss of the only step is log 2; its gradient is of the size of the images, 1e30, times a rate of 1e20.
+    # The loss of the only step is log 2, its gradient as large as the images, 1e30, and the rate is 1e20.
     split = Split(torch.full((4, 1, 2, 2), 1e30), torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(FineTuneDiverged, match="1.weight holds NaN or infinity after 1 steps"):
+    with pytest.raises(FineTuneDiverged, match=r"1\.weight holds NaN or infinity after 1 steps"):
         fine_tune(model, split, epochs=1, lr=1e20, seed=0, bfloat16=False)
 
 
