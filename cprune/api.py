@@ -41,6 +41,7 @@ from cprune.zoo import load_model
 __all__ = ["Result", "load", "prune", "resume", "run"]
 
 DEFAULT_MODEL, DEFAULT_DATA = "resnet-fashion", "fashion-mnist"
+DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,20 @@ def prune(
 ) -> Result:
     """Prune `model` until the accuracy limit and return the faster model with the measurements that prove it.
 
-    `evaluate(model)` returns the accuracy that decisions are made on, in [0, 1]; `test(model)` the one that is promised
-    and reported (default: the same).  `train(model)` fine-tunes in place, one call per accepted step and one at the end.
-    `example_inputs` is what one inference gets; its shape is what is tuned and timed.  `min_acc` is the accuracy to keep;
-    without it one point may be lost (`max_drop`).  `out` keeps the run in a folder that `cprune report` reads; `settings`
-    are those of `cprune.config.Settings`.
+    `evaluate(model)` returns the accuracy that decisions are made on, in [0, 1]; `test(model)` the one that is
+    promised and reported (default: the same).  `train(model)` fine-tunes in place: one call for a step that is fast
+    enough and one at the end.  `example_inputs` is what one inference gets; its shape is what is tuned and timed.
+    `min_acc` is the accuracy to keep; without it one point may be lost (`max_drop`).  `out` keeps the run in a folder
+    that `cprune report` reads; `settings` are those of `cprune.config.Settings`.
 
     Raises UserError for arguments that make no sense and for a model that cannot be exported.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     chosen = Settings.from_dict({**settings, "min_acc": min_acc})
     if chosen.importance == "taylor":
-        raise UserError('importance="taylor" needs gradients', "Use the command with --data, or another importance.")
+        raise UserError(
+            'importance="taylor" needs gradients', "Use the command with --data, or another importance."
+        )
     where = find(target, threads)
     trainer = CallableTrainer(evaluate, train, test, calibrate)
     network = capture(model, inputs)
@@ -118,7 +121,7 @@ def run(
     threads: int | None = None,
     out: Path | None = None,
     records: str | None = None,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
     progress: Progress | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
 ) -> tuple[RunFolder, dict[str, Any]]:
@@ -149,7 +152,9 @@ def resume(
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder.run_json} is no configuration of a run ({error} is missing)") from error
     if data == "functions":
-        raise UserError(f"{path} was started from Python; its functions are not stored", "Call cprune.prune again.")
+        raise UserError(
+            f"{path} was started from Python; its functions are not stored", "Call cprune.prune again."
+        )
     where = find(stored["name"], stored["threads"])
     if where.fingerprint != stored["fingerprint"]:
         raise UserError(
@@ -225,10 +230,11 @@ def _drive(
     progress: Progress,
     on_step: Callable[[Step], None],
 ) -> tuple[dict[str, Any], Network]:
-    with folder.lock(), opened_tuner(target, config["records"] or folder.records, settings.seed) as (session, tuner):
-        loop = Loop(
-            network, inputs, trainer, session, tuner, settings, _FolderKeeper(folder), progress
-        )
+    with (
+        folder.lock(),
+        opened_tuner(target, config["records"] or folder.records, settings.seed) as (session, tuner),
+    ):
+        loop = Loop(network, inputs, trainer, session, tuner, settings, _FolderKeeper(folder), progress)
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings))
         for step in loop.steps():
@@ -280,7 +286,8 @@ def analysis(before: Tuned, after: Tuned, settings: Settings) -> dict[str, Any]:
         "tasks_after": tasks_of(after, settings.step_join),
         "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
         "frozen": [
-            {"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen
+            {"layers": list(f.layers), "reason": f.reason, "channels": f.channels}
+            for f in before.graph.frozen
         ],
         "groups": [
             {"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups

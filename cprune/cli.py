@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cprune import __version__
-from cprune.targets.errors import BrokenWorld, CpruneError, UserError
+from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
     from cprune.config import Settings
@@ -32,7 +32,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="a name from `cprune models`, or MODULE:FUNCTION returning an nn.Module")
+    str,
+    typer.Option(
+        "--model", "-m", help="a name from `cprune models`, or MODULE:FUNCTION returning an nn.Module"
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="trained weights: .safetensors, .pth, .pt or .th")]
 DataSpec = Annotated[
@@ -56,12 +59,8 @@ def run_command(
     weights: Weights = None,
     data: DataSpec = None,
     target: TargetName = "local",
-    min_acc: Annotated[
-        str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")
-    ] = None,
-    max_drop: Annotated[
-        str | None, typer.Option(help="accuracy that may be lost, default 1%")
-    ] = None,
+    min_acc: Annotated[str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,
     trials: Trials = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -73,7 +72,9 @@ def run_command(
         Path | None, typer.Option(help="TOML file with settings; options given here win")
     ] = None,
     records: Records = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model: never slower, never below the accuracy asked for.
@@ -96,8 +97,10 @@ def run_command(
     if min_acc is not None and max_drop is not None:
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
     settings = _settings({**values, **{k: v for k, v in given.items() if v is not None}})
-    if data is None and api.DEFAULT_MODEL != model:
-        raise UserError(f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR")
+    if data is None and model != api.DEFAULT_MODEL:
+        raise UserError(
+            f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR"
+        )
     folder, result = api.run(
         model=model,
         weights=weights,
@@ -196,7 +199,9 @@ def models_command(as_json: Json = False) -> None:
     table = _table("name", "input", "weights", "what it is")
     for row in rows:
         size = "x".join(str(n) for n in row["input"])  # type: ignore[attr-defined]
-        table.add_row(str(row["name"]), size, "built in" if row["weights"] else "--weights", str(row["description"]))
+        table.add_row(
+            str(row["name"]), size, "built in" if row["weights"] else "--weights", str(row["description"])
+        )
     _print(table)
 
 

@@ -76,6 +76,25 @@ class Keeper(Protocol):
         """Return the folder for the network after long training."""
 
 
+class NoKeeper:
+    """Keeps nothing."""
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return no events."""
+        return []
+
+    def step_dir(self, index: int) -> Path | None:
+        """Return None."""
+        return None
+
+    def final_dir(self) -> Path | None:
+        """Return None."""
+        return None
+
+
 @dataclass(frozen=True)
 class Tuned:
     """A network with its calls and the fastest program of every task."""
@@ -177,7 +196,7 @@ class Loop:
         self,
         network: Network,
         example_inputs: tuple[Tensor, ...],
-        trainer: Trainer,
+        trainer: Trainer | None,
         session: Session,
         tuner: Tuner,
         settings: Settings,
@@ -185,7 +204,9 @@ class Loop:
         progress: Progress,
     ) -> None:
         self.first, self.example = network, example_inputs
-        self.trainer, self.session, self.tuner = trainer, session, tuner
+        if trainer is not None:
+            self.trainer = trainer
+        self.session, self.tuner = session, tuner
         self.settings, self.keeper, self.progress = settings, keeper, progress
         self.target = tuner.target
         self.inputs = [x.detach().numpy() for x in example_inputs]
@@ -197,6 +218,20 @@ class Loop:
         self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
         self.held = "before"  # the session's name of the current model
         tuner.on_trial = progress.advance
+
+    @classmethod
+    def only_tuning(
+        cls,
+        network: Network,
+        example_inputs: tuple[Tensor, ...],
+        session: Session,
+        tuner: Tuner,
+        settings: Settings,
+        progress: Progress,
+    ) -> Tuned:
+        """Return `network` tuned in its best layout: what `begin` does, without any accuracy."""
+        loop = cls(network, example_inputs, None, session, tuner, settings, NoKeeper(), progress)
+        return loop._tuned(network, loop._choose_block(), settings.trials, {}, "tuning")
 
     # -- before the first step
 
@@ -262,7 +297,9 @@ class Loop:
         options = [b for b in (self.target.vector, self.target.vector // 2) if b >= 4]
         heavy: dict[int, list[Task]] = {}
         for block in options:
-            tasks = [t for t in lower(self.first, self.example, block).tasks() if isinstance(t.workload, Conv2d)]
+            tasks = [
+                t for t in lower(self.first, self.example, block).tasks() if isinstance(t.workload, Conv2d)
+            ]
             heavy[block] = sorted(tasks, key=lambda t: -t.workload.macs * t.uses)[:BLOCK_TASKS]
         if len(options) < 2 or not all(heavy.values()):
             return options[0]
@@ -344,7 +381,9 @@ class Loop:
         folder = self.keeper.step_dir(index)
         assert folder is not None
         network = networks.load(folder)
-        return self._tuned(network, self.start.block, self.settings.loop_trials, self._siblings(self.before), "")
+        return self._tuned(
+            network, self.start.block, self.settings.loop_trials, self._siblings(self.before), ""
+        )
 
     def _hold(self, key: str) -> None:
         """Make the model `key` of the session the one that candidates are compared with."""
@@ -365,9 +404,7 @@ class Loop:
         self.loop_trials += trials
         name = describe(proposal.task.workload)
 
-        def verdict(
-            word: str, reason: str, found: Comparison | None, accuracy: float | None = None
-        ) -> Step:
+        def verdict(word: str, reason: str, found: Comparison | None, accuracy: float | None = None) -> Step:
             step = Step(
                 index,
                 name,
@@ -387,7 +424,9 @@ class Loop:
 
         if new.predicted_s >= old.predicted_s:
             gain = new.predicted_s / old.predicted_s
-            return verdict("rejected", f"the changed tasks are not faster (forecast {gain:.3f} of the time)", None)
+            return verdict(
+                "rejected", f"the changed tasks are not faster (forecast {gain:.3f} of the time)", None
+            )
         found = self._gate(index, proposal, old, new)
         if not (found.ratio.median <= self.settings.beta and found.ratio.high < 1):
             told = f"{found.ratio.median:.3f} [{found.ratio.low:.3f}, {found.ratio.high:.3f}] of the time"
@@ -404,7 +443,9 @@ class Loop:
                 return verdict("excluded", f"training diverged: {error}", found)
         with self.seconds.spent("evaluate"):
             accuracy = self.trainer.decide(network)
-        last = next((s.accuracy for s in reversed(self.history) if s.verdict == "accepted"), self.start.decide)
+        last = next(
+            (s.accuracy for s in reversed(self.history) if s.verdict == "accepted"), self.start.decide
+        )
         floor = max(self.start.floor, self.settings.alpha * (last or 0.0))
         if accuracy < floor:
             return verdict("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", found, accuracy)
@@ -423,7 +464,9 @@ class Loop:
         for event in self.events:
             if event["event"] == "measured" and event["key"] == key:
                 self._load(name, new)
-                return Comparison(*(Interval.from_dict(event[n]) for n in ("before_ms", "latency_ms", "ratio")))
+                return Comparison(
+                    *(Interval.from_dict(event[n]) for n in ("before_ms", "latency_ms", "ratio"))
+                )
         with self.seconds.spent("measure"):
             self._load(name, new)
             found = compare(
@@ -480,7 +523,9 @@ class Loop:
                 self.settings.run_ms,
             )
         if status != "unpruned" and found.ratio.high >= 1:
-            self.notes.append("the pruned model is not clearly faster after final tuning; the model stays as it is")
+            self.notes.append(
+                "the pruned model is not clearly faster after final tuning; the model stays as it is"
+            )
             network, test, status, after = self.first, self.start.test, "unpruned", before
         counts = {v: sum(s.verdict == v for s in self.history) for v in ("accepted", "rejected", "excluded")}
         outcome = Outcome(
@@ -541,7 +586,9 @@ class Loop:
             if test >= self.start.required:
                 self.notes.append(f"the model after step {step.index} holds it ({test:.2%})")
                 return network, test, "stepped-back"
-        self.notes.append("no pruned model holds the accuracy asked for; the unpruned, tuned model is returned")
+        self.notes.append(
+            "no pruned model holds the accuracy asked for; the unpruned, tuned model is returned"
+        )
         return self.first, self.start.test, "unpruned"
 
     # -- helpers

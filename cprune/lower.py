@@ -231,7 +231,9 @@ class _Lowering:
         if conv is not None and conv.activation == "none" and conv.residual is None:
             folded = (conv.weight.double() * scale[:, None, None, None]).float()
             layers = [*conv.layers, *([self.layer(weight)] if isinstance(weight, Ref) else [])]
-            return replace(conv, weight=folded, bias=(conv.bias.double() * scale + shift).float(), layers=layers)
+            return replace(
+                conv, weight=folded, bias=(conv.bias.double() * scale + shift).float(), layers=layers
+            )
         layer = self.layer(weight if isinstance(weight, Ref) else mean)
         ones = scale.float()[:, None, None, None]
         shape = self.shape(node.name)
@@ -257,7 +259,7 @@ class _Lowering:
         return self.activated(node, name, lambda e: ("clip", e, float(low), float(high)))
 
     def op_clamp(self, node: Node) -> Any:
-        x, low, high = _filled(node, [None, None], 1)
+        _, low, high = _filled(node, [None, None], 1)
         if isinstance(low, Ref) or isinstance(high, Ref):
             return None
         low, high = (-3.4e38 if low is None else float(low)), (3.4e38 if high is None else float(high))
@@ -353,7 +355,11 @@ class _Lowering:
 
     def op_pad(self, node: Node) -> Any:
         x, pads, mode, value = _filled(node, ["constant", None], 2)
-        if mode != "constant" or value not in (None, 0, 0.0) or any(isinstance(p, Ref) or p < 0 for p in pads):
+        if (
+            mode != "constant"
+            or value not in (None, 0, 0.0)
+            or any(isinstance(p, Ref) or p < 0 for p in pads)
+        ):
             return None
         before, after = self.shape(x.name), self.shape(node.name)
         lows = [0] * len(before)
@@ -418,7 +424,11 @@ class _Lowering:
         n, c, h, w = self.shape(x.name)
         step = _pair(stride) if stride else kernel
         _, _, oh, ow = self.shape(node.name)
-        pads = (*pad, (oh - 1) * step[0] + kernel[0] - h - pad[0], (ow - 1) * step[1] + kernel[1] - w - pad[1])
+        pads = (
+            *pad,
+            (oh - 1) * step[0] + kernel[0] - h - pad[0],
+            (ow - 1) * step[1] + kernel[1] - w - pad[1],
+        )
         pads = (*pad, max(pads[2], 0), max(pads[3], 0))
         if ceil and op == "avg" and pads[2:] != pad:
             return None
@@ -428,7 +438,7 @@ class _Lowering:
 
     def op_adaptive_avg_pool2d(self, node: Node) -> Any:
         x, size = node.args[:2]
-        n, c, h, w = self.shape(x.name)
+        _, _, h, w = self.shape(x.name)
         oh, ow = _pair(size)
         if (oh, ow) == (1, 1):
             return self.mean(node, x)
@@ -519,13 +529,17 @@ class _Lowering:
             raise UserError(f"cannot compile the value {name!r}: it is a list of tensors")
         if block is None:
             block = block_of(held.shape[1], self.block) if len(held.shape) == 4 else 0
-        workload = Elementwise(held.expression, tuple((i.shape, i.block) for i in held.inputs), held.shape, block)
+        workload = Elementwise(
+            held.expression, tuple((i.shape, i.block) for i in held.inputs), held.shape, block
+        )
         return self.emit(name, workload, held.inputs, (), (), held.shape, block)
 
     def write_conv(self, name: str, conv: _Conv) -> _Stored:
         n, c, h, w = self.shape(conv.x)
         held = self.values[conv.x]
-        plain = isinstance(held, _Stored) and held.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
+        plain = (
+            isinstance(held, _Stored) and held.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
+        )
         x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
         out = block_of(conv.shape[1], self.block)
         outputs = padded(conv.shape[1], out)
@@ -656,4 +670,3 @@ def _renumbered(expression: Any, order: list[int]) -> Any:
             return ("in", order[expression[1]])
         return tuple(_renumbered(part, order) for part in expression)
     return expression
-

@@ -107,9 +107,7 @@ def _fitting(
     return None
 
 
-def _starts(
-    layers: Sequence[str], graph: Graph, size: int, scores: Scores
-) -> list[tuple[str, ...]]:
+def _starts(layers: Sequence[str], graph: Graph, size: int, scores: Scores) -> list[tuple[str, ...]]:
     """Return sets of groups that together narrow every layer: each alone where layers have one group, else a choice.
 
     A layer with several groups is narrowed by one of them, the one whose channels matter least first, or by equal
@@ -130,9 +128,7 @@ def _starts(
     return list(dict.fromkeys(found))
 
 
-def _removed(
-    layers: Sequence[str], graph: Graph, groups: Sequence[str], count: int
-) -> dict[str, int] | None:
+def _removed(layers: Sequence[str], graph: Graph, groups: Sequence[str], count: int) -> dict[str, int] | None:
     """Return channels per group so that every layer loses `count`; None where they do not share out evenly."""
     removed: dict[str, int] = {}
     for layer in layers:

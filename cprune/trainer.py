@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cprune import train
 from cprune.data import Data
-from cprune.progress import Progress, Silent
+from cprune.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,12 @@ class CallableTrainer:
         test: Callable[[nn.Module], float] | None = None,
         calibrate: Callable[[nn.Module], object] | None = None,
     ) -> None:
-        self._evaluate, self._train, self._test, self._calibrate = evaluate, train, test or evaluate, calibrate
+        self._evaluate, self._train, self._test, self._calibrate = (
+            evaluate,
+            train,
+            test or evaluate,
+            calibrate,
+        )
 
     def decide(self, model: nn.Module) -> float:
         """See `Trainer.decide`."""
@@ -124,7 +129,7 @@ class CallableTrainer:
             model.eval()
 
     def fine_tune(
-        self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress = Silent()
+        self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress
     ) -> None:
         """Call the user's `train`, if there is one.  How long it trains is the user's business."""
         if self._train is not None:

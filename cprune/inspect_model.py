@@ -1,0 +1,102 @@
+"""`cprune explain`: what cprune sees in a model before it prunes anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cprune.api import opened_tuner, tasks_of
+from cprune.config import Settings
+from cprune.loop import Tuned
+from cprune.network import Network, capture
+from cprune.progress import Progress
+from cprune.targets.target import Target, find
+from cprune.zoo import load_model
+
+
+def explain(
+    model: str,
+    weights: Path | None,
+    target: str,
+    threads: int | None,
+    settings: Settings,
+    records: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return groups, frozen channels and tasks of `model` as `cprune explain --json` prints them."""
+    loaded = load_model(model, weights, None, settings.seed)
+    network = capture(loaded.model, loaded.example_inputs)
+    where = find(target, threads)
+    tuned = tuned_model(
+        network, loaded.example_inputs, where, settings, records or default_records(where), progress
+    )
+    tasks = tasks_of(tuned, settings.step_join)
+    free = {layer for group in tuned.graph.groups for layer in group.layers}
+    total = sum(t["latency_us"] * t["uses"] for t in tasks)
+    prunable = sum(t["latency_us"] * t["uses"] for t in tasks if free.intersection(t["layers"]))
+    return {
+        "model": loaded.name,
+        "target": where.name,
+        "groups": [
+            {"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in tuned.graph.groups
+        ],
+        "frozen": [
+            {"layers": list(f.layers), "channels": f.channels, "reason": f.reason} for f in tuned.graph.frozen
+        ],
+        "tasks": tasks,
+        "prunable_latency_share": round(prunable / total, 4) if total else 0.0,
+    }
+
+
+def default_records(target: Target) -> Path:
+    """Return the store that commands without a run folder share: in the user's cache."""
+    import os
+
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cprune"
+    base.mkdir(parents=True, exist_ok=True)
+    return base / f"records-{target.name}.sqlite"
+
+
+def tuned_model(
+    network: Network,
+    inputs: Any,
+    target: Target,
+    settings: Settings,
+    records: str | Path,
+    progress: Progress,
+) -> Tuned:
+    """Return `network` tuned with the settings' trials."""
+    from cprune.loop import Loop
+
+    with opened_tuner(target, records, settings.seed) as (session, tuner):
+        return Loop.only_tuning(network, inputs, session, tuner, settings, progress)
+
+
+def show(told: dict[str, Any]) -> None:
+    """Print what `explain` returned as tables."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        for column in columns:
+            made.add_column(column)
+        return made
+
+    groups = table("channel groups: what shrinks together", "group", "channels", "layers")
+    for g in told["groups"]:
+        groups.add_row(g["id"], str(g["channels"]), ", ".join(g["layers"]))
+    console.print(groups)
+    frozen = table("frozen: channels that stay", "layers", "channels", "they stay because")
+    for f in told["frozen"]:
+        frozen.add_row(", ".join(f["layers"]), str(f["channels"]), f["reason"])
+    console.print(frozen)
+    tasks = table("tasks, tuned", "task", "us", "uses", "channel step", "layers")
+    for t in sorted(told["tasks"], key=lambda t: -t["latency_us"] * t["uses"]):
+        step = str(t["step"] or "-")
+        tasks.add_row(t["id"], f"{t['latency_us']:.1f}", str(t["uses"]), step, ", ".join(t["layers"]))
+    console.print(tasks)
+    console.print(f"{told['prunable_latency_share']:.0%} of the latency can be pruned", highlight=False)
