@@ -208,8 +208,8 @@ class _FolderKeeper:
     def step_dir(self, index: int) -> Path:
         return self.folder.step_dir(index)
 
-    def final_dir(self) -> Path:
-        return self.folder.final_dir
+    def final_dir(self, index: int) -> Path:
+        return self.folder.final_dir / f"{index:04d}"
 
 
 @contextmanager

@@ -35,20 +35,17 @@ _STDLIB = sysconfig.get_paths()["stdlib"]
 
 def from_module(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     """See `cprune.network.capture`."""
-    example_inputs = tuple(example_inputs)
+    example_inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     for i, example in enumerate(example_inputs):
         if not isinstance(example, Tensor):
-            raise UserError(
-                f"example input {i} is {type(example).__name__}; cprune takes models of tensors only"
-            )
+            raise UserError(f"example input {i} is {type(example).__name__}; cprune takes models of tensors only")
     try:
         original = copy.deepcopy(model).eval()
         with torch.no_grad():
             original(*example_inputs)
     except Exception as error:
         raise UserError(
-            f"the model fails on its example input {_shapes(example_inputs)}{_place(error)}: "
-            f"{_first_line(error)}"
+            f"the model fails on its example input {_shapes(example_inputs)}{_place(error)}: {_first_line(error)}"
         ) from error
 
     # A batch of one would be taken for a constant by export: it is shown two.
@@ -85,8 +82,7 @@ def _compared(network: Network, original: nn.Module, example_inputs: tuple[Tenso
     """Return `network` if it computes what `original` does on noise of the examples' shape."""
     noise = torch.Generator().manual_seed(0)
     inputs = tuple(
-        torch.randn(x.shape, generator=noise).to(x) if x.is_floating_point() else x.clone()
-        for x in example_inputs
+        torch.randn(x.shape, generator=noise).to(x) if x.is_floating_point() else x.clone() for x in example_inputs
     )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -123,9 +119,7 @@ def _network(program: torch.export.ExportedProgram, original: nn.Module) -> Netw
         if node.op == "output":
             out_spec = program.call_spec.out_spec
             flat = list(node.args[0])
-            structure = _structure(
-                pytree.tree_unflatten(flat, out_spec) if out_spec is not None else tuple(flat)
-            )
+            structure = _structure(pytree.tree_unflatten(flat, out_spec) if out_spec is not None else tuple(flat))
             node = Node(node.name, "output", (structure,))
         elif node.op == "param" and node.args[0] not in tensors:
             name = node.args[0]
@@ -148,9 +142,7 @@ def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -
         args = tuple(_encoded(arg, replaced) for arg in node.args)
         kwargs = tuple((key, _encoded(value, replaced)) for key, value in node.kwargs.items())
     except ValueError as error:
-        raise UserError(
-            f"the model uses {node.target}{_at(source)} in a way cprune cannot hold: {error}"
-        ) from error
+        raise UserError(f"the model uses {node.target}{_at(source)} in a way cprune cannot hold: {error}") from error
     if node.op == "output":
         return Node("output", "output", args)
     target = node.target
@@ -170,9 +162,7 @@ def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -
         written = args[0].name if args and isinstance(args[0], Ref) else ""
         first = node.args[0]
         if isinstance(first, fx.Node) and first.name in targets:
-            raise UserError(
-                f"the model changes its buffer {targets[first.name]!r} while it runs{_at(source)}"
-            )
+            raise UserError(f"the model changes its buffer {targets[first.name]!r} while it runs{_at(source)}")
         for name, now in list(replaced.items()):
             if now == written:
                 replaced[name] = node.name
@@ -208,9 +198,7 @@ def _structure(value: Any) -> Any:
         return tuple(_structure(item) for item in value)
     if isinstance(value, Ref) or value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise UserError(
-        f"the model returns a {type(value).__name__}; cprune knows tensors, tuples, lists and dicts"
-    )
+    raise UserError(f"the model returns a {type(value).__name__}; cprune knows tensors, tuples, lists and dicts")
 
 
 def _alive(nodes: list[Node]) -> list[Node]:

@@ -16,7 +16,7 @@ from cprune.lower import Lowered
 from cprune.targets.session import Model
 from cprune.tuner.programs import module_of
 from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Shape, Tir, key
+from cprune.tuner.workload import Shape, key
 
 OPAQUE = 8  # TVM's pattern for functions that its own fusion must leave alone
 
@@ -44,8 +44,6 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
                     functions[task] = builder.add_func(func, f"task{len(functions)}")
                 *given, out = call.workload.arguments()
                 names = (*call.inputs, *call.weights)
-                if isinstance(call.workload, Tir):
-                    names = call.inputs
                 args = [
                     _shaped(builder, variables[name], shape) for name, shape in zip(names, given, strict=True)
                 ]

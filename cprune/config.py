@@ -10,7 +10,11 @@ from cprune.targets.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run decides.  The defaults of `alpha`, `beta` and the iteration limit are those of CPrune's released code.
+    """How a run decides.
+
+    The defaults of `beta` and `max_steps` are those of CPrune's released code.  Its `alpha` is 0.995; ours is lower,
+    since one coarse step of a small network often costs half a point that later training brings back, and `min_acc`
+    holds in any case.
 
     Attributes:
         min_acc: accuracy on the test set that must be kept, in [0, 1]; None: `max_drop` below the start.
@@ -21,7 +25,9 @@ class Settings:
         beta: a step must bring the latency below this share of the latency before it.
         importance: l1, l2, fpgm, taylor or random.
         step_join: how the steps of a program's stages are joined: lcm (the paper) or max (the released code).
-        short_epochs, short_lr: training after every step.  long_epochs, long_lr: training at the end.
+        short_epochs, short_lr: training after every step.
+        retry_epochs: one more training, with the same rate, before a step is given up as too inaccurate; 0: none.
+        long_epochs, long_lr: training at the end.
         distil: fine-tuning listens to the unpruned model.
         max_sparsity: no layer loses more than this share of its channels.
         max_steps: tried steps, whatever came of them.
@@ -33,14 +39,15 @@ class Settings:
     max_drop: float = 0.01
     trials: int = 32
     loop_trials: int = 8
-    alpha: float = 0.995
+    alpha: float = 0.99
     beta: float = 0.99
     importance: str = "l1"
     step_join: str = "lcm"
     short_epochs: float = 1.0
-    short_lr: float = 0.02
+    short_lr: float = 0.03
+    retry_epochs: float = 3.0
     long_epochs: float = 8.0
-    long_lr: float = 0.05
+    long_lr: float = 0.03
     distil: bool = True
     max_sparsity: float = 0.8
     max_steps: int = 100
@@ -59,7 +66,7 @@ class Settings:
         for name in ("trials", "loop_trials", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{option(name)} {getattr(self, name)}: at least 1 is needed")
-        for name in ("short_epochs", "short_lr", "long_epochs", "long_lr", "max_steps"):
+        for name in ("short_epochs", "short_lr", "retry_epochs", "long_epochs", "long_lr", "max_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{option(name)} {getattr(self, name)}: it cannot be negative")
         if self.importance not in IMPORTANCE:

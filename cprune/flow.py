@@ -39,10 +39,15 @@ class NoRule(Exception):
 
 @dataclass
 class Flow:
-    """The state of one analysis: the labels of every value so far."""
+    """The state of one analysis: the labels of every value so far.
+
+    `sample` holds every node's value for the example inputs, `larger` for a batch with one more (empty if
+    there is no such batch); of tensors, only the shapes are looked at.
+    """
 
     network: Network
-    sample: dict[str, Any]
+    sample: Mapping[str, Any]
+    larger: Mapping[str, Any]
     labels: Labels = field(default_factory=Labels)
     values: dict[str, tuple[Spread, ...]] = field(default_factory=dict)
     axes: dict[tuple[str, int], Array] = field(default_factory=dict)
@@ -82,6 +87,9 @@ class Flow:
                 for spread in self.spreads(ref):
                     self.labels.freeze(spread.labels, f"{about} it")
             found = tuple(self.frozen(shape, f"{called(node)} makes it") for shape in wanted)
+        for i, spread in enumerate(found):
+            if not spread.constant and spread.axis in self.open_axes(node, i):
+                self.labels.unite_all(spread.labels)
         self.values[node.name] = found
 
     # -- what rules use
@@ -89,6 +97,13 @@ class Flow:
     def shape(self, node: Node) -> tuple[int, ...]:
         """Return the shape of a node's value in the example."""
         return tuple(self.sample[node.name].shape)
+
+    def open_axes(self, node: Node, i: int = 0) -> list[int]:
+        """Return the axes of a node's i-th tensor that grow with the batch: no channel may lie along them."""
+        if node.name not in self.larger:
+            return []
+        here, there = tensors_of(self.sample[node.name])[i], tensors_of(self.larger[node.name])[i]
+        return [d for d, sizes in enumerate(zip(here.shape, there.shape, strict=True)) if len(set(sizes)) > 1]
 
     def frozen(self, shape: tuple[int, ...], reason: str) -> Spread:
         """Return one new label for a whole value, frozen."""

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cprune.flow import Flow, Layer
@@ -107,11 +109,7 @@ def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
     Everything that has no rule is frozen, with a reason naming the operator and the line of the model's code;
     nothing raises but a network that does not run on its example.
     """
-    try:
-        sample = network.values(*example_inputs)
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise UserError(f"the model does not run on its example input: {error}") from error
-    flow = Flow(network, sample)
+    flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs))
     flow.run(RULES)
 
     axes = {key: flow.labels.roots(labels) for key, labels in flow.axes.items()}
@@ -119,18 +117,42 @@ def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
         name: tuple(Spread(s.shape, s.axis, flow.labels.roots(s.labels)) for s in spreads)
         for name, spreads in flow.values.items()
     }
-    alone = [along for along in axes.values() if (along == along[:1]).all()]
-    alone += [s.labels for spreads in values.values() for s in spreads if (s.labels == s.labels[:1]).all()]
-    must_stay = {int(labels[0]) for labels in alone if len(labels)}
+    return _sorted(flow, axes, values)
 
-    return _sorted(flow, axes, values, must_stay)
+
+def sample(network: Network, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Return every node's value by name, tensors on torch's meta device: their shapes without their numbers.
+
+    UserError if the network does not run on these inputs.
+    """
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to("meta")
+        return [bare(one) for one in value] if isinstance(value, (tuple, list)) else value
+
+    try:
+        return network.to_meta().values(*(x.to("meta") for x in inputs))
+    except (RuntimeError, IndexError, ValueError):  # an operator without shapes alone, or a mistake: the numbers tell
+        pass
+    try:
+        return {name: bare(value) for name, value in network.values(*inputs).items()}
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(f"the model does not run on its example input: {error}") from error
+
+
+def _larger(network: Network, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Return the sample for a batch with one more; empty if the network takes no other batch."""
+    try:
+        return sample(network, tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in inputs))
+    except UserError:
+        return {}
 
 
 def _sorted(
     flow: Flow,
     axes: dict[tuple[str, int], Array],
     values: dict[str, tuple[Spread, ...]],
-    must_stay: set[int],
 ) -> Graph:
     """Sort classes into groups and frozen channels."""
     order = list(flow.layers)
@@ -175,14 +197,11 @@ def _sorted(
         number = numbers[layers[0]] = numbers.get(layers[0], 0) + 1
         first = flow.layers[layers[0]]
         along = axes[first.weight, first.out_axis].tolist()
-        free = set(families[family]) - must_stay
-        members = [one for one in dict.fromkeys(along) if one in free]
+        inside_family = set(families[family])
+        members = [one for one in dict.fromkeys(along) if one in inside_family]
         if len(members) == 1:
-            members = []  # its last channel
-        if len(members) < len(families[family]):
-            rest = len(families[family]) - len(members)
-            stuck[layers, _ONLY_ONE] = stuck.get((layers, _ONLY_ONE), 0) + rest
-        if members:
+            stuck[layers, _ONLY_ONE] = stuck.get((layers, _ONLY_ONE), 0) + 1
+        else:
             group_id = layers[0] if number == 1 else f"{layers[0]}+{number}"
             group = Group(group_id, len(members), layers, named(family, readers))
             found.append((group, np.array(members, dtype=np.int64)))

@@ -79,9 +79,7 @@ def _gradient(
 ) -> Tensor:
     found = None if gradients is None else gradients.get(name)
     if found is None:
-        raise UserError(
-            f"importance 'taylor' needs the gradient of {name!r}", "Known without gradients: l1, l2, fpgm"
-        )
+        raise UserError(f"importance 'taylor' needs the gradient of {name!r}", "Known without gradients: l1, l2, fpgm")
     if found.shape != tensors[name].shape:
         raise UserError(
             f"the gradient of {name!r} has shape {list(found.shape)}, the tensor {list(tensors[name].shape)}",

@@ -134,9 +134,7 @@ class Labels:
         local = local.reshape(grid.shape[axis], -1)
         trial.unite(local, local[:, :1])
         roots = trial.roots(np.arange(len(names)))
-        frozen = [
-            root for name, root in zip(names.tolist(), roots.tolist(), strict=True) if self.reason(name)
-        ]
+        frozen = [root for name, root in zip(names.tolist(), roots.tolist(), strict=True) if self.reason(name)]
         return len(set(roots.tolist()) - set(frozen))
 
 

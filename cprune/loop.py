@@ -72,8 +72,8 @@ class Keeper(Protocol):
     def step_dir(self, index: int) -> Path | None:
         """Return the folder for the network after step `index`; None to keep nothing."""
 
-    def final_dir(self) -> Path | None:
-        """Return the folder for the network after long training."""
+    def final_dir(self, index: int) -> Path | None:
+        """Return the folder for the network of step `index` after long training."""
 
 
 class NoKeeper:
@@ -90,7 +90,7 @@ class NoKeeper:
         """Return None."""
         return None
 
-    def final_dir(self) -> Path | None:
+    def final_dir(self, index: int) -> Path | None:
         """Return None."""
         return None
 
@@ -433,20 +433,17 @@ class Loop:
             return verdict("rejected", f"not clearly faster: {told}", found)
         network = new.network
         seed = self.settings.seed * 1000 + index
+        last = next((s.accuracy for s in reversed(self.history) if s.verdict == "accepted"), self.start.decide)
+        floor = max(self.start.floor, self.settings.alpha * (last or 0.0))
         with self.seconds.spent("train"):
             self.trainer.recalibrate(network, seed)
-            try:
-                self.trainer.fine_tune(
-                    network, Schedule(self.settings.short_epochs, self.settings.short_lr), seed, self.progress
-                )
-            except FineTuneDiverged as error:
-                return verdict("excluded", f"training diverged: {error}", found)
-        with self.seconds.spent("evaluate"):
-            accuracy = self.trainer.decide(network)
-        last = next(
-            (s.accuracy for s in reversed(self.history) if s.verdict == "accepted"), self.start.decide
-        )
-        floor = max(self.start.floor, self.settings.alpha * (last or 0.0))
+        try:
+            accuracy = self._trained(network, self.settings.short_epochs, seed)
+            if accuracy < floor and self.settings.retry_epochs:
+                # One more, longer attempt before a task is given up for good.
+                accuracy = self._trained(network, self.settings.retry_epochs, seed + 500)
+        except FineTuneDiverged as error:
+            return verdict("excluded", f"training diverged: {error}", found)
         if accuracy < floor:
             return verdict("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", found, accuracy)
         folder = self.keeper.step_dir(index)
@@ -457,6 +454,13 @@ class Loop:
         self.current = new
         self._hold(f"step{index}")
         return verdict("accepted", f"{1 / found.ratio.median:.3f}x faster", found, accuracy)
+
+    def _trained(self, network: Network, epochs: float, seed: int) -> float:
+        """Train a little, in place, and return the accuracy on held-out data."""
+        with self.seconds.spent("train"):
+            self.trainer.fine_tune(network, Schedule(epochs, self.settings.short_lr, False), seed, self.progress)
+        with self.seconds.spent("evaluate"):
+            return self.trainer.decide(network)
 
     def _gate(self, index: int, proposal: Proposal, old: Tuned, new: Tuned) -> Comparison:
         """Time the candidate against the current model, or read what an earlier life of this run measured."""
@@ -488,20 +492,10 @@ class Loop:
     def finish(self) -> Outcome:
         """Train long, tune both models with equal trials, measure them in turns, look at the test set once more.
 
-        Where the test set says less than was asked for, the newest accepted model that holds it is returned instead,
-        and if there is none, the unpruned one (status "unpruned").
+        Where the test set says less than was asked for, the newest accepted model that holds it is returned instead
+        (status "stepped-back"), and if there is none, the unpruned one (status "unpruned").
         """
-        accepted = [s for s in self.history if s.verdict == "accepted"]
-        network, test, status = self.first, self.start.test, "unpruned"
-        if accepted:
-            network = self._long_trained(len(self.history))
-            with self.seconds.spent("evaluate"):
-                test = self.trainer.test(network)
-            status = "pruned"
-            if test < self.start.required:
-                network, test, status = self._stepped_back(accepted, test)
-        else:
-            self.notes.append("no step was both faster and accurate enough; the model stays as it is")
+        network, test, status = self._last_model()
         self.progress.say(f"accuracy {test:.2%} on the test set ({self.start.required:.2%} asked for)")
         siblings = self._siblings(self.current)
         before = self._tuned(self.first, self.start.block, self.settings.trials, {}, "tuning, unpruned")
@@ -545,51 +539,61 @@ class Loop:
         self.keeper.append({"event": "final", "status": status, "test": test})
         return outcome
 
-    def _long_trained(self, steps: int) -> Network:
-        folder = self.keeper.final_dir()
-        if folder is not None and any(e["event"] == "trained" and e["steps"] == steps for e in self.events):
-            return networks.load(folder)
-        network = deepcopy(self.current.network)
-        self.progress.say("long training")
-        with self.seconds.spent("train"):
-            try:
-                self.trainer.fine_tune(
-                    network,
-                    Schedule(self.settings.long_epochs, self.settings.long_lr),
-                    self.settings.seed * 1000 + 999,
-                    self.progress,
-                )
-            except FineTuneDiverged as error:
-                self.notes.append(f"long training diverged ({error}); the model of the last step is used")
-                network = deepcopy(self.current.network)
+    def _last_model(self) -> tuple[Network, float, str]:
+        """Return the newest accepted model that keeps the promise after long training, its test accuracy, a status.
+
+        A model is looked at with the test set only if it keeps the floor on held-out data.
+        """
+        accepted = [s for s in self.history if s.verdict == "accepted"]
+        for back, step in enumerate(reversed(accepted)):
+            network, decided = self._long_trained(step.index)
+            if decided < self.start.floor:
+                told = f"{decided:.2%} on held-out data is below {self.start.floor:.2%}"
+            else:
+                with self.seconds.spent("evaluate"):
+                    test = self.trainer.test(network)
+                if test >= self.start.required:
+                    return network, test, "stepped-back" if back else "pruned"
+                told = f"{test:.2%} on the test set is below {self.start.required:.2%}"
+            self._note(f"the model after step {step.index}: {told}; stepping back")
+        if accepted:
+            self._note("no pruned model holds the accuracy asked for; the model stays as it is, tuned")
+        else:
+            self._note("no step was both faster and accurate enough; the model stays as it is, tuned")
+        return self.first, self.start.test, "unpruned"
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.progress.say(text)
+
+    def _long_trained(self, index: int) -> tuple[Network, float]:
+        """Return the model after step `index`, trained long if that helps, and its accuracy on held-out data."""
+        folder = self.keeper.final_dir(index)
+        for event in self.events:
+            if event["event"] == "trained" and event["index"] == index and folder is not None:
+                return networks.load(folder), event["accuracy"]
+        kept = self.keeper.step_dir(index)
+        short = networks.load(kept) if kept is not None else self.remembered[index]
+        network = deepcopy(short)
+        self.progress.say(f"long training of the model after step {index}")
+        schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, True)
         with self.seconds.spent("evaluate"):
-            short, long = self.trainer.decide(self.current.network), self.trainer.decide(network)
-        if long < short:
-            self.notes.append(f"long training did not help ({long:.2%} after {short:.2%} on held-out data)")
-            network = deepcopy(self.current.network)
+            before = after = self.trainer.decide(short)
+        try:
+            with self.seconds.spent("train"):
+                self.trainer.fine_tune(network, schedule, self.settings.seed * 1000 + 900 + index, self.progress)
+            with self.seconds.spent("evaluate"):
+                after = self.trainer.decide(network)
+        except FineTuneDiverged as error:
+            self._note(f"long training diverged ({error}); the model of step {index} is used as it was")
+            network = short
+        if after < before:
+            self._note(f"long training did not help ({after:.2%} after {before:.2%} on held-out data)")
+            network, after = short, before
         if folder is not None:
             networks.save(network, folder)
-        self.keeper.append({"event": "trained", "steps": steps, "short": short, "long": long})
-        return network
-
-    def _stepped_back(self, accepted: list[Step], test: float) -> tuple[Network, float, str]:
-        """Return the newest accepted model that holds the accuracy on the test set, else the unpruned one."""
-        self.notes.append(
-            f"{test:.2%} on the test set is below {self.start.required:.2%}: stepping back to an earlier model"
-        )
-        self.progress.say(self.notes[-1])
-        for step in reversed(accepted[:-1]):
-            folder = self.keeper.step_dir(step.index)
-            network = networks.load(folder) if folder is not None else self.remembered[step.index]
-            with self.seconds.spent("evaluate"):
-                test = self.trainer.test(network)
-            if test >= self.start.required:
-                self.notes.append(f"the model after step {step.index} holds it ({test:.2%})")
-                return network, test, "stepped-back"
-        self.notes.append(
-            "no pruned model holds the accuracy asked for; the unpruned, tuned model is returned"
-        )
-        return self.first, self.start.test, "unpruned"
+        self.keeper.append({"event": "trained", "index": index, "before": before, "accuracy": after})
+        return network, after
 
     # -- helpers
 

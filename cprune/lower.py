@@ -390,8 +390,8 @@ class _Lowering:
     def op_getitem(self, node: Node) -> Any:
         ref, index = node.args
         parts = self.values[ref.name]
-        if not isinstance(parts, _Parts):
-            return None
+        if isinstance(parts, Node):
+            return self.foreign(parts, node)
         axis = parts.axis % len(parts.shapes[0])
         start = sum(shape[axis] for shape in parts.shapes[:index])
         shape = tuple(parts.shapes[index])
@@ -593,22 +593,27 @@ class _Lowering:
         self.calls.append(Call(name, workload, tuple(i.name for i in inputs), weights, layers))
         return _Stored(name, shape, block)
 
-    def foreign(self, node: Node) -> Any:
-        from cprune.foreign import import_node
+    def foreign(self, *nodes: Node) -> Any:
+        """Return the value of the last node, computed by TVM's own operators."""
+        from cprune.foreign import import_nodes
 
-        tensors = [n for n in dict.fromkeys(node.refs()) if isinstance(self.examples[n], Tensor)]
-        activations = [n for n in tensors if n not in self.params]
-        inputs = {n: self.stored(Ref(n), 0) for n in activations}
-        imported = import_node(self.network, node, self.examples, tuple(activations))
-        names = {n: s.name for n, s in inputs.items()}
+        last = nodes[-1]
+        if not isinstance(self.examples[last.name], Tensor):
+            return last  # a list: compiled with the item that is taken from it
+        reads = [n for node in nodes for n in node.refs() if isinstance(self.examples[n], Tensor)]
+        names = {n: self.stored(Ref(n), 0).name for n in reads if n not in self.params}
+        layers = tuple(dict.fromkeys(self.layer(Ref(n)) for n in reads if n in self.params))
+        imported = import_nodes(self.network, nodes, self.examples)
+
+        def named(name: str) -> str:
+            return names.get(name, f"{last.name}.{name}")
+
         for call in imported.calls:
-            layers = tuple(dict.fromkeys(self.layer(Ref(n)) for n in tensors if n in self.params))
-            reads = tuple(names.get(i, f"{node.name}.{i}") for i in call.inputs)
-            self.calls.append(Call(f"{node.name}.{call.output}", call.workload, reads, (), layers))
+            inputs = tuple(named(name) for name in call.inputs)
+            self.calls.append(Call(named(call.output), call.workload, inputs, (), layers))
         for name, array in imported.constants.items():
-            self.weights[f"{node.name}.{name}"] = array
-        last = imported.output
-        return _Stored(names.get(last, f"{node.name}.{last}"), self.shape(node.name), 0)
+            self.weights[named(name)] = array
+        return _Stored(named(imported.output), self.shape(last.name), 0)
 
     def tensor(self, ref: Any) -> Tensor | None:
         """Return the parameter or buffer behind `ref`, None where it is computed."""

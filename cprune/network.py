@@ -41,9 +41,7 @@ class Network(nn.Module):
 
     nodes: tuple[Node, ...]
 
-    def __init__(
-        self, nodes: Sequence[Node], tensors: Mapping[str, Tensor], constants: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, nodes: Sequence[Node], tensors: Mapping[str, Tensor], constants: Sequence[str] = ()) -> None:
         """Take `tensors` by state-dict name, `nn.Parameter` or buffer, without copying them.
 
         Two names of one tensor object stay tied.  `constants` names the buffers that `state_dict()` leaves
@@ -105,6 +103,11 @@ class Network(nn.Module):
         """Return the output in evaluation mode, every node's value replaced by `edit(name, value)`."""
         return self._ready().run(inputs, False, edit=edit)
 
+    def to_meta(self) -> Network:
+        """Return the same network without numbers, on torch's meta device: it computes shapes only."""
+        bare = {name: t.detach().to("meta") for name, t in self.tensors().items()}
+        return Network(self.nodes, bare)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every parameter, buffer and constant by name; tied names give one and the same object."""
         found: dict[str, Tensor] = dict(self.named_parameters(remove_duplicate=False))
@@ -122,13 +125,7 @@ class Network(nn.Module):
         tensors: dict[str, Any] = {}
         first: dict[int, str] = {}
         for name, tensor in self.tensors().items():
-            role = (
-                "parameter"
-                if isinstance(tensor, nn.Parameter)
-                else "constant"
-                if name in constants
-                else "buffer"
-            )
+            role = "parameter" if isinstance(tensor, nn.Parameter) else "constant" if name in constants else "buffer"
             about: dict[str, Any] = {
                 "shape": list(tensor.shape),
                 "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -145,9 +142,7 @@ class Network(nn.Module):
     def from_json(cls, d: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
         """Return the network that `to_json` described, with these tensors; UserError if they do not fit."""
         if d.get("format") != FORMAT:
-            raise UserError(
-                f"the model's graph has format {d.get('format')!r}, this version of cprune reads {FORMAT}"
-            )
+            raise UserError(f"the model's graph has format {d.get('format')!r}, this version of cprune reads {FORMAT}")
         try:
             nodes = [_node_from_json(node) for node in d["nodes"]]
             described = {str(name): dict(about) for name, about in d["tensors"].items()}
@@ -197,11 +192,7 @@ def save(network: Network, folder: Path) -> None:
     """
     folder = Path(folder)
     graph = network.to_json()
-    own = {
-        n: t.detach().contiguous()
-        for n, t in network.tensors().items()
-        if "tied_to" not in graph["tensors"][n]
-    }
+    own = {n: t.detach().contiguous() for n, t in network.tensors().items() if "tied_to" not in graph["tensors"][n]}
     data = tensors_to_bytes(own, metadata={"format": "pt"})
     graph["sha256"] = _checksum(graph, data)
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,9 +209,7 @@ def load(folder: Path) -> Network:
         data = (folder / "model.safetensors").read_bytes()
         graph = json.loads((folder / "model.json").read_text())
         unfinished = folder / "model.json.new"
-        if (
-            graph["sha256"] != _checksum(graph, data) and unfinished.exists()
-        ):  # the crash that `save` speaks of
+        if graph["sha256"] != _checksum(graph, data) and unfinished.exists():  # the crash that `save` speaks of
             graph = json.loads(unfinished.read_text())
         if graph["sha256"] != _checksum(graph, data):
             raise UserError(

@@ -199,9 +199,7 @@ class Program:
         for i, node in enumerate(nodes):
             for name in node.refs():
                 if slots.get(name, i) >= i:
-                    raise UserError(
-                        f"the graph's node {node.name!r} reads {name!r}, which is not there before it"
-                    )
+                    raise UserError(f"the graph's node {node.name!r} reads {name!r}, which is not there before it")
                 last[slots[name]] = i
         if [i for i, node in enumerate(nodes) if node.op == "output"] != [len(nodes) - 1]:
             raise UserError("the graph must have one output node, at its end")
@@ -223,9 +221,7 @@ class Program:
                 args = tuple(_prepare(value) for value in slotted(node.args))
                 kwargs = tuple((key, _prepare(slotted(value))) for key, value in node.kwargs)
                 free = tuple(slot for slot, reader in last.items() if reader == i)
-                self.steps.append(
-                    _Step(lookup(node.op, node.source), _BY_MODE.get(node.op), args, kwargs, i, free)
-                )
+                self.steps.append(_Step(lookup(node.op, node.source), _BY_MODE.get(node.op), args, kwargs, i, free))
 
     def run(
         self,
@@ -304,9 +300,7 @@ def _instance_norm(training: bool, args: list[Any]) -> None:
 
 
 def _dropout(training: bool, args: list[Any]) -> None:
-    args[2] = (
-        training or args[2]
-    )  # input, probability, training: one that the author left on for good stays on
+    args[2] = training or args[2]  # input, probability, training: one that the author left on for good stays on
 
 
 _BY_MODE: dict[str, Callable[[bool, list[Any]], None]] = {

@@ -168,12 +168,12 @@ def _shape_operator(flow: Flow, node: Node) -> tuple[Spread, ...]:
     function = torch.reshape if node.op in _BY_RESHAPE else lookup(node.op)
     found = function(*args, **kwargs)
     if isinstance(found, (tuple, list)):
-        return tuple(flow.labels.spread(tensor) for tensor in found)
-    return (flow.labels.spread(found, _open_axes(node)),)
+        return tuple(flow.labels.spread(tensor, flow.open_axes(node, i)) for i, tensor in enumerate(found))
+    return (flow.labels.spread(found, [*flow.open_axes(node), *_computed_axes(node)]),)
 
 
-def _open_axes(node: Node) -> list[int]:
-    """Return the axes whose length is computed at run time: no channel may be removed along them."""
+def _computed_axes(node: Node) -> list[int]:
+    """Return the axes whose length the model computes at run time: surgery could not correct it."""
     name = operator_name(node)
     if name not in SIZES_AT or name == "unflatten":
         return []
@@ -203,9 +203,7 @@ def _pad(flow: Flow, node: Node) -> tuple[Spread, ...]:
             raise NoRule(f"{called(node)} pads or cuts channels of")
         # Channels that exist only here: they go with whatever they meet.
         labels = [flow.labels.fresh(before), flow.along(x, axis), flow.labels.fresh(after)]
-        x = Spread(
-            (*x.shape[:axis], sum(map(len, labels)), *x.shape[axis + 1 :]), axis, np.concatenate(labels)
-        )
+        x = Spread((*x.shape[:axis], sum(map(len, labels)), *x.shape[axis + 1 :]), axis, np.concatenate(labels))
     return (Spread(shape, x.axis, x.labels),)
 
 

@@ -80,13 +80,9 @@ def _classes(graph: Graph, removed: Removed) -> Array:
         numbers = {int(channel) for channel in channels}
         wrong = [number for number in numbers if not 0 <= number < group.channels]
         if wrong:
-            raise UserError(
-                f"group {group_id!r} has channels 0 to {group.channels - 1}; {wrong[0]} is not one of them"
-            )
+            raise UserError(f"group {group_id!r} has channels 0 to {group.channels - 1}; {wrong[0]} is not one of them")
         if len(numbers) == group.channels:
-            raise UserError(
-                f"all {group.channels} channels of group {group_id!r} would go; leave at least one"
-            )
+            raise UserError(f"all {group.channels} channels of group {group_id!r} would go; leave at least one")
         chosen.extend(graph.classes[group_id][sorted(numbers)].tolist())
     return np.array(chosen, dtype=np.int64)
 
@@ -146,12 +142,9 @@ def _with(node: Node, index: int, value: Any) -> Node:
 def _sizes(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
     at = SIZES_AT[operator_name(node)]
     sizes = node.args[at]
-    first = (
-        node.args[1] % (len(out[0].shape) - len(sizes) + 1) if at == 2 else 0
-    )  # unflatten: the axis it opens
+    first = node.args[1] % (len(out[0].shape) - len(sizes) + 1) if at == 2 else 0  # unflatten: the axis it opens
     now = tuple(
-        size if isinstance(size, Ref) or size == -1 else cut.length(out[0], first + d)
-        for d, size in enumerate(sizes)
+        size if isinstance(size, Ref) or size == -1 else cut.length(out[0], first + d) for d, size in enumerate(sizes)
     )
     return _with(node, at, now)
 

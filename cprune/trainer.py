@@ -16,10 +16,16 @@ from cprune.progress import Progress
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train: epochs over the training images, first learning rate of a cosine."""
+    """How long and how fast to train: epochs over the training images, first learning rate of a cosine.
+
+    `varied` moves and flips the images (where the data allow it) and asks the teacher about each as the student sees
+    it; without it the teacher's answers of one pass over the training data serve the whole run, which is cheaper and,
+    for an epoch or two, better.
+    """
 
     epochs: float
     lr: float
+    varied: bool
 
 
 class Trainer(Protocol):
@@ -62,9 +68,15 @@ class DataTrainer:
         train.recalibrate(model, self.data.train, seed)
 
     def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
-        """See `Trainer.fine_tune`.  The teacher looks at every image once in a run, not once an epoch."""
-        if self.distil and self._targets is None:
-            self._targets = train.logits(self.teacher, self.data.train)
+        """See `Trainer.fine_tune`."""
+        varied = schedule.varied and self.data.augment
+        teacher: nn.Module | Tensor | None = None
+        if self.distil and varied:
+            teacher = self.teacher
+        elif self.distil:
+            if self._targets is None:
+                self._targets = train.logits(self.teacher, self.data.train)
+            teacher = self._targets
         started = False
 
         def on_step(done: int, total: int) -> None:
@@ -81,8 +93,8 @@ class DataTrainer:
                 schedule.epochs,
                 schedule.lr,
                 seed,
-                teacher=self._targets,
-                augment=self.data.augment,
+                teacher=teacher,
+                augment=varied,
                 progress=on_step,
             )
         finally:

@@ -257,6 +257,40 @@ def test_two_convolutions_joined_along_the_height_go_together() -> None:
     assert table(graph_of(Stacked(), 1, 3, 6, 6)) == {"top": (4, "top bottom", "last")}
 
 
+def test_one_input_channel_is_not_depthwise() -> None:
+    graph = graph_of(nn.Sequential(conv(1, 4), conv(4, 2)), 1, 1, 6, 6)
+    assert table(graph) == {"0": (4, "0", "1")}
+
+
+def test_a_weight_that_is_also_used_as_a_number_is_frozen() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.last(F.relu(self.second(F.relu(self.first(x)))))
+            return x * self.second.weight.sum()
+
+    graph = graph_of(Both(), 1, 6)
+    assert graph.groups == ()
+    assert reasons(graph)["second"] == "it is used outside a convolution or linear layer"
+
+
+def test_the_operand_that_is_spread_over_channels_is_frozen_and_not_the_other() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = conv(3, 6), conv(3, 6), conv(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.a(x) * self.b(x).mean((2, 3))[:, None, :, None])
+
+    graph = graph_of(Crossed(), 1, 3, 6, 6)
+    assert table(graph) == {"a": (6, "a", "last")}
+    assert reasons(graph)["b"].endswith("spreads it over other channels")
+
+
 def test_a_model_that_is_one_layer() -> None:
     graph = graph_of(conv(3, 4), 1, 3, 6, 6)
     assert graph.groups == ()

@@ -68,9 +68,7 @@ def test_taylor_is_the_change_of_the_loss_to_first_order(two: tuple[Network, Gra
     network.zero_grad()
     network(x).square().mean().backward()
     gradients = {name: p.grad for name, p in network.named_parameters()}
-    found = importance(
-        network, graph, "last" if graph.groups_of("last") else "a", "taylor", gradients=gradients
-    )
+    found = importance(network, graph, "last" if graph.groups_of("last") else "a", "taylor", gradients=gradients)
     slope = (network.a.weight.grad * network.a.weight).sum(1).abs().detach().numpy()
     other = (network.b.weight.grad * network.b.weight).sum(1).abs().detach().numpy()
     np.testing.assert_allclose(found, (slope / slope.mean() + other / other.mean()) / 2, rtol=1e-5)

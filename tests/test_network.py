@@ -336,9 +336,7 @@ def test_weights_that_do_not_fit_the_graph_are_named() -> None:
     tensors = network.tensors()
     with pytest.raises(UserError, match=r"lack the tensor 'conv2.bias'"):
         Network.from_json(network.to_json(), {k: v for k, v in tensors.items() if k != "conv2.bias"})
-    with pytest.raises(
-        UserError, match=r"'conv2.bias' of the weights is float32 \[4\], .* needs float32 \[5\]"
-    ):
+    with pytest.raises(UserError, match=r"'conv2.bias' of the weights is float32 \[4\], .* needs float32 \[5\]"):
         Network.from_json(network.to_json(), {**tensors, "conv2.bias": torch.zeros(4)})
 
 

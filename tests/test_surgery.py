@@ -245,6 +245,7 @@ class Wrap(Net):
 EXPRESSIONS = {
     "x.reshape(x.shape[0], 8, -1).unflatten(2, (8, 8))": (8, 8),
     "x.view(-1, 8, 64).view(-1, 8, 8, 8)": (8, 8),
+    "x.reshape(x.shape[0] * 4, 2, 64).permute(1, 0, 2).reshape(2, -1, 4, 8, 8)[0]": (4, 0),
     "x.flatten(1).view(-1, 8, 8, 8)": (8, 8),
     "x.flatten(2).unflatten(2, (8, -1))": (8, 8),
     "x.permute(0, 2, 3, 1).permute(0, 3, 1, 2).contiguous()": (8, 8),
@@ -291,7 +292,16 @@ EXPRESSIONS = {
     "F.interpolate(x, size=(5, 5), mode='bilinear')": (8, 8),
     "F.pixel_unshuffle(x, 2)": (32, 8),
     "F.channel_shuffle(x, 2)": (8, 0),
-    "F.max_pool2d(x.transpose(1, 2), 2).transpose(1, 2)": (4, 0),
+    "F.max_pool2d(x.transpose(1, 2), 3, 1, 1).transpose(1, 2)": (8, 0),
+    "x.transpose(1, 2)": (8, 0),
+    "x * F.adaptive_avg_pool2d(x, 1).squeeze()[:, :, None, None]": (8, 8),
+    "x * F.adaptive_avg_pool2d(x, 1).squeeze(3).squeeze(1).unsqueeze(3)": (8, 8),
+    "(x[:, :, :1, :1] * y[:, :, :1, :1].transpose(1, 2)).expand(-1, -1, -1, 4)": (8, 0),
+    "x * y[:, :, 0, 0][:, None, :, None]": (8, 8),
+    "x[:, :, 0][:, None] * y": (8, 8),
+    "x + x.new_zeros(8, 1, 1) * y.new_ones(1, 8, 1)": (8, 0),
+    "x.view(-1, 2, 8, 8).relu().view(-1, 8, 8, 8)": (8, 2),
+    "torch.cat([x.permute(1, 0, 2, 3).reshape(4, -1, 8, 8)[1:], y[:1].repeat(3, 4, 1, 1)], 0)[:, :8]": (8, -1),
     "x.log().clamp(-3, 3)": (8, 8),
     "x.cumsum(1)": (8, 0),
     "x.cumsum(2)": (8, 8),
@@ -313,8 +323,5 @@ def test_the_law_behind_every_operator(expression: str) -> None:
         assert max((n for g, n in found.items() if g.startswith("stem")), default=0) == wanted, graph.frozen
     for seed in range(4):
         noise = torch.Generator().manual_seed(seed)
-        removed = {
-            g: torch.randperm(n, generator=noise)[: 1 + seed * (n - 2) // 3].tolist()
-            for g, n in found.items()
-        }
+        removed = {g: torch.randperm(n, generator=noise)[: 1 + seed * (n - 2) // 3].tolist() for g, n in found.items()}
         law(network, graph, removed, model.example(3))

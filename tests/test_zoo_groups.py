@@ -25,9 +25,7 @@ def model(name: str) -> Captured:
     loaded = zoo.load_model(name)
     x = loaded.example_inputs
     network = capture(randomised(loaded.model), x)
-    return Captured(
-        network.double(), tuple(t.double() for t in x), analyse(network, tuple(t.double() for t in x))
-    )
+    return Captured(network.double(), tuple(t.double() for t in x), analyse(network, tuple(t.double() for t in x)))
 
 
 def law(name: str, removed: dict[str, list[int]]) -> None:

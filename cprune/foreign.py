@@ -1,0 +1,133 @@
+"""Operators without a form of ours: imported one by one through TVM's own front end for PyTorch.
+
+The operator is exported alone, legalised and fused by TVM, and comes back as calls of PrimFuncs on plain values, which
+are tuned in MetaSchedule's generic space (`cprune.tuner.metaschedule`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch import Tensor
+from tvm import relax
+
+from cprune.network import Network
+from cprune.nodes import Node, Ref, map_refs
+from cprune.targets.errors import UserError
+from cprune.targets.session import Array
+from cprune.tuner.workload import Shape, Tir
+
+
+@dataclass(frozen=True)
+class ImportedCall:
+    """One PrimFunc: reads and writes values by name."""
+
+    output: str
+    workload: Tir
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The calls of an imported operator, the constants they read, and the name of the last value."""
+
+    calls: tuple[ImportedCall, ...]
+    constants: Mapping[str, Array]
+    output: str
+
+
+def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str, Any]) -> Imported:
+    """Return the calls that compute the last of `nodes`; the others are read by it alone.
+
+    Values are named as in the network; what is new is named "0", "1", …  Raises UserError for an operator that TVM
+    cannot import or that works on other numbers than float32, naming the operator and its place in the code.
+    """
+    last = nodes[-1]
+    where = f" ({last.source})" if last.source else ""
+    operator = nodes[0].op
+    own = {node.name for node in nodes}
+    outside = dict.fromkeys(n for node in nodes for n in node.refs() if n not in own)
+    tensors = [n for n in outside if isinstance(examples[n], Tensor)]
+    strange = [n for n in (*tensors, last.name) if examples[n].dtype != torch.float32]
+    if strange:
+        raise UserError(
+            f"cannot compile {operator}{where}: it works on {examples[strange[0]].dtype}, not on float32 numbers"
+        )
+    params = {n.name: n for n in network.nodes if n.op == "param" and n.name in outside}
+
+    def fixed(ref: Ref) -> Any:
+        value = examples[ref.name]
+        return ref if ref.name in own or isinstance(value, Tensor) else value
+
+    inner = [replace(n, args=map_refs(n.args, fixed), kwargs=map_refs(n.kwargs, fixed)) for n in nodes]
+    inputs = [n for n in tensors if n not in params]
+    alone = Network(
+        (*params.values(), *(Node(n, "input") for n in inputs), *inner, Node("output", "output", (Ref(last.name),))),
+        {p.args[0]: network.tensors()[p.args[0]].detach() for p in params.values()},
+    ).eval()
+    try:
+        given = tuple(examples[n].contiguous() for n in inputs)
+        module = relax.frontend.torch.from_exported_program(torch.export.export(alone, given))
+        passes = relax.transform
+        module = tvm.transform.Sequential(
+            [
+                passes.LegalizeOps(),
+                passes.AnnotateTIROpPattern(),
+                passes.FoldConstant(),
+                passes.FuseOps(),
+                passes.FuseTIR(),
+                passes.DeadCodeElimination(),
+            ]
+        )(module)
+        return _calls(module, inputs)
+    except UserError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"cannot compile {operator}{where}: TVM says: {lines[0][:200]}") from error
+
+
+def _calls(module: Any, inputs: Sequence[str]) -> Imported:
+    main = module["main"]
+    names: dict[Any, str] = dict(zip(main.params, inputs, strict=True))
+    calls: list[ImportedCall] = []
+    constants: dict[str, Array] = {}
+
+    def name_of(expression: Any) -> str:
+        if isinstance(expression, relax.Constant):
+            name = f"constant{len(constants)}"
+            constants[name] = np.ascontiguousarray(expression.data.numpy().astype(np.float32))
+            return name
+        return names[expression]
+
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+                reads = list(value.args[1].fields)
+                out = _shape(binding.var)
+                func = module[value.args[0]].with_attr("global_symbol", "main")
+                json = tvm.ir.save_json(tvm.IRModule({"main": func}))
+                shapes = (*(_shape(r) for r in reads), out)
+                given = tuple(name_of(r) for r in reads)
+                names[binding.var] = str(len(calls))
+                calls.append(ImportedCall(names[binding.var], Tir(value.args[0].name_hint, json, shapes), given))
+            elif isinstance(value, relax.Tuple) and len(value.fields) == 1:
+                names[binding.var] = name_of(value.fields[0])
+            elif isinstance(value, relax.Var):
+                names[binding.var] = names[value]
+            else:
+                raise ValueError(f"{value} has no kernel")
+    result = main.body.body
+    if isinstance(result, relax.Tuple):
+        result = result.fields[0]
+    return Imported(tuple(calls), constants, name_of(result))
+
+
+def _shape(expression: Any) -> Shape:
+    return tuple(int(extent) for extent in expression.ty.shape)

@@ -1,0 +1,117 @@
+"""The generic space: programs for PrimFuncs that have no sketch.
+
+Every PrimFunc has a plain schedule, serial or parallel.  Where it reduces something, random points of MetaSchedule's
+space are offered as well, each stored as its trace, so that a record can be replayed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.s_tir import Schedule
+
+from cprune.targets.session import Array
+from cprune.targets.target import Target
+from cprune.tuner.space import Candidate
+from cprune.tuner.workload import Tir
+
+POINTS = 32
+
+
+@lru_cache(maxsize=256)
+def candidates(workload: Tir, target: Target, seed: int) -> tuple[Candidate, ...]:
+    """Return the plain schedules and up to POINTS random ones of MetaSchedule; the same ones for one seed."""
+    ways = ("none", "outer") if target.threads > 1 else ("none",)
+    plain = [Candidate.of(parallel=way) for way in ways]
+    if not _reduces(workload):
+        return tuple(plain)
+    return tuple(dict.fromkeys([*plain, *(Candidate.of(trace=t) for t in _traces(workload, target, seed))]))
+
+
+def module(workload: Tir, candidate: Candidate) -> Any:
+    """Return the scheduled IRModule of a candidate."""
+    schedule = Schedule(_unscheduled(workload), debug_mask="none")
+    knobs = dict(candidate.knobs)
+    if "trace" in knobs:
+        from tvm.s_tir.schedule import Trace
+
+        Trace.apply_json_to_schedule(json.loads(knobs["trace"]), schedule)
+    else:
+        _plain(schedule, knobs["parallel"] != "none")
+    return schedule.mod
+
+
+def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
+    """Return what the PrimFunc computes as TVM's importer wrote it, unscheduled and on one thread.
+
+    The whole model is compared with PyTorch when it is loaded; this one tells which program is to blame.
+    """
+    library = tvm.driver.build(_unscheduled(workload), tvm.target.Target({"kind": "llvm"}))
+    args = [tvm.runtime.tensor(a) for a in arguments]
+    args.append(tvm.runtime.tensor(np.zeros(workload.shapes[-1], np.float32)))
+    library["main"](*args)
+    output: Array = args[-1].numpy()
+    return output
+
+
+def _unscheduled(workload: Tir) -> Any:
+    return tvm.ir.load_json(workload.module)
+
+
+def _blocks(schedule: Any) -> list[Any]:
+    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
+
+
+def _reduces(workload: Tir) -> bool:
+    schedule = Schedule(_unscheduled(workload))
+    return any(
+        int(iterator.iter_type) == 2 for block in _blocks(schedule) for iterator in schedule.get(block).iter_vars
+    )
+
+
+def _plain(schedule: Any, parallel: bool) -> None:
+    """Fuse the leading spatial loops of every block and run them in parallel, if asked."""
+    for block in _blocks(schedule):
+        loops = schedule.get_loops(block)
+        iterators = schedule.get(block).iter_vars
+        spatial = 0
+        while spatial < min(len(loops), len(iterators)) and int(iterators[spatial].iter_type) == 0:
+            spatial += 1
+        if spatial and parallel:
+            schedule.parallel(schedule.fuse(*loops[:spatial]))
+
+
+def _traces(workload: Tir, target: Target, seed: int) -> list[str]:
+    from tvm.s_tir import meta_schedule as ms
+    from tvm.s_tir.schedule import Trace
+
+    kind = tvm.target.Target(json.loads(target.compiler))
+    source = _unscheduled(workload)
+    context = ms.TuneContext(
+        mod=source, target=kind, space_generator="post-order-apply", rand_state=seed + 1, num_threads=1
+    )
+    found: list[str] = []
+    for index, space in enumerate(context.generate_design_space() * POINTS):
+        if len(found) == POINTS:
+            break
+        schedule = Schedule(source, seed=seed * 1000 + index + 1, debug_mask="none")
+        try:
+            Trace(space.trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
+            if all(post.apply(schedule) for post in context.space_generator.postprocs):
+                found.append(json.dumps(_plain_values(schedule.trace.as_json())))
+        except Exception:  # a random point that does not fit: the space is larger than the program
+            continue
+    return found
+
+
+def _plain_values(value: Any) -> Any:
+    if isinstance(value, (str, bool, type(None))):
+        return value
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        return [_plain_values(item) for item in value]
+    return int(value) if not isinstance(value, float) and float(value).is_integer() else float(value)
