@@ -51,11 +51,18 @@ def from_module(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network
     # A batch of one would be taken for a constant by export: it is shown two.
     several = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in example_inputs)
     open_batch = tuple({0: Dim.AUTO} if x.dim() else None for x in several)
+    more = tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in several)
     failure: Exception
-    for inputs, shapes in ((several, open_batch), (example_inputs, None)):
+    # A batch may look open and not be: a loop over it is unrolled for the size that export saw.
+    for inputs, shapes, trials in (
+        (several, open_batch, (example_inputs, more)),
+        (example_inputs, None, (example_inputs,)),
+    ):
         try:
             network = _network(_export(original, inputs, shapes), original)
-            return _compared(network, original, example_inputs)
+            for trial in trials:
+                _compare(network, original, trial)
+            return network
         except Exception as error:  # whatever export raises; the second failure is the one to tell
             failure = error
     if isinstance(failure, UserError):
@@ -78,11 +85,11 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> torch.
         logging.disable(before)
 
 
-def _compared(network: Network, original: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
-    """Return `network` if it computes what `original` does on noise of the examples' shape."""
+def _compare(network: Network, original: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Raise UserError unless `network` computes what `original` does on noise of the examples' shape."""
     noise = torch.Generator().manual_seed(0)
     inputs = tuple(
-        torch.randn(x.shape, generator=noise).to(x) if x.is_floating_point() else x.clone() for x in example_inputs
+        torch.randn(x.shape, generator=noise).to(x) if x.is_floating_point() else x.clone() for x in examples
     )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -90,12 +97,13 @@ def _compared(network: Network, original: nn.Module, example_inputs: tuple[Tenso
         torch.manual_seed(0)
         found = pytree.tree_leaves(network(*inputs))
     for a, b in zip(wanted, found, strict=True):
-        if isinstance(a, Tensor) and not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
+        if isinstance(a, Tensor) and (
+            a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+        ):
             raise UserError(
                 "the exported graph does not compute what the model does",
                 "The usual cause is writing into part of a tensor in place (x[:, :2] += y): avoid that.",
             )
-    return network
 
 
 def _network(program: torch.export.ExportedProgram, original: nn.Module) -> Network:
@@ -137,7 +145,10 @@ def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -
             if targets[node.name].endswith("num_batches_tracked"):
                 return None
             return Node(node.name, "param", (targets[node.name],))
-        return Node(node.name, "input")
+        open_shape = tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
+        return Node(node.name, "input", (open_shape,))
+    if node.op == "get_attr":
+        return None  # the body of a control-flow operator, which is named itself
     try:
         args = tuple(_encoded(arg, replaced) for arg in node.args)
         kwargs = tuple((key, _encoded(value, replaced)) for key, value in node.kwargs.items())

@@ -34,7 +34,7 @@ class Layer:
 
 
 class NoRule(Exception):
-    """An operator, or this use of it, about which nothing is known; the text ends a sentence "… it"."""
+    """An operator, or this use of it, about which nothing is known; the text ends "they stay because …"."""
 
 
 @dataclass
@@ -74,19 +74,20 @@ class Flow:
 
     def _visit(self, node: Node, rule: Rule | None) -> None:
         wanted = [tuple(t.shape) for t in tensors_of(self.sample[node.name])]
+        unforeseen = f"{called(node)} reads it in a way that has no pruning rule"
         try:
             if rule is None:
-                raise NoRule(f"{called(node)} has no rule for pruning and reads")
+                raise NoRule(f"{called(node)} reads it and has no pruning rule")
             found = rule(self, node)
             if [spread.shape for spread in found] != wanted or not all(map(_fits, found)):
-                raise NoRule(f"{called(node)} is used in a way that has no rule for pruning; it reads")
+                raise NoRule(unforeseen)
         except (NoRule, RuntimeError, IndexError, TypeError, ValueError) as error:
             # A rule that stumbles over an unforeseen form of its operator is no rule for it.
-            about = str(error) if isinstance(error, NoRule) else f"{called(node)} has no rule here; it reads"
+            about = str(error) if isinstance(error, NoRule) else unforeseen
             for ref in find_refs((node.args, tuple(value for _, value in node.kwargs))):
                 for spread in self.spreads(ref):
-                    self.labels.freeze(spread.labels, f"{about} it")
-            found = tuple(self.frozen(shape, f"{called(node)} makes it") for shape in wanted)
+                    self.labels.freeze(spread.labels, about)
+            found = tuple(self.frozen(shape, f"{called(node)} makes it and has no pruning rule") for shape in wanted)
         for i, spread in enumerate(found):
             if not spread.constant and spread.axis in self.open_axes(node, i):
                 self.labels.unite_all(spread.labels)

@@ -28,11 +28,11 @@ class Ref:
 class Node:
     """One line of the graph.
 
-    `op` is "input", "param" (`args[0]` is its state-dict name), "output", "getitem", an ATen overload
-    ("aten.conv2d.default") or arithmetic on sizes ("operator.mul").  `args` and `kwargs` are nested tuples of
-    Ref, int, float, bool, str, None, and pairs such as ("dtype", "float32") or ("memory_format",
-    "contiguous_format"); the one argument of "output" may hold dicts as well.  `source` is "model.py:42" of
-    the user's code where known.
+    `op` is "input" (`args[0]`, where given, is the shape it must have, None for a size that is open), "param"
+    (`args[0]` is its state-dict name), "output", "getitem", an ATen overload ("aten.conv2d.default") or
+    arithmetic on sizes ("operator.mul").  `args` and `kwargs` are nested tuples of Ref, int, float, bool,
+    str, None, and pairs such as ("dtype", "float32") or ("memory_format", "contiguous_format"); the one
+    argument of "output" may hold dicts as well.  `source` is "model.py:42" of the user's code where known.
     """
 
     name: str
@@ -208,12 +208,12 @@ class Program:
             return map_refs(value, lambda ref: _Slot(slots[ref.name]))
 
         self.output: Any = slotted(nodes[-1].args)[0]
-        self.inputs: list[int] = []
+        self.inputs: list[tuple[int, tuple[int | None, ...] | None]] = []
         self.params: list[tuple[int, Mapping[str, Any], str]] = []
         self.steps: list[_Step] = []
         for i, node in enumerate(nodes[:-1]):
             if node.op == "input":
-                self.inputs.append(i)
+                self.inputs.append((i, node.args[0] if node.args else None))
             elif node.op == "param":
                 name = str(node.args[0])
                 self.params.append((i, holder(name), name.rpartition(".")[2]))
@@ -239,7 +239,8 @@ class Program:
         if len(inputs) != len(self.inputs):
             raise UserError(f"the model takes {len(self.inputs)} input(s), {len(inputs)} were given")
         values: list[Any] = [None] * len(self.names)
-        for slot, value in zip(self.inputs, inputs, strict=True):
+        for (slot, wanted), value in zip(self.inputs, inputs, strict=True):
+            _check_shape(value, wanted)
             values[slot] = value
         for slot, holder, leaf in self.params:
             values[slot] = holder[leaf]
@@ -256,6 +257,15 @@ class Program:
         if kept is not None:
             kept.update(zip(self.names[:-1], values, strict=False))
         return _output(self.output, values)
+
+
+def _check_shape(value: Tensor, wanted: tuple[int | None, ...] | None) -> None:
+    """Raise UserError if an input has not the shape it was captured for: the graph holds sizes that follow from it."""
+    if wanted is None:
+        return
+    if value.dim() != len(wanted) or any(size not in (None, n) for size, n in zip(wanted, value.shape, strict=True)):
+        sizes = " x ".join("N" if size is None else str(size) for size in wanted)
+        raise UserError(f"an input has shape {' x '.join(map(str, value.shape))}; the model takes {sizes}")
 
 
 def _prepare(value: Any) -> Any:

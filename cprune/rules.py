@@ -30,7 +30,7 @@ def _convolution(flow: Flow, node: Node) -> tuple[Spread, ...]:
     outof = flow.axis_labels(weight, out_axis)
     flow.tie(outof, bias)
     if transposed and groups > 1:
-        raise NoRule(f"{called(node)} is a transposed convolution in groups; it reads")
+        raise NoRule(f"{called(node)} is a transposed convolution in groups")
     depthwise = is_depthwise(groups, len(into))
     if depthwise:
         flow.labels.unite(outof.reshape(groups, -1), into.reshape(groups, 1))
@@ -185,7 +185,7 @@ def _slice(flow: Flow, node: Node) -> tuple[Spread, ...]:
     axis = argument(node, 1, "dim", 0) % len(flow.spread(node.args[0]).shape)
     plain = argument(node, 4, "step", 1) == 1 and not list(find_refs(node.args[2:]))
     if flow.spread(node.args[0]).varies(axis) and not plain:
-        raise NoRule(f"{called(node)} takes every so many channels of")
+        raise NoRule(f"{called(node)} takes every so many channels")
     return _shape_operator(flow, node)
 
 
@@ -193,14 +193,14 @@ def _pad(flow: Flow, node: Node) -> tuple[Spread, ...]:
     x, amounts = flow.spread(node.args[0]), tuple(node.args[1])
     zeros = argument(node, 2, "mode", "constant") == "constant" or "constant_pad_nd" in node.op
     if list(find_refs(amounts)):
-        raise NoRule(f"{called(node)} pads by an amount known at run time; it reads")
+        raise NoRule(f"{called(node)} pads by an amount known at run time only")
     shape = flow.shape(node)
     for i in range(len(amounts) // 2):
         axis, (before, after) = len(shape) - 1 - i, amounts[2 * i : 2 * i + 2]
         if not (before or after) or not (x.constant or x.varies(axis)):
             continue
         if not zeros or before < 0 or after < 0:
-            raise NoRule(f"{called(node)} pads or cuts channels of")
+            raise NoRule(f"{called(node)} pads or cuts channels")
         # Channels that exist only here: they go with whatever they meet.
         labels = [flow.labels.fresh(before), flow.along(x, axis), flow.labels.fresh(after)]
         x = Spread((*x.shape[:axis], sum(map(len, labels)), *x.shape[axis + 1 :]), axis, np.concatenate(labels))
@@ -217,7 +217,7 @@ def _planes(flow: Flow, node: Node) -> tuple[Spread, ...]:
     found = re.search(r"(\d)d", node.op)
     count = int(found.group(1)) if found else len(x.shape) - 2
     if x.axis >= len(x.shape) - count and not x.constant:
-        raise NoRule(f"{called(node)} works across channels of")
+        raise NoRule(f"{called(node)} works across channels")
     shapes = [tuple(t.shape) for t in tensors_of(flow.sample[node.name])]
     return tuple(Spread(shape, x.axis, x.labels) for shape in shapes)
 
@@ -231,7 +231,7 @@ def _reduction(flow: Flow, node: Node) -> tuple[Spread, ...]:
     named = range(rank) if dims is None or dims == () else (dims,) if isinstance(dims, int) else dims
     over = {d % rank for d in named} if rank else set()
     if not x.constant and x.axis in over:
-        raise NoRule(f"{called(node)} works across channels of")
+        raise NoRule(f"{called(node)} works across channels")
     axis = x.axis if len(shape) == rank else x.axis - sum(d < x.axis for d in over)
     return (Spread(shape, 0 if x.constant else axis, x.labels),)
 

@@ -115,6 +115,23 @@ def test_a_batch_that_the_model_fixes_stays_fixed() -> None:
     equal(capture(model, (x,))(x), model(x))
 
 
+def test_a_loop_over_the_batch_fixes_it() -> None:
+    class Loop(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[i : i + 1] * 2 for i in range(x.shape[0])])
+
+    x = torch.randn(3, 5)
+    network = capture(Loop(), (x,))
+    equal(network(x), 2 * x)
+    with pytest.raises(UserError, match="an input has shape 4 x 5; the model takes 3 x 5"):
+        network(torch.randn(4, 5))
+
+
+def test_an_input_of_another_shape_is_refused() -> None:
+    with pytest.raises(UserError, match="an input has shape 2 x 3 x 9 x 8; the model takes N x 3 x 8 x 8"):
+        captured("Chain").network(torch.randn(2, 3, 9, 8))
+
+
 def test_two_inputs() -> None:
     class Two(nn.Module):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -158,6 +175,15 @@ def test_a_buffer_that_changes_at_run_time_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"changes its buffer 'calls' while it runs \(test_network.py:\d+\)"):
         capture(Counter(), (torch.randn(1, 3),))
+
+
+def test_control_flow_is_refused_by_its_name() -> None:
+    class Cond(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda t: t + 1, lambda t: t - 1, (x,))
+
+    with pytest.raises(UserError, match=r"the model uses the operator cond \(test_network.py:\d+\)"):
+        capture(Cond(), (torch.randn(2, 3),))
 
 
 def test_writing_into_part_of_a_tensor_is_refused() -> None:
