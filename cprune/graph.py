@@ -29,6 +29,7 @@ from cprune.targets.errors import UserError, unknown
 __all__ = ["Frozen", "Graph", "Group", "Layer", "analyse"]
 
 _ONLY_ONE = "one channel must be left"
+_Keys = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ class Graph:
 def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
     """Return the channel groups of a network, and what is frozen and why.
 
-    The network runs once on `example_inputs`; sizes that depend on them (the batch) are never pruned.
-    Everything that has no rule is frozen, with a reason naming the operator and the line of the model's code;
-    nothing raises but a network that does not run on its example.
+    Of `example_inputs` the shapes matter; no channel is ever looked for along an axis that grows with the
+    batch. Everything that has no rule is frozen, with a reason naming the operator and the line of the
+    model's code; the one error is the UserError for inputs that the network does not take.
     """
     flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs))
     flow.run(RULES)
@@ -171,13 +172,13 @@ def _sorted(
     # keeps one channel.
     tensors = _places(axes)
     inside = _places({(name, i): s.labels for name, found in values.items() for i, s in enumerate(found)})
-    families: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    families: dict[tuple[_Keys, _Keys], list[int]] = {}
     stuck: dict[tuple[tuple[str, ...], str], int] = {}
     for one, keys in tensors.items():
         layers = named(keys, producers)
         reason = flow.labels.reason(one)
         if reason is None and layers:
-            families.setdefault((*sorted(keys), *sorted(inside.get(one, ()))), []).append(one)
+            families.setdefault((tuple(sorted(keys)), tuple(sorted(inside.get(one, ())))), []).append(one)
         elif layers:
             stuck[layers, str(reason)] = stuck.get((layers, str(reason)), 0) + 1
 
@@ -186,14 +187,14 @@ def _sorted(
     # Sorted by layers, not by channel numbers, and counting also a family that is down to its last channel:
     # pruning must not rename its neighbours.
     by_layers = {
-        keys: (
-            [order.index(n) for n in named(keys, producers)],
-            [order.index(n) for n in named(keys, readers)],
+        family: (
+            [order.index(n) for n in named(family[0], producers)],
+            [order.index(n) for n in named(family[0], readers)],
         )
-        for keys in families
+        for family in families
     }
-    for family in sorted(families, key=lambda keys: (by_layers[keys], keys)):
-        layers = named(family, producers)
+    for family in sorted(families, key=lambda family: (by_layers[family], family)):
+        layers = named(family[0], producers)
         number = numbers[layers[0]] = numbers.get(layers[0], 0) + 1
         first = flow.layers[layers[0]]
         along = axes[first.weight, first.out_axis].tolist()
@@ -203,7 +204,7 @@ def _sorted(
             stuck[layers, _ONLY_ONE] = stuck.get((layers, _ONLY_ONE), 0) + 1
         else:
             group_id = layers[0] if number == 1 else f"{layers[0]}+{number}"
-            group = Group(group_id, len(members), layers, named(family, readers))
+            group = Group(group_id, len(members), layers, named(family[0], readers))
             found.append((group, np.array(members, dtype=np.int64)))
     return Graph(
         groups=tuple(group for group, _ in found),

@@ -238,6 +238,22 @@ def test_training_mode_alone_changes_batch_norm_and_dropout() -> None:
     assert not torch.equal(network.bn1.running_mean, before)
 
 
+def test_batch_norm_without_momentum_still_learns_and_dropout_left_on_stays_on() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(5, momentum=None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.bn(x), 0.5, training=True)
+
+    x = torch.randn(64, 5) + 3
+    network = capture(Odd(), (x,))
+    assert not torch.equal(network(x), network(x))
+    network.train()(x)
+    torch.testing.assert_close(network.bn.running_mean, 0.1 * x.mean(0))
+
+
 def test_values_are_evaluation_values_whatever_the_mode() -> None:
     network = copy.deepcopy(captured("Chain").network).train()
     x = Chain().example()
