@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,9 +99,7 @@ def prune(
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     chosen = Settings.from_dict({**settings, "min_acc": min_acc})
     if chosen.importance == "taylor":
-        raise UserError(
-            'importance="taylor" needs gradients', "Use the command with --data, or another importance."
-        )
+        raise UserError('importance="taylor" needs gradients', "Use the command with --data, or another importance.")
     where = find(target, threads)
     trainer = CallableTrainer(evaluate, train, test, calibrate)
     network = capture(model, inputs)
@@ -135,7 +134,12 @@ def run(
     folder = RunFolder.create(out or Path("runs") / f"{name.replace(':', '.')}-{stamp}", config)
     told = progress or Silent()
     told.say(f"run folder {folder.path}")
-    result, _ = _drive(folder, config, network, inputs, trainer, where, settings, told, on_step)
+    try:
+        result, _ = _drive(folder, config, network, inputs, trainer, where, settings, told, on_step)
+    except UserError:
+        if not folder.journal.exists():  # nothing was measured: the folder may be used again
+            shutil.rmtree(folder.path)
+        raise
     return folder, result
 
 
@@ -152,9 +156,7 @@ def resume(
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder.run_json} is no configuration of a run ({error} is missing)") from error
     if data == "functions":
-        raise UserError(
-            f"{path} was started from Python; its functions are not stored", "Call cprune.prune again."
-        )
+        raise UserError(f"{path} was started from Python; its functions are not stored", "Call cprune.prune again.")
     where = find(stored["name"], stored["threads"])
     if where.fingerprint != stored["fingerprint"]:
         raise UserError(
@@ -181,9 +183,7 @@ class _Source:
         data = load_data(self.data, self.seed)
         loaded = load_model(self.model, self.weights, data.classes, self.seed, data.input_shape)
         if not loaded.trained and ":" not in self.model:
-            raise UserError(
-                f"the model {loaded.name} comes without weights", "Give trained ones with --weights FILE."
-            )
+            raise UserError(f"the model {loaded.name} comes without weights", "Give trained ones with --weights FILE.")
         if loaded.outputs is not None and loaded.outputs != data.classes:
             raise UserError(
                 f"the model {loaded.name} has {loaded.outputs} outputs, the data {data.name} {data.classes} classes"
@@ -285,13 +285,8 @@ def analysis(before: Tuned, after: Tuned, settings: Settings) -> dict[str, Any]:
         "tasks_before": tasks_of(before, settings.step_join),
         "tasks_after": tasks_of(after, settings.step_join),
         "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
-        "frozen": [
-            {"layers": list(f.layers), "reason": f.reason, "channels": f.channels}
-            for f in before.graph.frozen
-        ],
-        "groups": [
-            {"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups
-        ],
+        "frozen": [{"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen],
+        "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups],
     }
 
 

@@ -84,9 +84,7 @@ def bench(
     rows = []
     for runtime, seconds in runs.items():
         found = interval([1e3 * s for s in seconds])
-        rows.append(
-            {"runtime": runtime, "median_ms": found.median, "low_ms": found.low, "high_ms": found.high}
-        )
+        rows.append({"runtime": runtime, "median_ms": found.median, "low_ms": found.low, "high_ms": found.high})
     ratio = interval([t / o for t, o in zip(runs["tvm"], runs["onnxruntime"], strict=True)])
     return {
         "model": name,
@@ -135,7 +133,7 @@ def _onnxruntime(network: Network, inputs: tuple[Tensor, ...], threads: int) -> 
 def _pytorch(network: Network, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.jit.freeze(torch.jit.trace(network.eval(), inputs, check_trace=False))
+        traced = torch.jit.freeze(torch.jit.trace(network.eval(), inputs, check_trace=False))  # type: ignore[no-untyped-call]
 
     def call() -> Any:
         with torch.inference_mode():

@@ -91,9 +91,7 @@ def _where(error: BaseException) -> str:
         return f"{Path(error.filename).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
     ours = str(Path(__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        library = "site-packages" in frame.filename or frame.filename.startswith(
-            (ours, "<frozen", sys.base_prefix)
-        )
+        library = "site-packages" in frame.filename or frame.filename.startswith((ours, "<frozen", sys.base_prefix))
         if not library:
             return f"{Path(frame.filename).name}:{frame.lineno}: {text}"
     return text

@@ -1,7 +1,7 @@
 """The commands.  Heavy imports stand inside them, so that `--help` answers at once.
 
 Standard output carries results (one JSON object with --json), standard error everything else.  Exit codes: 0 done,
-1 done but no pruned model keeps the promise, 2 a mistake in what was typed or given, 3 the world broke, 130 Ctrl-C.
+1 done but no pruned model keeps the promise, 2 an error that the message explains, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ app = typer.Typer(
 
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", help="a name from `cprune models`, or MODULE:FUNCTION returning an nn.Module"
-    ),
+    typer.Option("--model", "-m", help="a name from `cprune models`, or MODULE:FUNCTION returning an nn.Module"),
 ]
 Weights = Annotated[Path | None, typer.Option(help="trained weights: .safetensors, .pth, .pt or .th")]
 DataSpec = Annotated[
@@ -68,13 +66,9 @@ def run_command(
         str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="stop after so many tried steps")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with settings; options given here win")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win")] = None,
     records: Records = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")] = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model: never slower, never below the accuracy asked for.
@@ -98,9 +92,7 @@ def run_command(
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
     settings = _settings({**values, **{k: v for k, v in given.items() if v is not None}})
     if data is None and model != api.DEFAULT_MODEL:
-        raise UserError(
-            f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR"
-        )
+        raise UserError(f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR")
     folder, result = api.run(
         model=model,
         weights=weights,
@@ -199,9 +191,7 @@ def models_command(as_json: Json = False) -> None:
     table = _table("name", "input", "weights", "what it is")
     for row in rows:
         size = "x".join(str(n) for n in row["input"])  # type: ignore[attr-defined]
-        table.add_row(
-            str(row["name"]), size, "built in" if row["weights"] else "--weights", str(row["description"])
-        )
+        table.add_row(str(row["name"]), size, "built in" if row["weights"] else "--weights", str(row["description"]))
     _print(table)
 
 
@@ -244,7 +234,8 @@ def _toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return values
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -320,13 +311,16 @@ def _main(arguments: list[str]) -> int:
         code = app(arguments, prog_name="cprune", standalone_mode=False)
     except CpruneError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 3
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         print("\nstopped; nothing measured is lost. Go on with: cprune resume DIR", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'a file of the run'}", file=sys.stderr)
+        return 2
     except Exception as error:
         # A usage error of the parser: it knows how to show itself (which option, and the nearest one).  Its class is
         # not public in all versions of typer, what it can do is.

@@ -44,9 +44,7 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
                     functions[task] = builder.add_func(func, f"task{len(functions)}")
                 *given, out = call.workload.arguments()
                 names = (*call.inputs, *call.weights)
-                args = [
-                    _shaped(builder, variables[name], shape) for name, shape in zip(names, given, strict=True)
-                ]
+                args = [_shaped(builder, variables[name], shape) for name, shape in zip(names, given, strict=True)]
                 made = relax.call_tir(functions[task], args, relax.TensorType(out, "float32"))
                 variables[call.output] = builder.emit(made)
             results = [_shaped(builder, variables[name], shape) for name, shape in lowered.outputs]

@@ -139,9 +139,7 @@ def _unknown(spec: str) -> UserError:
         return UserError(f"unknown data {spec!r}", f"For a folder with one folder a class type folder:{spec}")
     if path.suffix == ".npz":
         return UserError(f"unknown data {spec!r}", f"For an npz file type npz:{spec}")
-    return unknown(
-        "data", spec, ("fashion-mnist", "npz:FILE", "folder:DIR", "cifar10:DIR", "MODULE:FUNCTION")
-    )
+    return unknown("data", spec, ("fashion-mnist", "npz:FILE", "folder:DIR", "cifar10:DIR", "MODULE:FUNCTION"))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -207,9 +205,7 @@ def _split(part: Part, mean: tuple[float, ...], std: tuple[float, ...]) -> Split
     return Split(channels_first, _labels(part.labels_name, labels, name, len(images)), mean, std)
 
 
-def _labels(
-    name: str, labels: np.ndarray[tuple[int, ...], np.dtype[np.generic]], images: str, count: int
-) -> Tensor:
+def _labels(name: str, labels: np.ndarray[tuple[int, ...], np.dtype[np.generic]], images: str, count: int) -> Tensor:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -260,8 +256,7 @@ def _checked(data: Data, wanted: _Wanted, names: tuple[tuple[str, str], ...] = _
         for whose, other in expected:
             if other is not None and shape != other:
                 raise UserError(
-                    f"the images of {name} are {_times(shape)} (channels x height x width), "
-                    f"{whose} {_times(other)}",
+                    f"the images of {name} are {_times(shape)} (channels x height x width), {whose} {_times(other)}",
                     "Give images of that size, or choose another --model.",
                 )
         for index in torch.nonzero((split.labels < 0) | (split.labels >= data.classes))[:1, 0].tolist():

@@ -27,9 +27,7 @@ def explain(
     loaded = load_model(model, weights, None, settings.seed)
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
-    tuned = tuned_model(
-        network, loaded.example_inputs, where, settings, records or default_records(where), progress
-    )
+    tuned = tuned_model(network, loaded.example_inputs, where, settings, records or default_records(where), progress)
     tasks = tasks_of(tuned, settings.step_join)
     free = {layer for group in tuned.graph.groups for layer in group.layers}
     total = sum(t["latency_us"] * t["uses"] for t in tasks)
@@ -37,12 +35,8 @@ def explain(
     return {
         "model": loaded.name,
         "target": where.name,
-        "groups": [
-            {"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in tuned.graph.groups
-        ],
-        "frozen": [
-            {"layers": list(f.layers), "channels": f.channels, "reason": f.reason} for f in tuned.graph.frozen
-        ],
+        "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in tuned.graph.groups],
+        "frozen": [{"layers": list(f.layers), "channels": f.channels, "reason": f.reason} for f in tuned.graph.frozen],
         "tasks": tasks,
         "prunable_latency_share": round(prunable / total, 4) if total else 0.0,
     }

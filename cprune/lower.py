@@ -231,9 +231,7 @@ class _Lowering:
         if conv is not None and conv.activation == "none" and conv.residual is None:
             folded = (conv.weight.double() * scale[:, None, None, None]).float()
             layers = [*conv.layers, *([self.layer(weight)] if isinstance(weight, Ref) else [])]
-            return replace(
-                conv, weight=folded, bias=(conv.bias.double() * scale + shift).float(), layers=layers
-            )
+            return replace(conv, weight=folded, bias=(conv.bias.double() * scale + shift).float(), layers=layers)
         layer = self.layer(weight if isinstance(weight, Ref) else mean)
         ones = scale.float()[:, None, None, None]
         shape = self.shape(node.name)
@@ -355,11 +353,7 @@ class _Lowering:
 
     def op_pad(self, node: Node) -> Any:
         x, pads, mode, value = _filled(node, ["constant", None], 2)
-        if (
-            mode != "constant"
-            or value not in (None, 0, 0.0)
-            or any(isinstance(p, Ref) or p < 0 for p in pads)
-        ):
+        if mode != "constant" or value not in (None, 0, 0.0) or any(isinstance(p, Ref) or p < 0 for p in pads):
             return None
         before, after = self.shape(x.name), self.shape(node.name)
         lows = [0] * len(before)
@@ -377,9 +371,7 @@ class _Lowering:
         shape = self.shape(node.name)
         inputs = list(dict.fromkeys(i for side in sides for i in side.inputs))
         axis %= len(shape)
-        parts = tuple(
-            (_renumbered(s.expression, [inputs.index(i) for i in s.inputs]), s.shape[axis]) for s in sides
-        )
+        parts = tuple((_renumbered(s.expression, [inputs.index(i) for i in s.inputs]), s.shape[axis]) for s in sides)
         return _Chain(("cat", axis, parts), tuple(inputs), shape)
 
     def op_chunk(self, node: Node) -> Any:
@@ -529,17 +521,13 @@ class _Lowering:
             raise UserError(f"cannot compile the value {name!r}: it is a list of tensors")
         if block is None:
             block = block_of(held.shape[1], self.block) if len(held.shape) == 4 else 0
-        workload = Elementwise(
-            held.expression, tuple((i.shape, i.block) for i in held.inputs), held.shape, block
-        )
+        workload = Elementwise(held.expression, tuple((i.shape, i.block) for i in held.inputs), held.shape, block)
         return self.emit(name, workload, held.inputs, (), (), held.shape, block)
 
     def write_conv(self, name: str, conv: _Conv) -> _Stored:
         n, c, h, w = self.shape(conv.x)
         held = self.values[conv.x]
-        plain = (
-            isinstance(held, _Stored) and held.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
-        )
+        plain = isinstance(held, _Stored) and held.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
         x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
         out = block_of(conv.shape[1], self.block)
         outputs = padded(conv.shape[1], out)
@@ -560,9 +548,7 @@ class _Lowering:
             x.block,
             out,
         )
-        weights = self.pack(
-            name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out)
-        )
+        weights = self.pack(name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out))
         return self.emit(name, workload, (x, *residual), weights, tuple(conv.layers), conv.shape, out)
 
     def write_linear(self, name: str, linear: _Linear) -> _Stored:

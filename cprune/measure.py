@@ -66,9 +66,7 @@ class Comparison:
         return (self.ratio.high - self.ratio.low) > NOISY * self.ratio.median
 
 
-def compare(
-    session: Session, old: str, new: str, inputs: Sequence[Array], rounds: int, run_ms: float
-) -> Comparison:
+def compare(session: Session, old: str, new: str, inputs: Sequence[Array], rounds: int, run_ms: float) -> Comparison:
     """Time two held models in turns; measured once more if the machine was noisy.
 
     Raises BrokenWorld if a model that was checked before fails to run.

@@ -142,9 +142,7 @@ def _removed(layers: Sequence[str], graph: Graph, groups: Sequence[str], count: 
     return removed
 
 
-def _allowed(
-    removed: Mapping[str, int], graph: Graph, first_widths: Mapping[str, int], max_sparsity: float
-) -> bool:
+def _allowed(removed: Mapping[str, int], graph: Graph, first_widths: Mapping[str, int], max_sparsity: float) -> bool:
     lost: dict[str, int] = {}
     for group_id, count in removed.items():
         group = graph.group(group_id)

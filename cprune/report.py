@@ -151,9 +151,7 @@ def table(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for title, key in (("Parameters", "params"), ("MACs", "macs")):
         rows.append((title, _count(_number(result, key, "before")), _count(_number(result, key, "after"))))
     trials = [_number(result, "trials", key) for key in ("before", "loop", "final")]
-    rows.append(
-        ("Trials", _count(trials[0]), _count(sum(n for n in trials[1:] if n) if any(trials) else None))
-    )
+    rows.append(("Trials", _count(trials[0]), _count(sum(n for n in trials[1:] if n) if any(trials) else None)))
     steps = [
         f"{_count(_number(result, 'steps', key))} {key}"
         for key in ("accepted", "rejected", "excluded")
@@ -371,9 +369,7 @@ def _tasks(run: Run) -> Section:
         )
         for task, layers, total, now in entries
     )
-    bars = [
-        (_task_label(task, layers), total, now) for task, layers, total, now in entries if total is not None
-    ]
+    bars = [(_task_label(task, layers), total, now) for task, layers, total, now in entries if total is not None]
     known = [(total, now) for _, _, total, now in entries if total is not None and now is not None]
     sums: tuple[str, ...] = ()
     if known:
@@ -446,9 +442,7 @@ def _frozen(run: Run) -> Section:
     )
     if not rows:
         known = "frozen" in run.analysis
-        return Section(
-            "frozen", title, ("Nothing is frozen." if known else "Nothing is known of it (analysis.json).",)
-        )
+        return Section("frozen", title, ("Nothing is frozen." if known else "Nothing is known of it (analysis.json).",))
     return Section(
         "frozen",
         title,
@@ -531,9 +525,7 @@ def _versions(run: Run) -> Section:
 # ---------------------------------------------------------------------------------------------------- plots
 
 
-def _bars(
-    name: str, bars: Sequence[tuple[str, float, float | None]], unit: str, title: str
-) -> tuple[str, str]:
+def _bars(name: str, bars: Sequence[tuple[str, float, float | None]], unit: str, title: str) -> tuple[str, str]:
     from cprune import plots
 
     drawn = [plots.Bar(*bar) for bar in bars[:_MOST_BARS]]

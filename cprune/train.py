@@ -93,9 +93,7 @@ def gradients(
 # Recalibration
 
 
-def recalibrate(
-    model: nn.Module, split: Split, seed: int, images: int = 512, batch: int = TRAINING_BATCH
-) -> None:
+def recalibrate(model: nn.Module, split: Split, seed: int, images: int = 512, batch: int = TRAINING_BATCH) -> None:
     """Re-estimate the running statistics of every BatchNorm as the plain mean over batches of random images.
 
     After surgery the inputs of a layer have another distribution than the one its statistics describe.
@@ -116,9 +114,7 @@ def recalibrate(
     parts = [part for part in _parts(chosen, batch) if len(part) == batch] or [chosen]
     before = {name: value.clone() for name, value in statistics.items()}
     sums = {name: torch.zeros_like(value) for name, value in statistics.items()}
-    cumulative = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None
-    ]
+    cumulative = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
 
     def update_from(start: float, part: Tensor) -> None:
         for value in statistics.values():
@@ -214,9 +210,7 @@ def fine_tune(
                 output = model(images)
             loss = _loss(output.float(), split.labels[index], targets, distillation)
             if not math.isfinite(loss.item()):
-                raise FineTuneDiverged(
-                    f"the loss became {loss.item()} in step {step + 1} of {steps} (lr {lr:g})"
-                )
+                raise FineTuneDiverged(f"the loss became {loss.item()} in step {step + 1} of {steps} (lr {lr:g})")
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if progress is not None:
@@ -238,9 +232,7 @@ def _batches(count: int, batch: int, steps: int, generator: torch.Generator) -> 
             yield index
 
 
-def _targets(
-    teacher: nn.Module | Tensor | None, images: Tensor, index: Tensor, bfloat16: bool
-) -> Tensor | None:
+def _targets(teacher: nn.Module | Tensor | None, images: Tensor, index: Tensor, bfloat16: bool) -> Tensor | None:
     if teacher is None or isinstance(teacher, Tensor):
         return None if teacher is None else teacher[index]
     with (
@@ -256,9 +248,7 @@ def _loss(output: Tensor, labels: Tensor, targets: Tensor | None, distillation: 
     if targets is None:
         return hard
     t = distillation.temperature
-    soft = F.kl_div(
-        F.log_softmax(output / t, 1), F.log_softmax(targets / t, 1), reduction="batchmean", log_target=True
-    )
+    soft = F.kl_div(F.log_softmax(output / t, 1), F.log_softmax(targets / t, 1), reduction="batchmean", log_target=True)
     return (1 - distillation.weight) * hard + distillation.weight * t * t * soft
 
 

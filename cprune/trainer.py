@@ -140,9 +140,7 @@ class CallableTrainer:
             self._calibrate(model)
             model.eval()
 
-    def fine_tune(
-        self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress
-    ) -> None:
+    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
         """Call the user's `train`, if there is one.  How long it trains is the user's business."""
         if self._train is not None:
             torch.manual_seed(seed)

@@ -79,9 +79,7 @@ def pack(arrays: dict[str, NDArray[np.generic]], path: Path) -> None:
 
 def main() -> None:
     """Read the command line, pack, and print the sizes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="folder with the *-ubyte.gz files")
     parser.add_argument("--out", type=Path, default=ASSETS / "fashion_mnist.npz")
     arguments = parser.parse_args()

@@ -50,9 +50,7 @@ def set_aside(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def main() -> None:
     """Read the command line, decode, split and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="folder with load.py and the images")
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
     arguments = parser.parse_args()

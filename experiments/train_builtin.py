@@ -102,9 +102,7 @@ def report() -> None:
 
 def main() -> None:
     """Read the command line; train and save, or evaluate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="folder with the *-ubyte.gz files")
     parser.add_argument("--evaluate", action="store_true", help="only report the model in the package")
     parser.add_argument("--epochs", type=int, default=14)

@@ -17,9 +17,7 @@ OTHER = '{"op":"conv2d","shape":[1,12,32,32]}'
 TARGET = "8f3a11c0"
 
 
-def timed(
-    candidate: str, *runs_s: float, task: str = TASK, target: str = TARGET, checked: bool = False
-) -> Record:
+def timed(candidate: str, *runs_s: float, task: str = TASK, target: str = TARGET, checked: bool = False) -> Record:
     """Return a record that ran."""
     return Record(task, target, candidate, runs_s, checked=checked, created=1.5)
 
@@ -45,9 +43,7 @@ class StoreContract:
 
     def test_what_comes_out_is_what_went_in(self, store: Store) -> None:
         runs_s = (0.1 + 0.2, 1e-9)
-        ran = Record(
-            TASK, TARGET, '{"k":"ü\\u0000"}', runs_s, space="metaschedule", created=1234567890.123456
-        )
+        ran = Record(TASK, TARGET, '{"k":"ü\\u0000"}', runs_s, space="metaschedule", created=1234567890.123456)
         broke = Record(TASK, TARGET, "b", (), "build", "line 1\nline 2 €", space="default", created=2.5)
         store.add([ran, broke])
         assert store.of_task(TASK, TARGET) == [ran, broke]

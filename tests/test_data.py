@@ -32,9 +32,7 @@ def arrays(**changed: Any) -> dict[str, Any]:
 
 
 def bytes_arrays(**changed: Any) -> dict[str, Any]:
-    return arrays(
-        x_train=np.full((10, 4, 4, 3), 51, np.uint8), x_test=np.full((4, 4, 4, 3), 255, np.uint8), **changed
-    )
+    return arrays(x_train=np.full((10, 4, 4, 3), 51, np.uint8), x_test=np.full((4, 4, 4, 3), 255, np.uint8), **changed)
 
 
 def npz(tmp_path: Path, content: dict[str, Any]) -> str:

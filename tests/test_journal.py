@@ -79,9 +79,7 @@ class TestCreate:
         with pytest.raises(UserError, match="cannot make a run in"):
             RunFolder.create(tmp_path / ("x" * 300), {})
 
-    def test_a_folder_that_cannot_be_written_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_that_cannot_be_written_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
         with pytest.raises(UserError, match=r"cannot make a run in .*Permission denied"):
             RunFolder.create(tmp_path, {})
@@ -192,9 +190,7 @@ class TestAtomicWrite:
         assert (tmp_path / "f").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
-    def test_a_full_disk_at_the_last_moment_too(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_full_disk_at_the_last_moment_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fsync(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

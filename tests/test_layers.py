@@ -159,9 +159,7 @@ def test_a_light_file_imports_nothing_heavy_at_its_top(file: str) -> None:
 def test_importing_the_light_files_loads_nothing_heavy() -> None:
     # Not only what they import themselves, but what that imports in turn.
     modules = [
-        file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for file in LIGHT
-        if (ROOT / file).exists()
+        file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in LIGHT if (ROOT / file).exists()
     ]
     code = (
         "import sys\n"

@@ -57,9 +57,7 @@ def layers() -> list[tuple[str, int, int]]:
     return [*found, ("linear", 10, 10)]
 
 
-def step(
-    index: int, verdict: str, latency_ms: float | None, accuracy: float | None, why: str
-) -> dict[str, Any]:
+def step(index: int, verdict: str, latency_ms: float | None, accuracy: float | None, why: str) -> dict[str, Any]:
     around = {
         "median": latency_ms,
         "low": latency_ms and latency_ms * 0.99,
@@ -120,18 +118,12 @@ def make_run(path: Path) -> RunFolder:
     latency = 1.83
     for index in range(1, 13):
         if index in (4, 9):
-            journal.append(
-                step(index, "rejected", latency * 1.01, None, "not faster: 1.01 times the latency")
-            )
+            journal.append(step(index, "rejected", latency * 1.01, None, "not faster: 1.01 times the latency"))
         elif index == 11:
-            journal.append(
-                step(index, "excluded", latency * 0.97, 0.871, "accuracy 87.10 % is below 90.27 %")
-            )
+            journal.append(step(index, "excluded", latency * 0.97, 0.871, "accuracy 87.10 % is below 90.27 %"))
         else:
             latency *= 0.935
-            journal.append(
-                step(index, "accepted", latency, 0.9108 - 0.0006 * index, "faster, and accurate enough")
-            )
+            journal.append(step(index, "accepted", latency, 0.9108 - 0.0006 * index, "faster, and accurate enough"))
     journal.append({"event": "tuned", "what": "final", "trials": 388, "seconds": 55.0})
     write_json(folder.result, RESULT)
     write_json(folder.analysis, ANALYSIS)
@@ -339,9 +331,7 @@ class TestUnfinishedRun:
     def test_without_a_result_it_says_how_to_go_on(self, folder: RunFolder) -> None:
         folder.result.unlink()
         read = page(folder)
-        assert f"not finished. Go on with it: cprune resume {folder.path}" in " ".join(
-            read.sections["head"].split()
-        )
+        assert f"not finished. Go on with it: cprune resume {folder.path}" in " ".join(read.sections["head"].split())
         assert "1.83× as fast as at the start" in read.sections["head"]
         assert "There is no result yet." in read.sections["summary"]
         assert "of 12 tried" in read.sections["head"]

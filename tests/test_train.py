@@ -139,12 +139,8 @@ def test_the_momentum_does_not_matter(momentum: float | None) -> None:
     norm = model[1]  # type: ignore[index]
     norm.momentum = momentum
     recalibrate(model, split, seed=3, images=64, batch=16)
-    assert torch.allclose(
-        model.state_dict()["1.running_mean"], expected.state_dict()["1.running_mean"], atol=1e-5
-    )
-    assert torch.allclose(
-        model.state_dict()["1.running_var"], expected.state_dict()["1.running_var"], rtol=1e-4
-    )
+    assert torch.allclose(model.state_dict()["1.running_mean"], expected.state_dict()["1.running_mean"], atol=1e-5)
+    assert torch.allclose(model.state_dict()["1.running_var"], expected.state_dict()["1.running_var"], rtol=1e-4)
     assert norm.momentum == momentum
 
 
@@ -269,9 +265,7 @@ def test_one_seed_gives_the_same_bits(bfloat16: bool) -> None:
     def tuned(seed: int) -> Tensor:
         model = small_net()
         teacher = small_net(1)
-        fine_tune(
-            model, stripes(100), 2, 0.05, seed, teacher=teacher, augment=True, batch=32, bfloat16=bfloat16
-        )
+        fine_tune(model, stripes(100), 2, 0.05, seed, teacher=teacher, augment=True, batch=32, bfloat16=bfloat16)
         return weights(model)
 
     assert torch.equal(tuned(1), tuned(1))

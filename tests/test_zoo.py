@@ -376,9 +376,7 @@ def test_a_model_without_example_and_data_is_told_what_to_return() -> None:
 
 
 def test_an_example_the_model_cannot_take_is_found_at_once() -> None:
-    assert "my_model:alone cannot run on an input of 1x3x5x5" in message(
-        "my_model:alone", input_shape=(3, 5, 5)
-    )
+    assert "my_model:alone cannot run on an input of 1x3x5x5" in message("my_model:alone", input_shape=(3, 5, 5))
 
 
 def test_what_is_no_model_is_refused() -> None:

@@ -17,9 +17,7 @@ from cprune.targets.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_SHARE = 0.2
-_HINT = (
-    "Needed: DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE (and DIR/val/CLASS/IMAGE)."
-)
+_HINT = "Needed: DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE (and DIR/val/CLASS/IMAGE)."
 
 
 def read(root: Path, seed: int, size: tuple[int, int, int] | None) -> Arrays:
@@ -43,16 +41,12 @@ def read(root: Path, seed: int, size: tuple[int, int, int] | None) -> Arrays:
     if not classes:
         raise UserError(f"{root / 'train' if divided else root} has no folders, one a class is needed", _HINT)
     if divided:
-        files = {
-            str(name): _files(root / name, classes) for name in ("train", "test", "val") if name in names
-        }
+        files = {str(name): _files(root / name, classes) for name in ("train", "test", "val") if name in names}
     else:
         files = _divided(_files(root, classes), seed)
     channels, height, width = size if size is not None else _common_size(files["train"] + files["test"])
     if channels not in (1, 3):
-        raise UserError(
-            f"the model takes images of {channels} channels, image files give 1 or 3", "Use npz:FILE."
-        )
+        raise UserError(f"the model takes images of {channels} channels, image files give 1 or 3", "Use npz:FILE.")
     _fits(sum(map(len, files.values())) * channels * height * width, root)
     mean, std = (CIFAR_MEAN, CIFAR_STD) if channels == 3 else ((), ())
     parts = {name: _part(root, name, some, (channels, height, width)) for name, some in files.items()}
@@ -67,9 +61,7 @@ def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     """Return (file, label) of every image below `root`, class by class, in the order of their names."""
     strangers = [name for name in _folders(root) if name not in classes]
     if strangers:
-        raise UserError(
-            f"{root} has the class {strangers[0]!r}, which the training images lack: {', '.join(classes)}"
-        )
+        raise UserError(f"{root} has the class {strangers[0]!r}, which the training images lack: {', '.join(classes)}")
     files = [
         (file, label)
         for label, name in enumerate(classes)
@@ -121,9 +113,7 @@ def _part(root: Path, name: str, files: Sequence[tuple[Path, int]], size: tuple[
     for place, (file, _) in enumerate(files):
         with _opened(file) as image:
             image.draft("RGB" if channels == 3 else "L", (width, height))  # a JPEG is decoded small at once
-            fitted = ImageOps.fit(
-                _converted(image, channels, file), (width, height), Image.Resampling.BILINEAR
-            )
+            fitted = ImageOps.fit(_converted(image, channels, file), (width, height), Image.Resampling.BILINEAR)
             images[place] = np.asarray(fitted, np.uint8).reshape(height, width, channels)
     label_array = np.array([label for _, label in files], dtype=np.int64)
     where = f"{root} ({name})"
@@ -165,7 +155,6 @@ def _fits(size_bytes: int, root: Path) -> None:
         return
     if size_bytes > memory_bytes / 2:
         raise UserError(
-            f"the images of {root} take {size_bytes / 2**30:.1f} GiB, "
-            f"this machine has {memory_bytes / 2**30:.1f} GiB",
+            f"the images of {root} take {size_bytes / 2**30:.1f} GiB, this machine has {memory_bytes / 2**30:.1f} GiB",
             "Use fewer images, or smaller ones.",
         )

@@ -47,9 +47,7 @@ def read(path: Path) -> Arrays:
             ) from error
         raise UserError(f"{path} is damaged: {error}") from error
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, NotImplementedError) as error:
-        raise UserError(
-            f"{path} is no .npz file, or is cut short: {error}", "Copy or write it again."
-        ) from error
+        raise UserError(f"{path} is no .npz file, or is cut short: {error}", "Copy or write it again.") from error
 
 
 def arrays(found: Mapping[str, Any], where: str) -> Arrays:

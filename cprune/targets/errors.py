@@ -2,8 +2,10 @@
 
 Exception
 └── CpruneError
-    ├── UserError      a mistake of the user: what is wrong, where, what to type instead.  Exit code 2, no traceback.
-    └── BrokenWorld    a tool, a device or a disk that went away.  Exit code 3, the run can be resumed.
+    ├── UserError      a mistake of the user: what is wrong, where, what to type instead
+    └── BrokenWorld    a tool, a device or a disk that went away; the run can be resumed
+
+Both end a command with exit code 2 and one message, never with a traceback.
 
 A candidate that fails is neither: it is data (`cprune.targets.session.Failure`).
 """

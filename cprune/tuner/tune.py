@@ -176,7 +176,7 @@ class Tuner:
             wanted = metaschedule.expected(workload, given)
         else:
             wanted = reference.expected(workload, given)
-        assert timed.output is not None
+        assert timed.output is not None  # it was asked for with the seed
         wrong = reference.agrees(timed.output, wanted)
         if wrong:
             return self._record(record.task, candidate, failure=Failure("check", wrong), checked=True)

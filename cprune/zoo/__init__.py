@@ -73,9 +73,7 @@ _ENTRIES = (
         )
         for depth in (20, 32, 44, 56)
     ),
-    _Entry(
-        ModelInfo("resnet18", "ResNet-18 in CIFAR shape, 1x1 shortcuts", _CIFAR, 10, False), resnet18_cifar
-    ),
+    _Entry(ModelInfo("resnet18", "ResNet-18 in CIFAR shape, 1x1 shortcuts", _CIFAR, 10, False), resnet18_cifar),
     _Entry(ModelInfo("vgg16_bn", "VGG-16 with BatchNorm in CIFAR shape", _CIFAR, 10, False), vgg16_bn_cifar),
     _Entry(ModelInfo("mobilenetv2", "MobileNetV2 in CIFAR shape", _CIFAR, 10, False), mobilenetv2_cifar),
 )
@@ -108,9 +106,7 @@ def load_model(
     if ":" in spec:
         return _own(spec, weights, classes, seed, input_shape)
     if Path(spec).suffix in (".pt2", ".onnx"):
-        raise UserError(
-            f"{spec}: files of that kind cannot be read yet", "Give the model as MODULE:FUNCTION."
-        )
+        raise UserError(f"{spec}: files of that kind cannot be read yet", "Give the model as MODULE:FUNCTION.")
     names = {entry.info.name: entry for entry in _ENTRIES}
     entry = names[byname.pick("model", spec, names)]
     info = entry.info
@@ -136,9 +132,7 @@ def _fitting(tensors: dict[str, Tensor]) -> tuple[str, ...]:
     """Return the names of the zoo's models that have tensors of these names and shapes."""
     with torch.device("meta"):
         return tuple(
-            entry.info.name
-            for entry in _ENTRIES
-            if weight_files.shapes_fit(entry.build(entry.info.classes), tensors)
+            entry.info.name for entry in _ENTRIES if weight_files.shapes_fit(entry.build(entry.info.classes), tensors)
         )
 
 
@@ -170,9 +164,7 @@ def _own(
         example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(seed))
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if not inputs or not all(isinstance(value, Tensor) for value in inputs):
-        raise UserError(
-            f"the example input of {spec} is no tensor", "Return (model, torch.zeros(1, 3, 32, 32))."
-        )
+        raise UserError(f"the example input of {spec} is no tensor", "Return (model, torch.zeros(1, 3, 32, 32)).")
     model.eval()
     if weights is not None:
         weight_files.put(model, weight_files.read(weights), weights, spec)

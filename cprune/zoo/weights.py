@@ -34,9 +34,7 @@ def read(path: Path) -> dict[str, Tensor]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is no safetensors file, or is cut short: {error}", "Copy it again."
-            ) from error
+            raise UserError(f"{path} is no safetensors file, or is cut short: {error}", "Copy it again.") from error
     if path.suffix not in PICKLED:
         raise UserError(
             f"{path} has the ending {path.suffix!r}",
@@ -85,9 +83,7 @@ def put(
         raise UserError(f"{path} does not fit {name}: {'; '.join(what)}", _advice(fits()))
     for key in own:
         if key in tensors and not bool(torch.isfinite(tensors[key]).all()):
-            raise UserError(
-                f"{path}: the tensor {key} holds NaN or infinity", "Use weights that were saved earlier."
-            )
+            raise UserError(f"{path}: the tensor {key} holds NaN or infinity", "Use weights that were saved earlier.")
     with torch.no_grad():
         for key, tensor in own.items():
             if key in tensors:
@@ -122,11 +118,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
-    return (
-        f"{shown} and {len(names) - 3} more are"
-        if len(names) > 3
-        else f"{shown} {'are' if names[1:] else 'is'}"
-    )
+    return f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'are' if names[1:] else 'is'}"
 
 
 def _first_sentence(error: BaseException) -> str:

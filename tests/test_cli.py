@@ -1,0 +1,193 @@
+"""The command line as a stranger meets it: help, mistakes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cprune import cli
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = cli._main(list(arguments))
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the message of a command that must be refused in one clear message: exit code 2, no traceback."""
+    code, out, err = run(*arguments, capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("--help", capsys=capsys)
+    assert code == 0
+    for command in ("run", "resume", "report", "explain", "bench", "models", "targets"):
+        assert f"  {command} " in out
+
+
+def test_help_and_import_are_quick() -> None:
+    for code in ("import cprune", "from cprune.cli import main; import sys; sys.argv[1:] = ['--help']; main()"):
+        best = min(_seconds(code) for _ in range(3))
+        assert best < 0.5, f"{code}: {best:.2f} s"
+
+
+def _seconds(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def test_a_mistyped_option_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--model" in refused(capsys, "run", "--modle", "x")
+
+
+def test_a_mistyped_command_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "rnu" in refused(capsys, "rnu")
+
+
+def test_an_unknown_model_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean 'resnet18'?" in refused(capsys, "run", "-m", "resnet_18x", "-d", "fashion-mnist")
+
+
+def test_an_unknown_target_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Known: local" in refused(capsys, "run", "-t", "phone")
+
+
+def test_a_zoo_model_without_data_is_asked_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data" in refused(capsys, "run", "-m", "resnet20")
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "70", "much", "120%"])
+def test_an_accuracy_that_is_none_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "0.7" in refused(capsys, "run", f"--min-acc={value}")
+
+
+def test_two_limits_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exclude each other" in refused(capsys, "run", "--min-acc", "0.9", "--max-drop", "1%")
+
+
+def test_an_unknown_importance_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean 'taylor'" in refused(capsys, "run", "--importance", "tailor")
+
+
+def test_a_setting_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.toml").write_text("trails = 3\n")
+    assert "Did you mean 'trials'" in refused(capsys, "run", "--config", str(tmp_path / "a.toml"))
+    (tmp_path / "b.toml").write_text("trials = \n")
+    assert "is not TOML" in refused(capsys, "run", "--config", str(tmp_path / "b.toml"))
+    assert "cannot read" in refused(capsys, "run", "--config", str(tmp_path / "c.toml"))
+
+
+def test_truncated_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cprune.zoo import ASSETS
+
+    whole = (ASSETS / "resnet_fashion.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "cut.safetensors" in refused(capsys, "run", "--weights", str(tmp_path / "cut.safetensors"))
+
+
+def test_weights_of_another_shape_are_refused_with_the_first_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from cprune.zoo import ASSETS
+
+    tensors = load_file(ASSETS / "resnet_fashion.safetensors")
+    tensors["layer1.0.conv1.weight"] = tensors["layer1.0.conv1.weight"][:16].clone()
+    save_file(tensors, tmp_path / "other.safetensors")
+    assert "layer1.0.conv1.weight" in refused(capsys, "run", "--weights", str(tmp_path / "other.safetensors"))
+
+
+def test_labels_out_of_range_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.zeros((20, 1, 28, 28), np.float32)
+    labels = np.arange(20) % 10
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels + 5, x_test=images, y_test=labels)
+    assert "14" in refused(capsys, "run", "-d", f"npz:{tmp_path / 'd.npz'}")
+
+
+def test_an_empty_folder_of_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert str(tmp_path) in refused(capsys, "run", "-d", f"folder:{tmp_path}")
+
+
+def test_a_model_that_cannot_be_exported_is_refused_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "branching.py").write_text(
+        "from torch import nn\n"
+        "class Branching(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(784, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = x.flatten(1)\n"
+        "        return self.fc(x) if x.sum() > 0 else self.fc(-x)\n"
+        "def make():\n"
+        "    return Branching()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    told = refused(capsys, "run", "-m", "branching:make", "-d", "fashion-mnist")
+    assert "branching.py:8" in told
+
+
+def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not the folder of a run" in refused(capsys, "resume", str(tmp_path))
+    assert "not the folder of a run" in refused(capsys, "report", str(tmp_path))
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cprune import api
+    from cprune.targets.errors import BrokenWorld
+
+    def full(**_: object) -> None:
+        raise BrokenWorld("no space left on the disk")
+
+    monkeypatch.setattr(api, "run", full)
+    code, _, err = run("run", capsys=capsys)
+    assert code == 2
+    assert "no space left" in err
+
+
+def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from cprune import api
+
+    def stopped(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "run", stopped)
+    code, _, err = run("run", capsys=capsys)
+    assert code == 130
+    assert "cprune resume DIR" in err
+
+
+def test_models_and_targets_print_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("models", "targets"):
+        code, out, _ = run(command, "--json", capsys=capsys)
+        assert code == 0
+        assert json.loads(out)[command]
+
+
+def test_explain_shows_groups_frozen_and_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = str(tmp_path / "records.sqlite")
+    code, out, err = run("explain", "-m", "resnet20", "--trials", "1", "--records", records, "--json", capsys=capsys)
+    assert code == 0, err
+    told = json.loads(out)
+    assert {"id": "layer2.1.conv1", "channels": 32, "layers": ["layer2.1.conv1"]} in told["groups"]
+    assert told["frozen"][0]["layers"] == ["linear"]
+    assert told["frozen"][0]["reason"]
+    assert 0.9 < told["prunable_latency_share"] <= 1
+    by_layer = {t["layers"][0]: t for t in told["tasks"] if t["layers"]}
+    assert by_layer["layer1.0.conv1"]["uses"] == 3

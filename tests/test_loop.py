@@ -1,0 +1,233 @@
+"""The loop on a real, tiny model, on this machine: its promises, and that a killed run loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cprune
+from cprune import api
+from cprune.config import Settings
+from cprune.journal import Journal, RunFolder
+from cprune.targets.errors import UserError
+from cprune.tuner.records import Store
+
+FAST: dict[str, Any] = {"trials": 3, "loop_trials": 2, "rounds": 7, "run_ms": 0.5, "beta": 1.0, "max_steps": 4}
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 64, 3, padding=1)
+        self.a = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128), nn.ReLU())
+        self.b = nn.Conv2d(128, 64, 3, padding=1)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.b(self.a(x)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def tiny() -> Tiny:
+    torch.manual_seed(0)
+    return Tiny().eval()
+
+
+EXAMPLE = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[cprune.api.Result, Tiny, list[int]]:
+    """One run from Python in which accuracy never matters."""
+    model, trained = tiny(), []
+    result = cprune.prune(
+        model,
+        EXAMPLE,
+        evaluate=lambda _: 0.9,
+        train=lambda m: trained.append(sum(p.numel() for p in m.parameters())),
+        out=tmp_path_factory.mktemp("runs") / "python",
+        **FAST,
+    )
+    return result, model, trained
+
+
+def test_the_pruned_model_is_smaller_and_faster_and_the_argument_untouched(pruned: Any) -> None:
+    result, model, trained = pruned
+    assert result.result["status"] == "pruned"
+    assert result.result["params"]["after"] < result.result["params"]["before"]
+    assert result.speedup.low > 1
+    assert result.speedup.low <= result.speedup.median <= result.speedup.high
+    assert len(trained) >= result.result["steps"]["accepted"]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny().parameters(), strict=True))
+
+
+def test_the_folder_gives_the_same_model_back(pruned: Any) -> None:
+    result, _, _ = pruned
+    again = cprune.load(result.folder)
+    with torch.no_grad():
+        assert torch.equal(again(EXAMPLE), result.model.eval()(EXAMPLE))
+
+
+def test_the_result_has_every_field_of_the_contract(pruned: Any) -> None:
+    told = json.loads((pruned[0].folder / "result.json").read_text())
+    assert {"status", "model", "target", "accuracy", "latency_ms", "speedup", "macs", "params", "trials", "seconds",
+            "steps"} <= told.keys()  # fmt: skip
+    assert told["accuracy"].keys() == {"required", "before", "after"}
+    assert told["latency_ms"]["after"].keys() == {"median", "low", "high"}
+    assert told["trials"].keys() == {"before", "loop", "final"}
+    assert {"tune", "train", "total"} <= told["seconds"].keys()
+    assert told["steps"].keys() == {"accepted", "rejected", "excluded"}
+
+
+def test_every_step_of_the_journal_says_what_happened_and_why(pruned: Any) -> None:
+    steps = [e for e in Journal(pruned[0].folder / "journal.jsonl").events() if e["event"] == "step"]
+    assert steps
+    for step in steps:
+        assert step["verdict"] in ("accepted", "rejected", "excluded")
+        assert step["reason"]
+        assert all(g["after"] < g["before"] for g in step["groups"])
+        if step["verdict"] == "accepted":
+            assert step["ratio"]["high"] < 1
+
+
+def test_the_report_is_one_file_without_references(pruned: Any) -> None:
+    html = (pruned[0].folder / "report.html").read_text()
+    assert "<svg" in html
+    assert 'src="http' not in html
+    assert 'href="http' not in html
+
+
+def test_an_accuracy_that_never_holds_gives_the_unpruned_model_back(tmp_path: Path) -> None:
+    def evaluate(model: nn.Module) -> float:
+        return 0.9 if sum(p.numel() for p in model.parameters()) == FULL else 0.5
+
+    FULL = sum(p.numel() for p in tiny().parameters())
+    result = cprune.prune(tiny(), EXAMPLE, evaluate=evaluate, out=tmp_path / "run", **{**FAST, "max_steps": 2})
+    assert result.result["status"] == "unpruned"
+    assert result.result["steps"]["accepted"] == 0
+    assert sum(p.numel() for p in result.model.parameters()) == FULL
+
+
+def test_a_test_set_that_disagrees_makes_the_run_step_back(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    # the first look is the unpruned model (holds), the second the newest pruned one (falls short), the third holds
+    result = cprune.prune(
+        tiny(), EXAMPLE, evaluate=lambda _: 0.9, test=lambda m: _third(m, sizes), out=tmp_path / "run", **FAST
+    )
+    accepted = result.result["steps"]["accepted"]
+    assert result.result["status"] == ("stepped-back" if accepted > 1 else "unpruned")
+    assert any("stepping back" in note for note in result.result["notes"])
+
+
+def _third(model: nn.Module, sizes: list[int]) -> float:
+    sizes.append(sum(p.numel() for p in model.parameters()))
+    return 0.1 if len(sizes) == 2 else 0.9
+
+
+def test_more_accuracy_than_the_model_has_is_refused_with_what_it_reaches(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"95\.00% is above what the model reaches: 90\.00%"):
+        cprune.prune(tiny(), EXAMPLE, evaluate=lambda _: 0.9, min_acc=0.95, **FAST)
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'trials'"):
+        cprune.prune(tiny(), EXAMPLE, evaluate=lambda _: 0.9, trails=3)
+
+
+# --- killed and resumed ----------------------------------------------------------------------------------------
+
+TOML = """
+trials = 3
+loop_trials = 2
+rounds = 7
+run_ms = 0.5
+max_steps = 3
+short_epochs = 0.2
+retry_epochs = 0.0
+long_epochs = 0.2
+beta = 1.0
+alpha = 0.0
+max_drop = 1.0
+"""
+
+
+def data_file(folder: Path) -> Path:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    images = rng.normal(size=(400, 1, 12, 12)).astype(np.float32) + labels[:, None, None, None]
+    path = folder / "data.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100])
+    return path
+
+
+def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "cprune.cli", *arguments],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["start", "measured", "step", "trained"])
+def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path, after: str) -> None:
+    (tmp_path / "fast.toml").write_text(TOML)
+    out = tmp_path / "run"
+    arguments = ("run", "-m", "test_loop:tiny", "-d", f"npz:{data_file(tmp_path)}", "--config", "fast.toml",
+                 "--out", str(out))  # fmt: skip
+    first = command(tmp_path, *arguments)
+    journal, deadline = Journal(out / "journal.jsonl"), time.monotonic() + 240
+    while not any(e["event"] == after for e in journal.events()):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = journal.events()
+    with Store(out / "records.sqlite") as store:
+        counted = store.count()
+    second = command(tmp_path, "resume", str(out), "--json")
+    printed, errors = second.communicate(timeout=240)
+    assert second.returncode in (0, 1), errors
+    events = journal.events()
+    assert events[: len(before)] == before  # what was known is still known
+    keys = [e["key"] for e in events if e["event"] == "measured"]
+    assert len(keys) == len(set(keys))  # no gate was measured twice
+    assert sum(e["event"] == "start" for e in events) == 1
+    indices = [e["index"] for e in events if e["event"] == "step"]
+    assert indices == list(range(len(indices)))
+    with Store(out / "records.sqlite") as store:
+        assert store.count() >= counted
+    assert json.loads(printed)["steps"]["accepted"] == sum(
+        e["event"] == "step" and e["verdict"] == "accepted" for e in events
+    )
+    assert (out / "report.html").exists()
+
+
+def test_a_folder_that_is_a_run_already_is_not_run_over(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", {"model": "x"})
+    with pytest.raises(UserError, match="is already a run"):
+        api.run(out=tmp_path / "run", settings=Settings(**FAST))
+
+
+def test_resuming_on_another_machine_is_refused(tmp_path: Path, pruned: Any) -> None:
+    config = json.loads((pruned[0].folder / "run.json").read_text())
+    config["data"] = "fashion-mnist"
+    config["target"]["fingerprint"] = "0" * 12
+    RunFolder.create(tmp_path / "run", config)
+    with pytest.raises(UserError, match="this machine is not the one"):
+        api.resume(tmp_path / "run")

@@ -1,0 +1,188 @@
+"""Lowered, compiled, run: the same numbers as PyTorch; and the table task <-> layer is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_nets import NETS, captured, randomised
+from torch import nn
+
+from cprune import zoo
+from cprune.compile import relax_model
+from cprune.loop import first_tensor
+from cprune.lower import Lowered, block_of, lower
+from cprune.network import Network, capture
+from cprune.targets.errors import UserError
+from cprune.targets.local import LocalSession
+from cprune.targets.target import Target
+from cprune.tuner import metaschedule, space
+from cprune.tuner.workload import Conv2d, Elementwise, Mean, Tir, stored_shape
+
+
+def compiled_error(network: Network, inputs: tuple[torch.Tensor, ...], block: int, session: LocalSession,
+                   target: Target) -> float:  # fmt: skip
+    """Return the largest difference from PyTorch, over the largest magnitude, of the model compiled anyhow."""
+    lowered = lower(network, inputs, block)
+    programs = {
+        t.key: (
+            metaschedule.candidates(t.workload, target, 0)
+            if isinstance(t.workload, Tir)
+            else space.of_target(t.workload, target)
+        )[0]
+        for t in lowered.tasks()
+    }
+    assert session.load("model", relax_model(lowered, programs)) is None
+    output = session.run("model", [x.numpy() for x in inputs])
+    session.drop("model")
+    assert isinstance(output, np.ndarray), output
+    with torch.no_grad():
+        wanted = first_tensor(network.eval()(*inputs)).numpy()
+    return float(np.abs(output - wanted).max() / max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("name", ["resnet-fashion", "resnet20", "mobilenetv2"])
+@pytest.mark.parametrize("block", [8, 16])
+def test_a_zoo_model_computes_what_pytorch_computes(
+    name: str, block: int, session: LocalSession, target: Target
+) -> None:
+    loaded = zoo.load_model(name)
+    network = capture(randomised(loaded.model), loaded.example_inputs)
+    assert compiled_error(network, loaded.example_inputs, block, session, target) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet56", "resnet18", "vgg16_bn"])
+def test_a_large_zoo_model_computes_what_pytorch_computes(name: str, session: LocalSession, target: Target) -> None:
+    loaded = zoo.load_model(name)
+    network = capture(loaded.model, loaded.example_inputs)
+    assert compiled_error(network, loaded.example_inputs, 16, session, target) < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_a_small_network_computes_what_pytorch_computes(name: str, session: LocalSession, target: Target) -> None:
+    net = captured(name)
+    error = compiled_error(net.network, net.example, 8, session, target)
+    assert error < 1e-4
+
+
+class Mixed(nn.Module):
+    """Operators of ours and foreign ones, widths that are no multiple of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 3, padding="same")
+        self.b = nn.Conv2d(12, 20, 3, padding=1, groups=4)
+        self.c = nn.Conv2d(20, 20, 1)
+        self.norm = nn.GroupNorm(4, 20)
+        self.head = nn.Linear(20, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.hardswish(self.a(x))
+        x = nn.functional.gelu(self.b(x))
+        x = nn.functional.silu(self.norm(x)) * torch.sigmoid(self.c(x)) + 0.5
+        first, second = x.chunk(2, 1)
+        x = torch.cat([second, first], 1)
+        x = nn.functional.avg_pool2d(nn.functional.max_pool2d(x, 3, 2, 1), 2)
+        return torch.softmax(self.head(x.mean((2, 3))), 1)
+
+
+def test_foreign_operators_come_through_tvm_s_importer(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(1, 3, 16, 16),)
+    network = capture(Mixed(), inputs)
+    assert any(isinstance(t.workload, Tir) for t in lower(network, inputs, 8).tasks())
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+def test_points_of_metaschedule_compute_what_the_plain_program_computes(session: LocalSession, target: Target) -> None:
+    inputs = (torch.randn(1, 3, 16, 16),)
+    lowered = lower(capture(Mixed(), inputs), inputs, 8)
+    grouped = next(t.workload for t in lowered.tasks() if isinstance(t.workload, Tir) and "conv" in t.workload.name)
+    assert isinstance(grouped, Tir)
+    from cprune.targets.session import Timed, arguments
+    from cprune.tuner import programs, reference
+
+    points = metaschedule.candidates(grouped, target, 0)
+    assert len(points) > 8
+    assert points == metaschedule.candidates(grouped, target, 0)
+    for candidate in points[:5]:
+        program = programs.program(grouped, candidate)
+        timed = session.time(program, seed=1)
+        assert isinstance(timed, Timed), timed
+        assert timed.output is not None
+        assert reference.agrees(timed.output, metaschedule.expected(grouped, arguments(program, 1))) == ""
+
+
+def lowered_resnet20() -> Lowered:
+    loaded = zoo.load_model("resnet20")
+    return lower(capture(loaded.model, loaded.example_inputs), loaded.example_inputs, 16)
+
+
+def test_resnet20_is_a_chain_of_22_calls_and_nothing_is_left_between_them() -> None:
+    # 19 convolutions with everything fused, 2 padded shortcuts, the mean, the linear layer
+    calls = lowered_resnet20().calls
+    kinds = [type(c.workload) for c in calls]
+    assert kinds.count(Conv2d) == 19
+    assert kinds.count(Elementwise) == 2
+    assert kinds.count(Mean) == 1
+    assert len(calls) == 23
+
+
+def test_every_layer_belongs_to_exactly_one_task() -> None:
+    lowered = lowered_resnet20()
+    layers = [name for call in lowered.calls for name in call.layers]
+    assert len(layers) == len(set(layers)) == 19 * 2 + 1  # convolutions with their BatchNorm, and the linear layer
+    by_task = [name for task in lowered.tasks() for name in task.layers]
+    assert sorted(by_task) == sorted(layers)
+
+
+def test_the_stages_of_resnet20_share_their_tasks_as_worked_out_by_hand() -> None:
+    tasks = {t.layers[0]: t for t in lowered_resnet20().tasks() if t.layers}
+    assert tasks["layer1.0.conv1"].uses == 3  # the first convolution of all three blocks
+    assert tasks["layer1.0.conv2"].uses == 3  # the second ones add the shortcut
+    assert tasks["layer2.0.conv1"].uses == 1  # halves the plane
+    assert tasks["layer2.1.conv1"].uses == 2
+
+
+def test_the_folded_weight_is_scaled_by_gamma_over_sigma() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8, eps=0.0)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+        model[1].weight.fill_(3.0)
+        model[1].bias.fill_(1.0)
+        model[1].running_mean.fill_(5.0)
+        model[1].running_var.fill_(4.0)
+    x = torch.ones(1, 1, 2, 2)
+    lowered = lower(capture(model, (x,)), (x,), 8)
+    weight, bias = lowered.weights.values()
+    assert (weight == 3.0).all()  # 2 * 3 / 2
+    assert (bias == -6.5).all()  # 1 - 5 * 3 / 2
+
+
+def test_widths_that_fill_the_same_blocks_are_one_task() -> None:
+    def key_of(width: int) -> str:
+        x = torch.randn(1, 8, 6, 6)
+        return lower(capture(nn.Conv2d(8, width, 3), (x,)), (x,), 8).calls[-2].workload.__repr__()
+
+    assert key_of(14) == key_of(16) != key_of(17)
+
+
+def test_a_width_takes_half_a_block_where_that_saves_padding() -> None:
+    assert [block_of(c, 16) for c in (1, 8, 9, 16, 17, 24, 25, 32)] == [8, 8, 16, 16, 8, 8, 16, 16]
+    assert block_of(3, 4) == 4  # never below four lanes
+
+
+def test_a_value_in_memory_is_padded_to_whole_blocks() -> None:
+    assert stored_shape((1, 20, 5, 5), 8) == (1, 3, 5, 5, 8)
+    assert stored_shape((1, 20, 5, 5), 0) == (1, 20, 5, 5)
+
+
+def test_an_operator_that_nobody_can_compile_is_named_with_its_line() -> None:
+    class Indices(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.argsort(1).float()
+
+    x = torch.randn(1, 8)
+    with pytest.raises(UserError, match=r"cannot compile aten\.argsort"):
+        lower(capture(Indices(), (x,)), (x,), 8)

@@ -1,0 +1,142 @@
+"""The tuner against a table: which candidates it asks for, what it keeps, whom it believes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cprune.targets.errors import BrokenWorld
+from cprune.targets.mock import MockSession
+from cprune.targets.session import Failure, Program, Timed, arguments
+from cprune.targets.target import Target
+from cprune.tuner import programs, reference, space
+from cprune.tuner.records import Store
+from cprune.tuner.search import Search
+from cprune.tuner.space import Candidate
+from cprune.tuner.tune import Tuner
+from cprune.tuner.workload import Conv2d, key
+
+CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "records.sqlite") as made:
+        yield made
+
+
+class Table:
+    """Latency by candidate; the output is right unless the candidate is among `wrong`."""
+
+    def __init__(self, target: Target, cost: Callable[[Candidate], float], wrong: set[Candidate] = frozenset()):  # type: ignore[assignment]
+        self.points = {programs.program(CONV, c).module: c for c in space.of_target(CONV, target)[:40]}
+        self.cost, self.wrong = cost, wrong
+
+    def __call__(self, program: Program, seed: int | None) -> Timed | Failure:
+        candidate = self.points[program.module]
+        output = None
+        if seed is not None:
+            output = reference.expected(CONV, arguments(program, seed))
+            assert output is not None
+            if candidate in self.wrong:
+                output = output + 1
+        seconds = self.cost(candidate)
+        return Failure("run", "SIGSEGV") if seconds < 0 else Timed((seconds,) * 3, output)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, target: Target) -> tuple[Candidate, ...]:
+    """Cut the space to its first 40 points, so that the table stays small."""
+    points = space.of_target(CONV, target)[:40]
+    monkeypatch.setattr(space, "of_target", lambda *_: points)
+    return points
+
+
+def rank(points: tuple[Candidate, ...]) -> Callable[[Candidate], float]:
+    return lambda c: 1e-6 * (1 + points.index(c))
+
+
+def test_with_as_many_trials_as_points_the_fastest_is_found(
+    few: tuple[Candidate, ...], store: Store, target: Target
+) -> None:
+    best = Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 40)
+    assert best.candidate == few[0]
+    assert best.latency_s == pytest.approx(1e-6)
+    assert best.measured == 40
+
+
+def test_tuning_again_measures_nothing(few: tuple[Candidate, ...], store: Store, target: Target) -> None:
+    first = Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 16)
+    again = MockSession(Table(target, rank(few)))
+    tuner = Tuner(again, store, target)
+    assert tuner.left(CONV, 16) == 0
+    assert tuner.tune(CONV, 16).candidate == first.candidate
+    assert again.asked == 0
+
+
+def test_more_trials_only_add_what_is_missing(few: tuple[Candidate, ...], store: Store, target: Target) -> None:
+    Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 16)
+    assert Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 24).measured == 8
+
+
+def test_a_winner_with_a_wrong_result_is_never_returned(
+    few: tuple[Candidate, ...], store: Store, target: Target
+) -> None:
+    table = Table(target, rank(few), wrong={few[0], few[1]})
+    best = Tuner(MockSession(table), store, target).tune(CONV, 40)
+    assert best.candidate == few[2]
+    wrong = [r for r in store.of_task(key(CONV), target.fingerprint) if r.failure == "check"]
+    assert {Candidate.parse(r.candidate) for r in wrong} == {few[0], few[1]}
+    assert "differs from PyTorch" in wrong[0].reason
+
+
+def test_failures_are_kept_with_stage_and_reason_and_never_win(
+    few: tuple[Candidate, ...], store: Store, target: Target
+) -> None:
+    table = Table(target, lambda c: -1.0 if c == few[0] else rank(few)(c))
+    best = Tuner(MockSession(table), store, target).tune(CONV, 40)
+    assert best.candidate == few[1]
+    failed = [r for r in store.of_task(key(CONV), target.fingerprint) if r.failure]
+    assert [(r.failure, r.reason) for r in failed] == [("run", "SIGSEGV")]
+
+
+def test_a_task_of_which_nothing_works_is_said(few: tuple[Candidate, ...], store: Store, target: Target) -> None:
+    table = Table(target, lambda _: -1.0)
+    with pytest.raises(BrokenWorld, match="conv 3x3/1 16→32 @8x8"):
+        Tuner(MockSession(table), store, target).tune(CONV, 8)
+
+
+def test_one_seed_asks_for_the_same_candidates(few: tuple[Candidate, ...], tmp_path: Path, target: Target) -> None:
+    asked = []
+    for name in ("a", "b"):
+        with Store(tmp_path / name) as store:
+            Tuner(MockSession(Table(target, rank(few))), store, target, seed=3).tune(CONV, 12)
+            asked.append([r.candidate for r in store.of_task(key(CONV), target.fingerprint)])
+    assert asked[0] == asked[1]
+
+
+def test_a_warm_start_asks_for_the_refitted_program_first(target: Target) -> None:
+    points = space.of_target(CONV, target)
+    search = Search(points, random.Random(0), 8, start=(points[5],))
+    assert search.ask(1) == [points[5]]
+
+
+def test_a_search_never_asks_twice_and_ends_with_the_space(target: Target) -> None:
+    points = space.of_target(CONV, target)[:10]
+    search = Search(points, random.Random(0), 100)
+    asked = search.ask(7)
+    search.tried.update(asked)
+    asked += search.ask(7)
+    assert sorted(c.text() for c in asked) == sorted(c.text() for c in points)
+    search.tried.update(asked)
+    assert search.ask(1) == []
+
+
+def test_a_candidate_comes_back_from_its_text(target: Target) -> None:
+    for candidate in space.of_target(CONV, target):
+        assert Candidate.parse(candidate.text()) == candidate
+        assert json.loads(candidate.text()) == dict(candidate.knobs)
