@@ -15,6 +15,7 @@ import torch
 import tvm
 from torch import Tensor
 from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
 
 from cprune.network import Network
 from cprune.nodes import Node, Ref, map_refs
@@ -72,7 +73,7 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
     ).eval()
     try:
         given = tuple(examples[n].contiguous() for n in inputs)
-        module = relax.frontend.torch.from_exported_program(torch.export.export(alone, given))
+        module = from_exported_program(torch.export.export(alone, given))
         passes = relax.transform
         module = tvm.transform.Sequential(
             [

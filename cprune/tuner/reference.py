@@ -136,11 +136,11 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
     if op == "relu":
         return F.relu(a)
     if op == "clip":
-        return a.clamp(rest[1], rest[2])
+        return a.clamp(float(rest[1]), float(rest[2]))
     if op == "scale":
-        return a * rest[1]
+        return a * float(rest[1])
     if op == "shift":
-        return a + rest[1]
+        return a + float(rest[1])
     if op == "sigmoid":
         return torch.sigmoid(a)
     if op == "slice":
