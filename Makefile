@@ -3,21 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test test-all lint clean
+.PHONY: run test lint clean
 run: $(STAMP)
 	$(BIN)/cprune run $(ARGS)
 
-test: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint
 	$(BIN)/python -m pytest -m "not slow and not device" $(ARGS)
-
-test-all: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not device" $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -180,14 +180,23 @@ class _Source:
 
     def opened(self, target: Target, settings: Settings) -> tuple[Network, tuple[Tensor, ...], Trainer, str]:
         """Load data and model, capture the graph."""
-        data = load_data(self.data, self.seed)
-        loaded = load_model(self.model, self.weights, data.classes, self.seed, data.input_shape)
-        if not loaded.trained and ":" not in self.model:
-            raise UserError(f"the model {loaded.name} comes without weights", "Give trained ones with --weights FILE.")
-        if loaded.outputs is not None and loaded.outputs != data.classes:
-            raise UserError(
-                f"the model {loaded.name} has {loaded.outputs} outputs, the data {data.name} {data.classes} classes"
-            )
+        if self.weights is None and ":" not in self.model:
+            # The model is whole as it is, so the data must fit it; otherwise the model is made for the data.
+            loaded = load_model(self.model, seed=self.seed)
+            if not loaded.trained:
+                raise UserError(
+                    f"the model {loaded.name} comes without weights", "Give trained ones with --weights FILE."
+                )
+            shape = loaded.example_inputs[0].shape
+            data = load_data(self.data, self.seed, (shape[1], shape[2], shape[3]), loaded.outputs)
+        else:
+            data = load_data(self.data, self.seed)
+            loaded = load_model(self.model, self.weights, data.classes, self.seed, data.input_shape)
+            if loaded.outputs is not None and loaded.outputs < data.classes:
+                raise UserError(
+                    f"the model {loaded.name} has {loaded.outputs} outputs, the data {data.name} have "
+                    f"{data.classes} classes"
+                )
         network = capture(loaded.model, loaded.example_inputs)
         trainer = DataTrainer(data, loaded.model, target.threads, settings.distil)
         return network, loaded.example_inputs, trainer, loaded.name

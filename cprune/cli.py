@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cprune.config import Settings
     from cprune.loop import Step
 
+INTERRUPTED = 130  # what shells expect of a command ended by Ctrl-C
+
 app = typer.Typer(
     name="cprune",
     help="Prune a trained CNN until its compiled code is faster on your device, at the accuracy you ask for.",
@@ -313,8 +315,7 @@ def _main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped; nothing measured is lost. Go on with: cprune resume DIR", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -329,6 +330,8 @@ def _main(arguments: list[str]) -> int:
             raise
         show()
         return 2
+    if code == INTERRUPTED:  # some versions of typer return it, others raise
+        print("\nstopped; nothing measured is lost. Go on with: cprune resume DIR", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

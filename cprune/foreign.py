@@ -100,9 +100,9 @@ def _calls(module: Any, inputs: Sequence[str]) -> Imported:
     constants: dict[str, Array] = {}
 
     def name_of(expression: Any) -> str:
-        if isinstance(expression, relax.Constant):
+        if isinstance(expression, tvm.ir.Constant):
             name = f"constant{len(constants)}"
-            constants[name] = np.ascontiguousarray(expression.data.numpy().astype(np.float32))
+            constants[name] = np.ascontiguousarray(expression.value.numpy().astype(np.float32))
             return name
         return names[expression]
 

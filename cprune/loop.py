@@ -57,7 +57,7 @@ from cprune.tuner.tune import Best, Tuner
 from cprune.tuner.workload import Conv2d, describe
 
 MODEL_TOLERANCE = 1e-3
-HOPELESS = 1.05  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
+HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
 BLOCK_TASKS, BLOCK_TRIALS = 3, 12
 
 

@@ -159,6 +159,7 @@ class _Lowering:
         self.uses = Counter(name for node in network.nodes for name in node.refs())
         self.params: dict[str, str] = {n.name: n.args[0] for n in network.nodes if n.op == "param"}
         self.values: dict[str, Any] = {}
+        self.constants: set[str] = set()
         self.calls: list[Call] = []
         self.weights: dict[str, Array] = {}
         self.reformatted: dict[tuple[str, int], _Stored] = {}
@@ -180,7 +181,10 @@ class _Lowering:
                     outputs.append((stored.name, stored.shape))
             else:
                 value = self.examples[node.name]
-                if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and node.op != "getitem"):
+                refs = node.refs()
+                if refs and all(n in self.params or n in self.constants for n in refs):
+                    self.constants.add(node.name)  # depends on weights alone: computed here, once
+                elif isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and node.op != "getitem"):
                     self.values[node.name] = self.node(node)
         return Lowered(tuple(inputs), tuple(self.calls), tuple(outputs), self.block, self.weights)
 
@@ -326,8 +330,6 @@ class _Lowering:
             return self.chained(node, a, lambda e: (scalar_op, e, float(b)))
         if not isinstance(self.examples[b.name], Tensor) or not isinstance(self.examples[a.name], Tensor):
             return None
-        if a.name in self.params or b.name in self.params:
-            return None
         shape = self.shape(node.name)
         sides = [self.chain(ref) for ref in (a, b)]
         inputs = list(dict.fromkeys((*sides[0].inputs, *sides[1].inputs)))
@@ -457,7 +459,7 @@ class _Lowering:
         before, after = self.shape(x.name), self.shape(node.name)
         if before == after:
             return self.same(x)
-        held = self.values[x.name]
+        held = self.values.get(x.name)
         if isinstance(held, _Stored) and held.block == 0:
             return replace(held, shape=after)
         return self.chained(node, x, lambda e: ("reshape", e, before, after))
@@ -473,7 +475,7 @@ class _Lowering:
 
     def same(self, ref: Ref) -> Any:
         """Return the value of `ref` for an operator that changes nothing; nothing may join it afterwards."""
-        held = self.values[ref.name]
+        held = self.values.get(ref.name)
         if isinstance(held, _Parts):
             return held
         return self.stored(ref, None) if self.uses[ref.name] > 1 else held
@@ -499,7 +501,9 @@ class _Lowering:
 
     def stored(self, ref: Ref, block: int | None) -> _Stored:
         """Return the value in memory, emitting what is pending; in this block unless `block` is None."""
-        held = self.values[ref.name]
+        held = self.values.get(ref.name)
+        if held is None:
+            held = self.values[ref.name] = self.constant(ref.name)
         if not isinstance(held, _Stored):
             held = self.write(ref.name, held, block)
             self.values[ref.name] = held
@@ -511,6 +515,14 @@ class _Lowering:
             again = self.emit(f"{held.name}_b{block}", layout, (held,), (), (), held.shape, block)
             self.reformatted[held.name, block] = again
         return again
+
+    def constant(self, name: str) -> _Stored:
+        """Return a parameter, a buffer, or what was computed from them, as a value in memory."""
+        value = self.examples[name]
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            raise UserError(f"cannot compile the constant {self.params.get(name, name)!r}: it is not float32")
+        self.weights[name] = value.detach().contiguous().numpy()
+        return _Stored(name, tuple(value.shape), 0)
 
     def write(self, name: str, held: Any, block: int | None) -> _Stored:
         if isinstance(held, _Conv):
@@ -526,7 +538,7 @@ class _Lowering:
 
     def write_conv(self, name: str, conv: _Conv) -> _Stored:
         n, c, h, w = self.shape(conv.x)
-        held = self.values[conv.x]
+        held = self.values.get(conv.x)
         plain = isinstance(held, _Stored) and held.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
         x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
         out = block_of(conv.shape[1], self.block)
@@ -586,7 +598,8 @@ class _Lowering:
         last = nodes[-1]
         if not isinstance(self.examples[last.name], Tensor):
             return last  # a list: compiled with the item that is taken from it
-        reads = [n for node in nodes for n in node.refs() if isinstance(self.examples[n], Tensor)]
+        own = {node.name for node in nodes}
+        reads = [n for node in nodes for n in node.refs() if n not in own and isinstance(self.examples[n], Tensor)]
         names = {n: self.stored(Ref(n), 0).name for n in reads if n not in self.params}
         layers = tuple(dict.fromkeys(self.layer(Ref(n)) for n in reads if n in self.params))
         imported = import_nodes(self.network, nodes, self.examples)

@@ -59,11 +59,17 @@ def test_a_large_zoo_model_computes_what_pytorch_computes(name: str, session: Lo
     assert compiled_error(network, loaded.example_inputs, 16, session, target) < 1e-4
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", sorted(set(NETS) - {"Dense"}))
 def test_a_small_network_computes_what_pytorch_computes(name: str, session: LocalSession, target: Target) -> None:
     net = captured(name)
     error = compiled_error(net.network, net.example, 8, session, target)
     assert error < 1e-4
+
+
+def test_an_operator_that_tvm_s_importer_lacks_is_named_with_its_line() -> None:
+    net = captured("Dense")  # its head takes the maximum along two axes
+    with pytest.raises(UserError, match=r"cannot compile aten\.amax\.default \(small_nets\.py:\d+\)"):
+        lower(net.network, net.example, 8)
 
 
 class Mixed(nn.Module):

@@ -21,8 +21,8 @@ from cprune.targets.errors import UserError, unknown
 class Timing:
     """How one candidate is timed: `repeats` runs, each long enough to last `min_run_ms`."""
 
-    repeats: int = 3
-    min_run_ms: float = 3.0
+    repeats: int = 5
+    min_run_ms: float = 2.0
     deadline_s: float = 20.0
 
 

@@ -96,7 +96,7 @@ def _traces(workload: Tir, target: Target, seed: int) -> list[str]:
         mod=source, target=kind, space_generator="post-order-apply", rand_state=seed + 1, num_threads=1
     )
     found: list[str] = []
-    for index, space in enumerate(context.generate_design_space() * POINTS):
+    for index, space in enumerate(list(context.generate_design_space()) * POINTS):
         if len(found) == POINTS:
             break
         schedule = Schedule(source, seed=seed * 1000 + index + 1, debug_mask="none")
