@@ -46,7 +46,7 @@ class Settings:
     short_epochs: float = 1.0
     short_lr: float = 0.03
     retry_epochs: float = 3.0
-    long_epochs: float = 8.0
+    long_epochs: float = 6.0
     long_lr: float = 0.03
     distil: bool = True
     max_sparsity: float = 0.8

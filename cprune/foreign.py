@@ -90,7 +90,7 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"cannot compile {operator}{where}: TVM says: {lines[0][:200]}") from error
+        raise UserError(f"cannot compile {operator}{where}: {lines[0][:200]}") from error
 
 
 def _calls(module: Any, inputs: Sequence[str]) -> Imported:
@@ -102,7 +102,10 @@ def _calls(module: Any, inputs: Sequence[str]) -> Imported:
     def name_of(expression: Any) -> str:
         if isinstance(expression, tvm.ir.Constant):
             name = f"constant{len(constants)}"
-            constants[name] = np.ascontiguousarray(expression.value.numpy().astype(np.float32))
+            array = expression.value.numpy()
+            if array.dtype != np.float32:
+                raise ValueError(f"it reads a table of {array.dtype}")
+            constants[name] = np.ascontiguousarray(array)
             return name
         return names[expression]
 
