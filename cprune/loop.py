@@ -462,8 +462,8 @@ class Loop:
             if event["event"] == "measured" and event["key"] == key:
                 self._load(name, new)
                 return Comparison(*(Interval.from_dict(event[n]) for n in ("before_ms", "latency_ms", "ratio")))
+        self._load(name, new)
         with self.seconds.spent("measure"):
-            self._load(name, new)
             found = compare(self.session, self.held, name, self.inputs, self.settings.rounds, self.settings.run_ms)
         self.keeper.append(
             {
