@@ -1,18 +1,22 @@
 """`cprune bench`: the tuned model against ONNX Runtime and PyTorch, in turns, with the same number of threads.
 
 ONNX Runtime runs as its users run it: the exported graph, all graph optimisations (its default), its own layouts,
-`intra_op_num_threads` set.  PyTorch runs in evaluation mode under `inference_mode`, traced and frozen.  Every runtime
-gets the same input and is called from Python; the runtimes take turns round by round and each is warmed up in every
-round, because one's spinning threads would otherwise disturb the next.
+`intra_op_num_threads` set, in a process without PyTorch.  PyTorch runs traced and frozen, under `inference_mode`.
+Every runtime gets the same input and is called from Python; they take turns round by round with a pause between them
+and a warm-up in every turn, because one's spinning threads would otherwise disturb the next.
 """
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import logging
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cprune.api import load, opened_tuner
+from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.inspect_model import default_records
@@ -33,9 +38,6 @@ from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
 from cprune.targets.target import find
 from cprune.zoo import load_model
-
-RUN_S = 0.03
-SETTLE_S = 0.02
 
 
 def bench(
@@ -52,12 +54,11 @@ def bench(
     where = find(target, threads)
     name, network, inputs = _opened(model, weights, settings.seed)
     torch.set_num_threads(where.threads)
-    callers: dict[str, Callable[[], Any]] = {
-        "onnxruntime": _onnxruntime(network, inputs, where.threads),
-        "pytorch": _pytorch(network, inputs),
-    }
     store = records or _records_of(model) or default_records(where)
-    with opened_tuner(where, store, settings.seed) as (session, tuner):
+    with (
+        closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
+        opened_tuner(where, store, settings.seed) as (session, tuner),
+    ):
         tuned = Loop.only_tuning(network, inputs, session, tuner, settings, progress)
         programs = {task: best.candidate for task, best in tuned.best.items()}
         arrays = [x.numpy() for x in inputs]
@@ -65,20 +66,28 @@ def bench(
         output = failed or session.run("model", arrays)
         if isinstance(output, Failure):
             raise BrokenWorld(f"the compiled model does not work ({output.stage}): {output.reason}")
-        _same(callers, output)
-        runs: dict[str, list[float]] = {"tvm": [], **{runtime: [] for runtime in callers}}
+        pytorch = _pytorch(network, inputs)
+        _same("ONNX Runtime", onnxruntime.output, output)
+        _same("PyTorch", pytorch(), output)
+
+        def tvm() -> float:
+            timed = session.time_models(("model",), arrays, 1, 1e3 * RUN_S)
+            if isinstance(timed, Failure):
+                raise BrokenWorld(f"the compiled model stopped running: {timed.reason}")
+            return timed["model"][-1]
+
+        timers: dict[str, Callable[[], float]] = {
+            "tvm": tvm,
+            "onnxruntime": onnxruntime.timed,
+            "pytorch": lambda: seconds_a_call(pytorch),
+        }
+        runs: dict[str, list[float]] = {runtime: [] for runtime in timers}
         progress.start("timing in turns", rounds)
         for index in range(rounds):
-            order = list(runs) if index % 2 else list(reversed(runs))
-            for runtime in order:
-                time.sleep(SETTLE_S)  # lets the spinning threads of the last runtime go to sleep
-                if runtime == "tvm":
-                    timed = session.time_models(("model",), arrays, 1, 1e3 * RUN_S)
-                    if isinstance(timed, Failure):
-                        raise BrokenWorld(f"the compiled model stopped running: {timed.reason}")
-                    runs["tvm"].append(timed["model"][-1])
-                else:
-                    runs[runtime].append(_timed(callers[runtime]))
+            for runtime in list(timers) if index % 2 else list(reversed(timers)):
+                if runtime != "onnxruntime":  # it pauses by itself
+                    time.sleep(SETTLE_S)
+                runs[runtime].append(timers[runtime]())
             progress.advance()
         progress.done()
     rows = []
@@ -113,21 +122,48 @@ def _records_of(model: str) -> Path | None:
     return RunFolder(Path(model)).records if Path(model).is_dir() else None
 
 
-def _onnxruntime(network: Network, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], Any]:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
-    except ImportError as error:
-        raise UserError(f"cprune bench needs {error.name}", "Type: pip install 'cprune[bench]'") from error
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = os.path.join(folder, "model.onnx")
-        torch.onnx.export(network.eval(), inputs, path, dynamo=True, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feed)[0]
+class _OnnxRuntime:
+    """ONNX Runtime in a process of its own (see `cprune.bench_ort`)."""
+
+    def __init__(self, network: Network, inputs: tuple[Tensor, ...], threads: int) -> None:
+        missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"cprune bench needs {', '.join(missing)}", "Type: pip install 'cprune[bench]'")
+        self.folder = tempfile.TemporaryDirectory(prefix="cprune-bench-")
+        where = Path(self.folder.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            torch.onnx.export(network.eval(), inputs, where / "model.onnx", dynamo=True, verbose=False)
+        for index, x in enumerate(inputs):
+            np.save(where / f"{index}.npy", x.numpy())
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cprune.bench_ort", str(where), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if self._line() != "ready":
+            raise BrokenWorld("ONNX Runtime does not run the exported model")
+        self.output = np.load(where / "output.npy")
+
+    def timed(self) -> float:
+        """Return seconds a call."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._line() or "nan")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
 
 
 def _pytorch(network: Network, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
@@ -142,26 +178,10 @@ def _pytorch(network: Network, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     return call
 
 
-def _same(callers: dict[str, Callable[[], Any]], output: Any) -> None:
-    for runtime, call in callers.items():
-        other = call()
-        error = float(np.abs(other - output).max())
-        if not error <= 1e-3 * max(1.0, float(np.abs(other).max())):
-            raise BrokenWorld(f"tuned TVM and {runtime} differ by {error:.3g}")
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    """Return seconds a call over about RUN_S seconds, after half of that as warm-up."""
-    start = time.perf_counter()
-    count = 0
-    while time.perf_counter() - start < RUN_S / 2:
-        call()
-        count += 1
-    number = max(1, 2 * count)
-    start = time.perf_counter()
-    for _ in range(number):
-        call()
-    return (time.perf_counter() - start) / number
+def _same(runtime: str, other: Any, output: Any) -> None:
+    error = float(np.abs(other - output).max())
+    if not error <= 1e-3 * max(1.0, float(np.abs(other).max())):
+        raise BrokenWorld(f"tuned TVM and {runtime} differ by {error:.3g}")
 
 
 def show(told: dict[str, Any]) -> None:
