@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -25,13 +26,18 @@ from cprune.targets.errors import BrokenWorld, UserError
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """A file cannot grow beyond 300 bytes: the kernel writes a part and then says no, like a full disk."""
+    """A file cannot grow beyond 300 bytes: the kernel writes a part and then says no, like a full disk.
+
+    Only around the writing itself: the limit holds for the log that pytest's own output goes to as well.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class TestCreate:
@@ -183,9 +189,10 @@ class TestAtomicWrite:
         atomic_write(tmp_path / "f", "x")
         assert (tmp_path / "f").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
-    def test_a_full_disk_leaves_the_old_content(self, tmp_path: Path, small_files: None) -> None:
+    def test_a_full_disk_leaves_the_old_content(self, tmp_path: Path) -> None:
         atomic_write(tmp_path / "f", "old")
-        with pytest.raises(BrokenWorld, match=r"disk full: cannot write .*/f .*[Nn]othing recorded.*resume"):
+        told = r"disk full: cannot write .*/f .*[Nn]othing recorded.*resume"
+        with small_files(), pytest.raises(BrokenWorld, match=told):
             atomic_write(tmp_path / "f", "x" * 1000)
         assert (tmp_path / "f").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["f"]
@@ -282,10 +289,10 @@ class TestJournal:
         with pytest.raises(UserError, match=r"journal\.jsonl, line 2: .*\n.*head -n 1"):
             log.events()
 
-    def test_a_full_disk_leaves_the_journal_as_it_was(self, log: Journal, small_files: None) -> None:
+    def test_a_full_disk_leaves_the_journal_as_it_was(self, log: Journal) -> None:
         log.append({"event": "a"})
         before = log.path.read_bytes()
-        with pytest.raises(BrokenWorld, match=r"disk full: cannot write .*journal\.jsonl"):
+        with small_files(), pytest.raises(BrokenWorld, match=r"disk full: cannot write .*journal\.jsonl"):
             log.append({"event": "b", "text": "x" * 1000})
         assert log.path.read_bytes() == before
         log.append({"event": "c"})
