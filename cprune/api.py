@@ -263,7 +263,6 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
     ratio = outcome.comparison.ratio
     speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
     first, last = outcome.sizes
-    seconds = outcome.seconds
     return {
         "status": outcome.status,
         "model": config["model"],
@@ -281,7 +280,7 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
         "macs": {"before": first.macs, "after": last.macs},
         "params": {"before": first.params, "after": last.params},
         "trials": outcome.trials,
-        "seconds": {**seconds, "tune": seconds["tune"], "train": seconds["train"], "total": seconds["total"]},
+        "seconds": outcome.seconds,
         "steps": outcome.counts,
         "notes": list(outcome.notes),
     }

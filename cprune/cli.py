@@ -50,7 +50,6 @@ Records = Annotated[
     str | None, typer.Option(help="tuning records: a file or a database URL; default: in the run folder")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
-Block = Annotated[int | None, typer.Option(help="channels in a block of the layout; default: measured")]
 
 
 @app.command("run")

@@ -7,8 +7,8 @@ from typing import Any
 
 from cprune.api import opened_tuner, tasks_of
 from cprune.config import Settings
-from cprune.loop import Tuned
-from cprune.network import Network, capture
+from cprune.loop import Loop
+from cprune.network import capture
 from cprune.progress import Progress
 from cprune.targets.target import Target, find
 from cprune.zoo import load_model
@@ -27,7 +27,8 @@ def explain(
     loaded = load_model(model, weights, None, settings.seed)
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
-    tuned = tuned_model(network, loaded.example_inputs, where, settings, records or default_records(where), progress)
+    with opened_tuner(where, records or default_records(where), settings.seed) as (session, tuner):
+        tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
     tasks = tasks_of(tuned, settings.step_join)
     free = {layer for group in tuned.graph.groups for layer in group.layers}
     total = sum(t["latency_us"] * t["uses"] for t in tasks)
@@ -49,21 +50,6 @@ def default_records(target: Target) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cprune"
     base.mkdir(parents=True, exist_ok=True)
     return base / f"records-{target.name}.sqlite"
-
-
-def tuned_model(
-    network: Network,
-    inputs: Any,
-    target: Target,
-    settings: Settings,
-    records: str | Path,
-    progress: Progress,
-) -> Tuned:
-    """Return `network` tuned with the settings' trials."""
-    from cprune.loop import Loop
-
-    with opened_tuner(target, records, settings.seed) as (session, tuner):
-        return Loop.only_tuning(network, inputs, session, tuner, settings, progress)
 
 
 def show(told: dict[str, Any]) -> None:

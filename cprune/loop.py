@@ -610,10 +610,6 @@ class Loop:
             found.append(Impact(task, best.latency_s, channel_step(splits, self.settings.step_join)))
         return found
 
-    def impacts(self) -> list[Impact]:
-        """Return the tasks of the current model with their latencies and steps."""
-        return self._impacts(self.current)
-
     def _scores(self, tuned: Tuned) -> Scores:
         gradients = None
         if self.settings.importance == "taylor":

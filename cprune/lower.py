@@ -34,7 +34,6 @@ from cprune.tuner.workload import (
     Workload,
     key,
     padded,
-    stored_shape,
 )
 
 PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
@@ -632,14 +631,6 @@ class _Parts:
     x: Ref
     shapes: tuple[Any, ...]
     axis: int
-
-
-def memory_shape(lowered: Lowered, name: str) -> Shape:
-    """Return the shape in memory of the value `name`."""
-    for given, shape in lowered.inputs:
-        if given == name:
-            return stored_shape(shape, 0)
-    return next(call.workload.arguments()[-1] for call in lowered.calls if call.output == name)
 
 
 def _hard_sigmoid(e: Any) -> Any:
