@@ -34,6 +34,16 @@ def program(workload: Workload, candidate: Candidate) -> Program:
 
 def module(workload: Workload, candidate: Candidate) -> Any:
     """Return the scheduled IRModule with one PrimFunc "main"."""
+    return scheduled(workload, candidate).mod
+
+
+def computation(workload: Workload) -> Any:
+    """Return the IRModule of the workload before any schedule, as TVM's databases know it."""
+    return Schedule(_computation(workload)).mod
+
+
+def scheduled(workload: Workload, candidate: Candidate) -> Any:
+    """Return the Schedule of `candidate`, whose trace leads from `computation` to `module`."""
     schedule = Schedule(_computation(workload))
     if isinstance(workload, Conv2d):
         _schedule_conv(schedule, workload, candidate)
@@ -47,7 +57,7 @@ def module(workload: Workload, candidate: Candidate) -> Any:
         _schedule_elementwise(schedule, candidate)
     else:
         raise ValueError(f"no sketch for {type(workload).__name__}")
-    return schedule.mod
+    return schedule
 
 
 @lru_cache(maxsize=512)
