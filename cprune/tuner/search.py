@@ -44,6 +44,12 @@ class Search:
             found.append(candidate)
         return found
 
+    needs_assembly = False
+
+    def choose(self, built: Sequence[tuple[Candidate, str]], n: int) -> list[Candidate]:
+        """Return the candidates to time: the first `n`."""
+        return [candidate for candidate, _ in built[:n]]
+
     def tell(self, records: Sequence[Record]) -> None:
         """Take note of what was measured, failures included."""
         for record in records:
