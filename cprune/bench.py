@@ -99,7 +99,7 @@ def bench(
         "model": name,
         "target": where.name,
         "threads": where.threads,
-        "layouts": {"tvm": f"NCHW{tuned.lowered.block}c", "onnxruntime": "its own", "pytorch": "NCHW"},
+        "layouts": {"tvm": f"NCHW{tuned.lowered.layout.block}c", "onnxruntime": "its own", "pytorch": "NCHW"},
         "batch": int(inputs[0].shape[0]),
         "rounds": rounds,
         "rows": rows,
