@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
 from cprune.tuner import programs, reference, space, tune
 from cprune.tuner.records import Record, Store
-from cprune.tuner.search import Search
 from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Job, Tuner, stalled
 from cprune.tuner.workload import Conv2d, key
@@ -126,23 +124,6 @@ def test_one_seed_asks_for_the_same_candidates(few: tuple[Candidate, ...], tmp_p
             Tuner(MockSession(Table(target, rank(few))), store, target, seed=3).tune(CONV, 12)
             asked.append([r.candidate for r in store.of_task(key(CONV), target.fingerprint)])
     assert asked[0] == asked[1]
-
-
-def test_a_warm_start_asks_for_the_refitted_program_first(target: Target) -> None:
-    points = space.of_target(CONV, target)
-    search = Search(points, random.Random(0), 8, start=(points[5],))
-    assert search.ask(1) == [points[5]]
-
-
-def test_a_search_never_asks_twice_and_ends_with_the_space(target: Target) -> None:
-    points = space.of_target(CONV, target)[:10]
-    search = Search(points, random.Random(0), 100)
-    asked = search.ask(7)
-    search.tried.update(asked)
-    asked += search.ask(7)
-    assert sorted(c.text() for c in asked) == sorted(c.text() for c in points)
-    search.tried.update(asked)
-    assert search.ask(1) == []
 
 
 def test_a_candidate_comes_back_from_its_text(target: Target) -> None:
