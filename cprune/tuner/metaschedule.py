@@ -38,7 +38,12 @@ def candidates(workload: Tir, target: Target, seed: int) -> tuple[Candidate, ...
 
 def module(workload: Tir, candidate: Candidate) -> Any:
     """Return the scheduled IRModule of a candidate."""
-    schedule = Schedule(_unscheduled(workload), debug_mask="none")
+    return scheduled(workload, candidate).mod
+
+
+def scheduled(workload: Tir, candidate: Candidate) -> Any:
+    """Return the Schedule of a candidate."""
+    schedule = Schedule(computation(workload), debug_mask="none")
     knobs = dict(candidate.knobs)
     if "trace" in knobs:
         from tvm.s_tir.schedule import Trace
@@ -46,7 +51,7 @@ def module(workload: Tir, candidate: Candidate) -> Any:
         Trace.apply_json_to_schedule(json.loads(knobs["trace"]), schedule)
     else:
         _plain(schedule, knobs["parallel"] != "none")
-    return schedule.mod
+    return schedule
 
 
 def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
@@ -54,7 +59,7 @@ def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
 
     The whole model is compared with PyTorch when it is loaded; this one tells which program is to blame.
     """
-    library = tvm.driver.build(_unscheduled(workload), tvm.target.Target({"kind": "llvm"}))
+    library = tvm.driver.build(computation(workload), tvm.target.Target({"kind": "llvm"}))
     args = [tvm.runtime.tensor(a) for a in arguments]
     args.append(tvm.runtime.tensor(np.zeros(workload.shapes[-1], np.float32)))
     library["main"](*args)
@@ -62,7 +67,8 @@ def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
     return output
 
 
-def _unscheduled(workload: Tir) -> Any:
+def computation(workload: Tir) -> Any:
+    """Return the IRModule of the workload before any schedule."""
     return tvm.ir.load_json(workload.module)
 
 
@@ -71,7 +77,7 @@ def _blocks(schedule: Any) -> list[Any]:
 
 
 def _reduces(workload: Tir) -> bool:
-    schedule = Schedule(_unscheduled(workload))
+    schedule = Schedule(computation(workload))
     return any(
         int(iterator.iter_type) == 2 for block in _blocks(schedule) for iterator in schedule.get(block).iter_vars
     )
@@ -94,7 +100,7 @@ def _traces(workload: Tir, target: Target, seed: int) -> list[str]:
     from tvm.s_tir.schedule import Trace
 
     kind = tvm.target.Target(json.loads(target.compiler))
-    source = _unscheduled(workload)
+    source = computation(workload)
     # The rules for any CPU: those for AVX-512 add int8 intrinsics, whose registration alone takes a minute.
     space_of_cpu = ms.space_generator.PostOrderApply(
         sch_rules=ms.ScheduleRule.create("llvm"),

@@ -27,3 +27,21 @@ def program(workload: Workload, candidate: Candidate) -> Program:
     import tvm
 
     return Program(tvm.ir.save_json(module_of(workload, candidate)), workload.arguments())
+
+
+def scheduled(workload: Workload, candidate: Candidate) -> Any:
+    """Return the Schedule of `candidate`; its trace leads from `computation` to `module_of`."""
+    if isinstance(workload, Tir):
+        from cprune.tuner import metaschedule
+
+        return metaschedule.scheduled(workload, candidate)
+    return sketch.scheduled(workload, candidate)
+
+
+def computation(workload: Workload) -> Any:
+    """Return the IRModule of the workload before any schedule."""
+    if isinstance(workload, Tir):
+        from cprune.tuner import metaschedule
+
+        return metaschedule.computation(workload)
+    return sketch.computation(workload)
