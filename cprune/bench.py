@@ -29,12 +29,12 @@ from cprune.api import load, opened_tuner
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
 from cprune.compile import relax_model
 from cprune.config import Settings
-from cprune.inspect_model import default_records
 from cprune.journal import RunFolder
 from cprune.loop import Loop
 from cprune.measure import interval, sustained
 from cprune.network import Network, capture
 from cprune.progress import Progress
+from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
 from cprune.targets.target import find
@@ -55,7 +55,7 @@ def bench(
     where = find(target, threads)
     name, network, inputs = _opened(model, weights, settings.seed)
     torch.set_num_threads(where.threads)
-    store = records or _records_of(model) or default_records(where)
+    store = records or _records_of(model) or default_records(where.name)
     with (
         closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
         opened_tuner(where, store, settings.seed) as (session, tuner),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cprune import __version__
+from cprune import __version__, cli_records
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_records.app, name="records")
 
 Model = Annotated[
     str,

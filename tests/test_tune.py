@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -201,3 +203,52 @@ def test_runs_that_spread_are_noise_and_steady_ones_are_not(
         noisy = Tuner(MockSession(spread), other, target)
         noisy.tune(CONV, 12)
     assert noisy.noise == pytest.approx(0.4 / 1.2)
+
+
+OTHER_TUNING = """
+import sys
+sys.path.insert(0, "tests")
+from test_tune import CONV, Table, rank
+from cprune.targets.mock import MockSession
+from cprune.targets.target import find
+from cprune.tuner import space, tune
+from cprune.tuner.records import Store
+from cprune.tuner.tune import Tuner
+
+target = find("local")
+points = space.of_target(CONV, target)[:40]
+space.of_target = lambda *_: points
+tune.LEAST = 1000
+with Store(sys.argv[1]) as store:
+    tuner = Tuner(MockSession(Table(target, rank(points))), store, target, seed=1)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(tuner.tune(CONV, 40).candidate.text(), flush=True)
+"""
+
+
+def test_two_tunings_of_one_task_on_one_store_lose_nothing_and_agree(
+    few: tuple[Candidate, ...], tmp_path: Path, target: Target, patient: None
+) -> None:
+    path = tmp_path / "records.sqlite"
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_TUNING, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    with Store(path) as store:
+        tuner = Tuner(MockSession(Table(target, rank(few))), store, target, seed=0)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        assert other.stdin is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        best = tuner.tune(CONV, 40)
+        told, _ = other.communicate(timeout=60)
+        assert other.returncode == 0
+        records = store.of_task(key(CONV), target.fingerprint)
+    assert best.candidate == Candidate.parse(told) == few[0]
+    assert sorted(r.candidate for r in records) == sorted(c.text() for c in few)
+    assert [r.checked for r in records if r.candidate == few[0].text()] == [True]

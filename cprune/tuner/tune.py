@@ -102,9 +102,8 @@ class Tuner:
     def memory(self) -> Memory:
         """Return what all tasks of the store taught on this target, those of other runs and models included."""
         if self._memory is None:
-            self._memory = Memory(self.machine)
-            for task in self.store.tasks(self.target.fingerprint):
-                self._memory.add(self.known(task))
+            records = self.store.all(self.target.fingerprint)
+            self._memory = Memory(self.machine, [r for r in records if r.space == self.spaces])
         return self._memory
 
     @property
