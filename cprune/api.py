@@ -34,6 +34,7 @@ from cprune.targets.local import LocalSession
 from cprune.targets.target import Target, find
 from cprune.trainer import CallableTrainer, DataTrainer, Trainer
 from cprune.tuner.records import Store
+from cprune.tuner.search import DEFAULT
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Tuner
 from cprune.tuner.workload import describe
@@ -223,11 +224,11 @@ class _FolderKeeper:
 
 @contextmanager
 def opened_tuner(
-    target: Target, records: str | Path, seed: int, spaces: str = "sketch"
+    target: Target, records: str | Path, seed: int, spaces: str = "sketch", search: str | None = None
 ) -> Iterator[tuple[LocalSession, Tuner]]:
     """Open the record store and a session on `target`, and close both afterwards."""
     with Store(records) as store, LocalSession(target) as session:
-        yield session, Tuner(session, store, target, seed, spaces=spaces)
+        yield session, Tuner(session, store, target, seed, spaces=spaces, search=search or DEFAULT)
 
 
 def _drive(

@@ -267,7 +267,7 @@ class Loop:
             f"accuracy {test:.2%} on the test set, {decide:.2%} on held-out data; {required:.2%} is to be kept"
         )
         if kept:
-            layout = Layout(int(kept["block"]), tuple(kept["narrow"]))
+            layout = Layout(int(kept["block"]), tuple(kept.get("narrow", ())))
         else:
             layout = self._choose_layout(self.first, None, {})
         tuned = self._tuned(self.first, layout, self.settings.trials, {}, "tuning the model as it is")
