@@ -19,12 +19,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from cprune import network as networks
+from cprune.capture import capture
 from cprune.config import Settings
 from cprune.data import load_data
 from cprune.journal import Journal, RunFolder, write_json
 from cprune.loop import Loop, Outcome, Step, Tuned
 from cprune.measure import Interval
-from cprune.network import Network, capture
+from cprune.network import Network
 from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report

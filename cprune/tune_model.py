@@ -7,11 +7,11 @@ from typing import Any
 
 from cprune import deploy
 from cprune.api import opened_tuner
+from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.loop import Loop
 from cprune.measure import compare
-from cprune.network import capture
 from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
