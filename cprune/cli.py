@@ -321,10 +321,14 @@ def _settings(values: dict[str, Any]) -> Settings:
     return Settings.from_dict(values)
 
 
+_shown: list[Any] = []  # the progress of this command, so that its bar is gone before the last message
+
+
 def _progress() -> Any:
     from cprune.progress import of_terminal
 
-    return of_terminal()
+    _shown[:] = [of_terminal()]
+    return _shown[0]
 
 
 def _say_step(step: Step) -> None:
@@ -381,7 +385,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     try:
-        code = app(arguments, prog_name="cprune", standalone_mode=False)
+        code = _called(arguments)
     except CpruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -404,6 +408,14 @@ def _main(arguments: list[str]) -> int:
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         print("\nstopped; nothing measured is lost. Go on with: cprune resume DIR", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _called(arguments: list[str]) -> Any:
+    try:
+        return app(arguments, prog_name="cprune", standalone_mode=False)
+    finally:
+        while _shown:
+            _shown.pop().done()
 
 
 if __name__ == "__main__":
