@@ -14,7 +14,7 @@ from typing import Any
 from cprune.targets.errors import BrokenWorld, CpruneError, UserError
 
 __version__ = "0.1.0"
-__all__ = ["BrokenWorld", "CpruneError", "UserError", "__version__", "load", "prune"]
+__all__ = ["BrokenWorld", "CpruneError", "UserError", "__version__", "load", "open_compiled", "prune"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from cprune import api
 
         return getattr(api, name)
+    if name == "open_compiled":
+        from cprune.deploy import open_compiled
+
+        return open_compiled
     raise AttributeError(f"module 'cprune' has no attribute {name!r}")

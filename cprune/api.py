@@ -222,10 +222,12 @@ class _FolderKeeper:
 
 
 @contextmanager
-def opened_tuner(target: Target, records: str | Path, seed: int) -> Iterator[tuple[LocalSession, Tuner]]:
+def opened_tuner(
+    target: Target, records: str | Path, seed: int, spaces: str = "sketch"
+) -> Iterator[tuple[LocalSession, Tuner]]:
     """Open the record store and a session on `target`, and close both afterwards."""
     with Store(records) as store, LocalSession(target) as session:
-        yield session, Tuner(session, store, target, seed)
+        yield session, Tuner(session, store, target, seed, spaces=spaces)
 
 
 def _drive(

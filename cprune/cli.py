@@ -178,6 +178,74 @@ def bench(
         benchmark.show(told)
 
 
+@app.command()
+def tune(
+    model: Model = "resnet-fashion",
+    weights: Weights = None,
+    target: TargetName = "local",
+    trials: Trials = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="propose nothing new after so long: 90, 90s, 5m or 1h; default: no limit")
+    ] = None,
+    space: Annotated[str, typer.Option(help="sketch, or metaschedule for TVM's generic space")] = "sketch",
+    threads: Threads = None,
+    seed: Seed = None,
+    records: Records = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write, default compiled/MODEL")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tune a model as it is and write it compiled: model.so, its weights, and what it was compiled for.
+
+    In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.
+    """
+    from cprune import tune_model
+    from cprune.config import duration
+
+    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    limit = duration(time_limit) if time_limit is not None else float("inf")
+    where = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
+    told = tune_model.tune(model, weights, target, threads, settings, records, space, limit, where, _progress())
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    ms = told["latency_ms"]
+    typer.echo(
+        f"{told['model']}: {ms['median']:.3f} ms [{ms['low']:.3f}, {ms['high']:.3f}], {told['threads']} threads, "
+        f"{told['tasks']} tasks, {told['trials']} new trials\nwritten to {told['folder']}"
+    )
+
+
+@app.command()
+def profile(
+    model: Model = "resnet-fashion",
+    weights: Weights = None,
+    target: TargetName = "local",
+    trials: Trials = None,
+    widths: Annotated[int, typer.Option(min=1, help="widths of every task, at most")] = 12,
+    width_trials: Annotated[int, typer.Option(min=1, help="programs tried per narrower width")] = 12,
+    threads: Threads = None,
+    seed: Seed = None,
+    records: Records = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="also write profile.json, latency.csv and an SVG per task here")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how latency falls with the width of every layer: the staircase, with the step that keeps the program."""
+    from cprune import profile as profiling
+
+    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    options = profiling.Options(widths, width_trials)
+    told = profiling.profile(model, weights, target, threads, settings, records, options, _progress())
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        profiling.show(told)
+    if out is not None:
+        written = profiling.write(told, out)
+        print(f"{len(written)} files in {out}", file=sys.stderr)
+
+
 @app.command("models")
 def models_command(as_json: Json = False) -> None:
     """List the models that cprune knows by name."""

@@ -14,9 +14,9 @@ from tvm import relax
 
 from cprune.lower import Lowered
 from cprune.targets.session import Model
-from cprune.tuner.programs import module_of
+from cprune.tuner.programs import arranged, module_of, shapes
 from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Shape, key
+from cprune.tuner.workload import Conv2d, Shape, key
 
 OPAQUE = 8  # TVM's pattern for functions that its own fusion must leave alone
 
@@ -29,7 +29,12 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
     for name, shape in lowered.inputs:
         variables[name] = relax.Var(_plain(name), relax.TensorType(shape, "float32"))
         parameters.append(variables[name])
-    for name, array in lowered.weights.items():
+    weights = dict(lowered.weights)
+    for call in lowered.calls:
+        if isinstance(call.workload, Conv2d):
+            name = call.weights[0]
+            weights[name] = arranged(call.workload, programs[key(call.workload)], weights[name])
+    for name, array in weights.items():
         variables[name] = relax.Var(_plain(name), relax.TensorType(array.shape, "float32"))
         parameters.append(variables[name])
     functions: dict[str, Any] = {}
@@ -42,7 +47,7 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
                     func = func.without_attr("global_symbol")
                     func = func.with_attr({"op_pattern": OPAQUE, "tirx.is_scheduled": True})
                     functions[task] = builder.add_func(func, f"task{len(functions)}")
-                *given, out = call.workload.arguments()
+                *given, out = shapes(call.workload, programs[task])
                 names = (*call.inputs, *call.weights)
                 args = [_shaped(builder, variables[name], shape) for name, shape in zip(names, given, strict=True)]
                 made = relax.call_tir(functions[task], args, relax.TensorType(out, "float32"))
@@ -50,7 +55,7 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
             results = [_shaped(builder, variables[name], shape) for name, shape in lowered.outputs]
             result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
         builder.emit_func_output(result)
-    return Model(tvm.ir.save_json(builder.finalize()), tuple(lowered.weights.values()))
+    return Model(tvm.ir.save_json(builder.finalize()), tuple(weights.values()))
 
 
 def _plain(name: str) -> str:

@@ -28,6 +28,7 @@ class Settings:
         short_epochs, short_lr: training after every step.
         retry_epochs: one more training, with the same rate, before a step is given up as too inaccurate; 0: none.
         long_epochs, long_lr: training at the end.
+        long_varied: it moves and flips the images; pays for many images (50,000), not for few (8,000).
         distil: fine-tuning listens to the unpruned model.
         max_sparsity: no layer loses more than this share of its channels.
         max_steps: tried steps, whatever came of them.
@@ -46,8 +47,9 @@ class Settings:
     short_epochs: float = 1.0
     short_lr: float = 0.03
     retry_epochs: float = 3.0
-    long_epochs: float = 6.0
-    long_lr: float = 0.03
+    long_epochs: float = 12.0
+    long_lr: float = 0.05
+    long_varied: bool = False
     distil: bool = True
     max_sparsity: float = 0.8
     max_steps: int = 100
@@ -108,3 +110,16 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"{text!r} is not between 0 and 1", "Type a number like 0.7, or 70%.")
     return value
+
+
+def duration(text: str) -> float:
+    """Return seconds for "90", "90s", "5m" or "1.5h".  Raises UserError for anything else."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"{text!r} is no length of time", "Type 90, 90s, 5m or 1h.")
+    return seconds

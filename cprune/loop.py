@@ -40,7 +40,8 @@ from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.graph import Graph, analyse
 from cprune.importance import importance
-from cprune.lower import Lowered, Task, lower
+from cprune.layout import choose_block, choose_widths
+from cprune.lower import Layout, Lowered, lower
 from cprune.measure import Comparison, Interval, compare
 from cprune.network import Network
 from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
@@ -53,12 +54,11 @@ from cprune.targets.session import Failure, Session
 from cprune.train import FineTuneDiverged
 from cprune.trainer import Schedule, Trainer
 from cprune.tuner.space import Candidate, channel_splits
-from cprune.tuner.tune import Best, Tuner
-from cprune.tuner.workload import Conv2d, describe
+from cprune.tuner.tune import NOISY, Best, Job, Tuner
+from cprune.tuner.workload import describe
 
 MODEL_TOLERANCE = 1e-3
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
-BLOCK_TASKS, BLOCK_TRIALS = 3, 12
 
 
 class Keeper(Protocol):
@@ -167,7 +167,7 @@ class Start:
     decide: float
     required: float
     floor: float
-    block: int
+    layout: Layout
     trials: int
     latency_ms: Interval
 
@@ -229,10 +229,18 @@ class Loop:
         tuner: Tuner,
         settings: Settings,
         progress: Progress,
+        time_limit_s: float = float("inf"),
     ) -> Tuned:
         """Return `network` tuned in its best layout: what `begin` does, without any accuracy."""
         loop = cls(network, example_inputs, None, session, tuner, settings, NoKeeper(), progress)
-        return loop._tuned(network, loop._choose_block(), settings.trials, {}, "tuning")
+        layout = loop._choose_layout(network, None, {})
+        tuned = loop._tuned(network, layout, settings.trials, {}, "tuning", time_limit_s)
+        if tuner.noise > NOISY:
+            progress.say(
+                f"this machine is noisy: runs of one program spread by {tuner.noise:.0%}. Close what else is running, "
+                "or expect winners that another run would not choose"
+            )
+        return tuned
 
     # -- before the first step
 
@@ -258,8 +266,11 @@ class Loop:
         self.progress.say(
             f"accuracy {test:.2%} on the test set, {decide:.2%} on held-out data; {required:.2%} is to be kept"
         )
-        block = int(kept["block"]) if kept else self._choose_block()
-        tuned = self._tuned(self.first, block, self.settings.trials, {}, "tuning the model as it is")
+        if kept:
+            layout = Layout(int(kept["block"]), tuple(kept["narrow"]))
+        else:
+            layout = self._choose_layout(self.first, None, {})
+        tuned = self._tuned(self.first, layout, self.settings.trials, {}, "tuning the model as it is")
         trials = sum(b.measured for b in tuned.best.values())
         self._load("before", tuned)
         if kept:
@@ -270,7 +281,7 @@ class Loop:
                 latency = compare(
                     self.session, "before", "before", self.inputs, self.settings.rounds, self.settings.run_ms
                 ).old_ms
-        start = Start(test, decide, required, floor, block, trials, latency)
+        start = Start(test, decide, required, floor, layout, trials, latency)
         if not kept:
             self.keeper.append(
                 {
@@ -279,7 +290,8 @@ class Loop:
                     "decide": decide,
                     "required": required,
                     "floor": floor,
-                    "block": block,
+                    "block": layout.block,
+                    "narrow": list(layout.narrow),
                     "trials": trials,
                     "latency_ms": latency.to_dict(),
                     "seconds": self.seconds.since(dict.fromkeys(self.seconds.now(), 0.0)),
@@ -289,30 +301,16 @@ class Loop:
         self.first_widths = widths(tuned.graph)
         self.progress.say(
             f"tuned: {latency.median:.3f} ms [{latency.low:.3f}, {latency.high:.3f}], "
-            f"{len(tuned.lowered.tasks())} tasks, blocks of {block} channels, {trials} trials"
+            f"{len(tuned.lowered.tasks())} tasks, blocks of {layout.block} channels, {trials} trials"
         )
         return start
 
-    def _choose_block(self) -> int:
-        """Return the block in which the heaviest convolutions run fastest: the vector, or half of it."""
-        options = [b for b in (self.target.vector, self.target.vector // 2) if b >= 4]
-        heavy: dict[int, list[Task]] = {}
-        for block in options:
-            tasks = [t for t in lower(self.first, self.example, block).tasks() if isinstance(t.workload, Conv2d)]
-            heavy[block] = sorted(tasks, key=lambda t: -t.workload.macs * t.uses)[:BLOCK_TASKS]
-        if len(options) < 2 or not all(heavy.values()):
-            return options[0]
-        total = sum(self.tuner.left(t.workload, BLOCK_TRIALS) for tasks in heavy.values() for t in tasks)
-        cost = {}
+    def _choose_layout(self, network: Network, layout: Layout | None, siblings: dict[str, Candidate]) -> Layout:
+        """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
         with self.seconds.spent("tune"):
-            if total:
-                self.progress.start("choosing the layout", total)
-            for block, tasks in heavy.items():
-                found = [(self.tuner.tune(t.workload, BLOCK_TRIALS), t) for t in tasks]
-                # Seconds per multiplication: the two layouts may cut the model into different tasks.
-                cost[block] = sum(b.latency_s * t.uses for b, t in found) / sum(t.workload.macs * t.uses for t in tasks)
-            self.progress.done()
-        return min(cost, key=cost.__getitem__)
+            if layout is None:
+                layout = Layout(choose_block(network, self.example, self.tuner, self.progress))
+            return choose_widths(network, self.example, layout, self.tuner, siblings, self.progress)
 
     # -- the loop
 
@@ -378,7 +376,7 @@ class Loop:
         folder = self.keeper.step_dir(index)
         assert folder is not None
         network = networks.load(folder)
-        return self._tuned(network, self.start.block, self.settings.loop_trials, self._siblings(self.before), "")
+        return self._tuned(network, self.start.layout, self.settings.loop_trials, self._siblings(self.before), "")
 
     def _hold(self, key: str) -> None:
         """Make the model `key` of the session the one that candidates are compared with."""
@@ -393,7 +391,7 @@ class Loop:
         groups = tuple(change(proposal, old.graph))
         smaller = prune(old.network, old.graph, channels(proposal, scores))
         new = self._tuned(
-            smaller, self.start.block, self.settings.loop_trials, self._siblings(old), "tuning changed tasks"
+            smaller, self.start.layout, self.settings.loop_trials, self._siblings(old), "tuning changed tasks"
         )
         trials = sum(b.measured for b in new.best.values())
         self.loop_trials += trials
@@ -487,11 +485,12 @@ class Loop:
         network, test, status = self._last_model()
         self.progress.say(f"accuracy {test:.2%} on the test set ({self.start.required:.2%} asked for)")
         siblings = self._siblings(self.current)
-        before = self._tuned(self.first, self.start.block, self.settings.trials, {}, "tuning, unpruned")
+        before = self._tuned(self.first, self.start.layout, self.settings.trials, {}, "tuning, unpruned")
         after = before
         trials = 0
         if status != "unpruned":
-            after = self._tuned(network, self.start.block, self.settings.trials, siblings, "tuning, pruned")
+            layout = self._choose_layout(network, self.start.layout, siblings)
+            after = self._tuned(network, layout, self.settings.trials, siblings, "tuning, pruned")
             trials = sum(b.measured for b in after.best.values())
         self._load("before", before)
         if after is not before:
@@ -563,7 +562,7 @@ class Loop:
         short = networks.load(kept) if kept is not None else self.remembered[index]
         network = deepcopy(short)
         self.progress.say(f"long training of the model after step {index}")
-        schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, True)
+        schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
         with self.seconds.spent("evaluate"):
             before = after = self.trainer.decide(short)
         try:
@@ -584,18 +583,27 @@ class Loop:
 
     # -- helpers
 
-    def _tuned(self, network: Network, block: int, trials: int, siblings: dict[str, Candidate], text: str) -> Tuned:
+    def _tuned(
+        self,
+        network: Network,
+        layout: Layout,
+        trials: int,
+        siblings: dict[str, Candidate],
+        text: str,
+        time_limit_s: float = float("inf"),
+    ) -> Tuned:
         """Lower `network` and tune its tasks; `siblings` gives each layer the program of its wider form."""
-        lowered = lower(network, self.example, block)
+        lowered = lower(network, self.example, layout)
         tasks = lowered.tasks()
         left = sum(self.tuner.left(t.workload, trials) for t in tasks)
-        best: dict[str, Best] = {}
+        jobs = [
+            Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[name] for name in t.layers if name in siblings)))
+            for t in tasks
+        ]
         with self.seconds.spent("tune"):
             if left and text:
                 self.progress.start(text, left)
-            for task in tasks:
-                start = [siblings[name] for name in task.layers if name in siblings]
-                best[task.key] = self.tuner.tune(task.workload, trials, tuple(dict.fromkeys(start)))
+            best = self.tuner.tune_all(jobs, trials, time_limit_s)
             self.progress.done()
         return Tuned(network, analyse(network, self.example), lowered, best)
 

@@ -40,6 +40,35 @@ PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads th
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How values lie in memory: channels in blocks of `block`, or of half of that.
+
+    Half blocks waste less padding but half of every vector; whether that pays is measured width by width
+    (`cprune.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into one half
+    block always is.
+    """
+
+    block: int
+    narrow: tuple[int, ...] = ()
+
+    def of(self, channels: int) -> int:
+        """Return the block of a value of so many channels."""
+        half = self.block // 2
+        if half < 4:
+            return self.block
+        return half if channels <= half or channels in self.narrow else self.block
+
+    def open(self, channels: int) -> bool:
+        """Tell whether both blocks make sense for so many channels: half ones would save padding."""
+        half = self.block // 2
+        return half >= 4 and channels > half and padded(channels, half) < padded(channels, self.block)
+
+    def toggled(self, channels: int) -> Layout:
+        """Return this layout with the other block for values of so many channels."""
+        return replace(self, narrow=tuple(sorted({channels} ^ set(self.narrow))))
+
+
+@dataclass(frozen=True)
 class Call:
     """One kernel call: reads `inputs` (values) and `weights`, writes the value `output`."""
 
@@ -62,12 +91,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The whole model as calls in order.  `weights` are packed arrays by name; they are not part of equality."""
+    """The whole model as calls in order.  `weights` are packed arrays by name, `channels` the width of every
+    value that a convolution writes; both are not part of equality.
+    """
 
     inputs: tuple[tuple[str, Shape], ...]
     calls: tuple[Call, ...]
     outputs: tuple[tuple[str, Shape], ...]
-    block: int
+    layout: Layout
+    channels: dict[str, int] = field(compare=False, repr=False)
     weights: dict[str, Array] = field(compare=False, repr=False)
 
     def tasks(self) -> tuple[Task, ...]:
@@ -81,23 +113,23 @@ class Lowered:
         )
 
     @property
+    def widths(self) -> set[int]:
+        """Return the channels of all values that convolutions write, without padding."""
+        return set(self.channels.values())
+
+    @property
     def macs(self) -> int:
         """Return the multiplications of one inference as compiled, padding included."""
         return sum(call.workload.macs for call in self.calls)
 
 
-def block_of(channels: int, block: int) -> int:
-    """Return the block of a blocked value of so many channels: half of `block` where that saves padding."""
-    half = block // 2
-    return half if half >= 4 and padded(channels, half) < padded(channels, block) else block
-
-
-def lower(network: Network, example_inputs: Sequence[Tensor], block: int) -> Lowered:
-    """Return the calls of `network` for inputs of exactly these shapes, channels in blocks of `block`.
+def lower(network: Network, example_inputs: Sequence[Tensor], layout: Layout | int) -> Lowered:
+    """Return the calls of `network` for inputs of exactly these shapes, in this layout (a number: its block).
 
     Raises UserError for an operator that neither we nor TVM's importer can compile, naming it and its place.
     """
-    return _Lowering(network, tuple(example_inputs), block).result()
+    chosen = Layout(layout) if isinstance(layout, int) else layout
+    return _Lowering(network, tuple(example_inputs), chosen).result()
 
 
 # --- values while lowering -------------------------------------------------------------------------------------
@@ -151,8 +183,8 @@ class _Chain:
 
 
 class _Lowering:
-    def __init__(self, network: Network, inputs: tuple[Tensor, ...], block: int) -> None:
-        self.network, self.block = network, block
+    def __init__(self, network: Network, inputs: tuple[Tensor, ...], layout: Layout) -> None:
+        self.network, self.layout = network, layout
         self.examples = network.values(*inputs)
         self.state = network.tensors()
         self.uses = Counter(name for node in network.nodes for name in node.refs())
@@ -161,6 +193,7 @@ class _Lowering:
         self.constants: set[str] = set()
         self.calls: list[Call] = []
         self.weights: dict[str, Array] = {}
+        self.channels: dict[str, int] = {}
         self.reformatted: dict[tuple[str, int], _Stored] = {}
 
     # -- the walk
@@ -185,7 +218,7 @@ class _Lowering:
                     self.constants.add(node.name)  # depends on weights alone: computed here, once
                 elif isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and node.op != "getitem"):
                     self.values[node.name] = self.node(node)
-        return Lowered(tuple(inputs), tuple(self.calls), tuple(outputs), self.block, self.weights)
+        return Lowered(tuple(inputs), tuple(self.calls), tuple(outputs), self.layout, self.channels, self.weights)
 
     def node(self, node: Node) -> Any:
         name = node.op.removeprefix("aten.").split(".")[0]
@@ -496,7 +529,7 @@ class _Lowering:
         return _Chain(("in", 0), (stored,), stored.shape)
 
     def blocked(self, ref: Ref) -> _Stored:
-        return self.stored(ref, block_of(self.shape(ref.name)[1], self.block))
+        return self.stored(ref, self.layout.of(self.shape(ref.name)[1]))
 
     def stored(self, ref: Ref, block: int | None) -> _Stored:
         """Return the value in memory, emitting what is pending; in this block unless `block` is None."""
@@ -531,7 +564,7 @@ class _Lowering:
         if not isinstance(held, _Chain):
             raise UserError(f"cannot compile the value {name!r}: it is a list of tensors")
         if block is None:
-            block = block_of(held.shape[1], self.block) if len(held.shape) == 4 else 0
+            block = self.layout.of(held.shape[1]) if len(held.shape) == 4 else 0
         workload = Elementwise(held.expression, tuple((i.shape, i.block) for i in held.inputs), held.shape, block)
         return self.emit(name, workload, held.inputs, (), (), held.shape, block)
 
@@ -540,7 +573,8 @@ class _Lowering:
         held = self.values.get(conv.x)
         plain = isinstance(held, _Stored) and held.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
         x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
-        out = block_of(conv.shape[1], self.block)
+        out = self.layout.of(conv.shape[1])
+        self.channels[name] = conv.shape[1]
         outputs = padded(conv.shape[1], out)
         residual = (self.stored(Ref(conv.residual), out),) if conv.residual else ()
         workload = Conv2d(
@@ -566,9 +600,9 @@ class _Lowering:
         x = self.stored(Ref(linear.x), 0)
         n, k = self.shape(linear.x)
         o = linear.shape[1]
-        workload = Dense(n, k, o, linear.activation, self.block)
-        rows = pack_rows(linear.weight, self.block)
-        weights = self.pack(name, linear.layers[0], rows, pack_rows(linear.bias, self.block))
+        workload = Dense(n, k, o, linear.activation, self.layout.block)
+        rows = pack_rows(linear.weight, self.layout.block)
+        weights = self.pack(name, linear.layers[0], rows, pack_rows(linear.bias, self.layout.block))
         return self.emit(name, workload, (x,), weights, tuple(linear.layers), linear.shape, 0)
 
     def pack(self, name: str, layer: str, weight: Array, bias: Array) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ _COLOURS = {
     "warn": "#010209",
     "paper": "#01020a",
 }
+_ON_WHITE = {
+    **{"ink": "#1b1b1f", "soft": "#5f6368", "grid": "#dadce0", "before": "#9aa0a6", "after": "#00695c"},
+    **{"bad": "#b3261e", "warn": "#b06000", "paper": "#ffffff"},
+}
+"""The colours of a plot that is a file of its own."""
 _INCH = 72.0  # SVG units to an inch, as matplotlib counts
 
 
@@ -161,6 +166,31 @@ def bars(bars: Sequence[Bar], unit: str, title: str, width: float, name: str) ->
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=_COLOURS["grid"], linewidth=0.8)
     return _svg(figure, title, name)
+
+
+def staircase(title: str, step: int, rows: Sequence[Mapping[str, float]]) -> str:
+    """Return a file of its own: latency in us over output channels, with intervals, the channel steps as lines.
+
+    `rows` have `channels`, `median_us`, `low_us` and `high_us`, the widest last.
+    """
+    figure = _figure(480, 300)
+    axes = figure.add_subplot()
+    channels = [row["channels"] for row in rows]
+    medians = [row["median_us"] for row in rows]
+    below = [row["median_us"] - row["low_us"] for row in rows]
+    above = [row["high_us"] - row["median_us"] for row in rows]
+    for mark in range(int(channels[-1]), 0, -step) if step else ():
+        axes.axvline(mark, color=_COLOURS["grid"], linewidth=0.8)
+    axes.step(channels, medians, where="pre", color=_COLOURS["after"], linewidth=1.4)
+    axes.errorbar(channels, medians, (below, above), fmt="o", color=_COLOURS["after"], markersize=3, linewidth=1)
+    axes.set_xlim(0, channels[-1] * 1.03)
+    axes.set_ylim(0)
+    axes.set_xlabel("output channels")
+    axes.set_title(f"us: {title}", loc="left")
+    text = _svg(figure, title, "staircase")
+    for name, colour in _ON_WHITE.items():
+        text = text.replace(f"var(--{name})", colour)
+    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
 
 
 def _short(label: str, longest: int) -> str:

@@ -6,16 +6,29 @@ This file is not collected by itself; `test_records.py` and others subclass what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
+from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
 from cprune.tuner.records import Added, Record, Store
 
 TASK = '{"op":"conv2d","shape":[1,16,32,32]}'
 OTHER = '{"op":"conv2d","shape":[1,12,32,32]}'
 TARGET = "8f3a11c0"
+
+
+def time_once(session: Session, program: Program, slow_s: float = math.inf) -> Timed | Failure:
+    """Build one program and time it."""
+    built = session.build([program])[0]
+    return session.time(built, slow_s=slow_s) if isinstance(built, Built) else built
+
+
+def run_once(session: Session, program: Program, given: Sequence[Array]) -> Timed | Failure:
+    """Build one program and run it on these arguments; its output comes back."""
+    built = session.build([program])[0]
+    return session.race([built], [given], 1)[0] if isinstance(built, Built) else built
 
 
 def timed(candidate: str, *runs_s: float, task: str = TASK, target: str = TARGET, checked: bool = False) -> Record:

@@ -23,7 +23,7 @@ MAY_NAME = {
     "tvm": (
         *("cprune/lower.py", "cprune/compile.py", "cprune/step.py", "cprune/deploy.py"),
         *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
-        *("cprune/tuner/programs.py", "cprune/tuner/tvm_database.py", "cprune/foreign.py"),
+        *("cprune/tuner/programs.py", "cprune/tuner/winograd.py", "cprune/tuner/tvm_database.py", "cprune/foreign.py"),
         *("cprune/targets/worker.py", "cprune/targets/build.py", "cprune/targets/rpc.py"),
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),
@@ -31,7 +31,14 @@ MAY_NAME = {
         *("cprune/capture.py", "cprune/network.py", "cprune/nodes.py", "cprune/rules.py"),
         *("cprune/graph.py", "cprune/flow.py", "cprune/surgery.py", "cprune/importance.py"),
         *("cprune/data.py", "cprune/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
-        *("cprune/lower.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py", "cprune/api.py"),
+        *(
+            "cprune/lower.py",
+            "cprune/layout.py",
+            "cprune/compile.py",
+            "cprune/deploy.py",
+            "cprune/loop.py",
+            "cprune/api.py",
+        ),
         *("cprune/size.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
     ),

@@ -9,14 +9,16 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from contracts import run_once, time_once
 
 from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
-from cprune.targets.session import Failure, Program, Timed, arguments
+from cprune.targets.session import Built, Failure, Program, Timed, arguments
 from cprune.targets.target import Target, Timing, find
 
 
@@ -52,46 +54,101 @@ def own(target: Target) -> Any:
 
 
 def test_a_program_is_timed_and_its_output_comes_back(session: LocalSession) -> None:
-    timed = session.time(doubled(), seed=5)
+    timed = time_once(session, doubled())
     assert isinstance(timed, Timed)
     assert len(timed.runs_s) == 2
     assert all(0 < run < 1e-2 for run in timed.runs_s)
-    assert np.array_equal(timed.output, 2 * arguments(doubled(), 5)[0])  # type: ignore[arg-type]
+    given = arguments(doubled().shapes, 5)
+    raced = run_once(session, doubled(), given)
+    assert isinstance(raced, Timed)
+    assert np.array_equal(raced.output, 2 * given[0])  # type: ignore[arg-type]
+
+
+def tripled() -> Program:
+    return program(lambda te, x: te.compute((64,), lambda i: x[i] * 3.0, name="y"))
+
+
+def test_programs_race_in_turns_on_their_own_arguments(session: LocalSession) -> None:
+    ones, twos = np.ones(64, np.float32), np.full(64, 2, np.float32)
+    entries = session.build([doubled(), tripled()])
+    first, second = session.race(entries, [[ones], [twos]], 4)  # type: ignore[arg-type]
+    assert isinstance(first, Timed)
+    assert isinstance(second, Timed)
+    assert (len(first.runs_s), len(second.runs_s)) == (4, 4)
+    assert first.output is not None
+    assert second.output is not None
+    assert (first.output[0], second.output[0]) == (2.0, 6.0)
+
+
+def test_a_crash_in_a_race_is_one_programs_failure(own: LocalSession) -> None:
+    ones = [np.ones(64, np.float32)]
+    entries = own.build([doubled(), crashing(), tripled()])
+    answers = own.race(entries, [ones] * 3, 2)  # type: ignore[arg-type]
+    assert [type(answer) for answer in answers] == [Timed, Failure, Timed]
+
+
+def test_what_was_built_is_built_again_when_the_worker_was_replaced(own: LocalSession) -> None:
+    (built,) = own.build([doubled()])
+    assert isinstance(built, Built)
+    os.kill(own.worker_pid, signal.SIGKILL)  # type: ignore[arg-type]
+    answers = [own.time(built) for _ in range(2)]
+    assert isinstance(answers[-1], Timed)
+
+
+def test_one_program_that_cannot_be_built_spoils_no_other(session: LocalSession) -> None:
+    answers = session.build([doubled(), Program('{"not": "a module"}', ((1,), (1,))), tripled()])
+    assert [type(answer) for answer in answers] == [Built, Failure, Built]
+
+
+def test_a_build_that_never_ends_is_one_programs_failure(own: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The worker meets a module whose build does not come back; the real thing is a compiler in an endless loop.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "endless_build"))
+    own.close()
+    endless = Program('"endless"', ((1,), (1,)))
+    answers = own.build([doubled(), endless, tripled()])
+    assert [type(answer) for answer in answers] == [Built, Failure, Built]
+    assert answers[1].stage == "timeout"  # type: ignore[union-attr]
+
+
+def test_the_machine_code_comes_back_as_text_where_it_is_asked_for(session: LocalSession) -> None:
+    (built,) = session.build([doubled()], assembly=True)
+    assert isinstance(built, Built)
+    assert "ret" in built.assembly
 
 
 def test_a_slow_program_is_cut_short_after_one_call(session: LocalSession) -> None:
-    timed = session.time(doubled(), slow_s=1e-12)
+    timed = time_once(session, doubled(), slow_s=1e-12)
     assert isinstance(timed, Timed)
     assert len(timed.runs_s) == 1
 
 
 def test_a_kernel_that_crashes_is_a_failed_candidate_and_the_next_one_is_fine(own: LocalSession) -> None:
-    failed = own.time(crashing())
+    failed = time_once(own, crashing())
     assert isinstance(failed, Failure)
     assert failed.stage == "run"
     assert "SIG" in failed.reason
-    assert isinstance(own.time(doubled()), Timed)
+    assert isinstance(time_once(own, doubled()), Timed)
 
 
 def test_a_kernel_that_hangs_ends_at_the_deadline_and_the_next_one_is_fine(own: LocalSession) -> None:
-    assert isinstance(own.time(doubled()), Timed)
+    assert isinstance(time_once(own, doubled()), Timed)
     start = time.monotonic()
-    failed = own.time(hanging())
+    failed = time_once(own, hanging())
     assert failed == Failure("timeout", "no answer within 3 s")
     assert time.monotonic() - start < 6
-    assert isinstance(own.time(doubled()), Timed)
+    assert isinstance(time_once(own, doubled()), Timed)
 
 
 def test_a_worker_killed_from_outside_is_replaced(own: LocalSession) -> None:
-    assert isinstance(own.time(doubled()), Timed)
+    assert isinstance(time_once(own, doubled()), Timed)
     assert own.worker_pid is not None
     os.kill(own.worker_pid, signal.SIGKILL)
-    answers = [own.time(doubled()) for _ in range(2)]
+    answers = [time_once(own, doubled()) for _ in range(2)]
     assert isinstance(answers[-1], Timed)
 
 
 def test_a_program_that_cannot_be_built_is_a_failed_candidate(session: LocalSession) -> None:
-    failed = session.time(Program('{"not": "a module"}', ((1,), (1,))))
+    failed = time_once(session, Program('{"not": "a module"}', ((1,), (1,))))
     assert isinstance(failed, Failure)
     assert failed.stage == "build"
 
@@ -101,13 +158,14 @@ def test_the_worker_ends_with_a_parent_that_is_killed_while_a_kernel_hangs() -> 
     code = """
         import sys, threading
         sys.path.insert(0, "tests")
+        from contracts import time_once
         from test_session import doubled, hanging
         from cprune.targets.local import LocalSession
         from cprune.targets.target import find
         session = LocalSession(find("local"))
-        session.time(doubled())
+        time_once(session, doubled())
         print(session.worker_pid, flush=True)
-        session.time(hanging())
+        time_once(session, hanging())
     """
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     parent = subprocess.Popen(
@@ -135,7 +193,7 @@ def _alive(pid: int) -> bool:
 def test_the_pool_has_the_threads_of_the_target(target: Target) -> None:
     one = find("local", 1)
     with LocalSession(replace(one, timing=Timing(2, 0.2, 5.0))) as session:
-        assert isinstance(session.time(doubled()), Timed)  # the worker refuses to start with another number
+        assert isinstance(time_once(session, doubled()), Timed)  # the worker refuses to start with another number
     assert one.fingerprint != find("local").fingerprint or target.threads == 1
 
 

@@ -6,11 +6,13 @@ import random
 
 import numpy as np
 import pytest
+from contracts import run_once
 
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Timed, arguments
 from cprune.targets.target import Target
-from cprune.tuner import programs, reference, space
+from cprune.tuner import programs, reference, space, winograd
+from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, describe, from_key, key
 
 
@@ -25,6 +27,8 @@ def conv(ci: int, hw: int, co: int, stride: int = 1, k: int = 3, ib: int = 8, ob
 WORKLOADS: list[Workload] = [
     conv(16, 8, 16),
     conv(16, 8, 32, ib=16, ob=16, residual=True),
+    conv(16, 11, 48, ib=16, ob=16, activation="relu6", pad=(0, 1, 2, 1)),
+    conv(32, 13, 32, ib=16, ob=16, residual=True, activation="none"),
     conv(16, 9, 16, stride=2, ib=8, ob=16),
     conv(3, 12, 16, ib=0, ob=16),
     conv(1, 28, 8, stride=2, ib=0),
@@ -67,12 +71,13 @@ def test_points_of_the_space_compute_what_pytorch_computes(
 ) -> None:
     points = list(space.of_target(workload, target))
     random.Random(0).shuffle(points)
-    for candidate in points[:4]:
-        program = programs.program(workload, candidate)
-        timed = session.time(program, seed=3)
+    filtering = [p for p in points if programs.filtering(p)]
+    given = arguments(workload.arguments(), 3)
+    wanted = reference.expected(workload, given)
+    for candidate in [*points[:4], *filtering[:3]]:
+        timed = run_once(session, programs.program(workload, candidate), programs.given(workload, candidate, given))
         assert isinstance(timed, Timed), (candidate, timed)
         assert timed.output is not None
-        wanted = reference.expected(workload, arguments(program, 3))
         assert reference.agrees(timed.output, wanted) == "", candidate
 
 
@@ -81,21 +86,55 @@ def test_a_workload_comes_back_from_its_key(workload: Workload) -> None:
     assert from_key(key(workload)) == workload
 
 
+def direct(w: Conv2d, vector: int, registers: int, threads: int) -> tuple[Candidate, ...]:
+    return tuple(c for c in space.candidates(w, vector, registers, threads) if not programs.filtering(c))
+
+
+def test_winograd_is_offered_where_it_may_pay_and_nowhere_else() -> None:
+    def offered(w: Conv2d) -> set[int]:
+        return {programs.filtering(c) for c in space.candidates(w, 16, 32, 2)} - {0}
+
+    assert offered(conv(32, 16, 32, ib=16, ob=16)) == {2, 4}
+    assert offered(conv(32, 3, 32, ib=16, ob=16)) == {2}  # a plane of 3x3 holds no tile of 4x4
+    for other in (
+        conv(32, 16, 32, ib=16, ob=16, stride=2),
+        conv(32, 16, 32, k=1, ib=16, ob=16),
+        conv(32, 16, 32, ib=16, ob=16, groups=32),
+        conv(3, 16, 32, ib=0, ob=16),
+        conv(32, 16, 32, ib=16, ob=16, dilation=(2, 2)),
+    ):
+        assert offered(other) == set()
+
+
+def test_winograds_transformed_weight_is_g_times_the_kernel_times_g_transposed() -> None:
+    w = conv(16, 8, 16, ib=16, ob=16)
+    plain = np.zeros((16, 16, 3, 3), np.float32)
+    plain[5, 2] = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    stored = winograd.transformed(plain, w, 2)
+    assert stored.shape == (1, 16, 16, 16)
+    # G k G^T with the rows (1,0,0), (1,1,1)/2, (1,-1,1)/2, (0,0,1): corners 1, 3, 7, 9; point (1,1) is the sum / 4.
+    square = stored[0, :, 2, 5].reshape(4, 4)
+    assert [square[0, 0], square[0, 3], square[3, 0], square[3, 3]] == [1, 3, 7, 9]
+    assert square[1, 1] == pytest.approx(45 / 4)
+    assert square[1, 2] == pytest.approx((12 - 15 + 18) / 4)  # column sums 12, 15, 18
+    assert not stored[0, :, 3].any()
+
+
 def test_every_way_to_parallelise_and_to_pad_is_in_the_space(target: Target) -> None:
-    points = space.candidates(conv(32, 16, 64, ib=16, ob=16), 16, 32, 2)
+    points = direct(conv(32, 16, 64, ib=16, ob=16), 16, 32, 2)
     assert {p["parallel"] for p in points} == {"rows", "channels", "both"}
     assert {p["pad"] for p in points} == {"inside", "separate"}
 
 
 def test_a_register_tile_never_needs_more_registers_than_there_are() -> None:
-    for p in space.candidates(conv(64, 16, 64, ib=16, ob=16), 16, 32, 2):
+    for p in direct(conv(64, 16, 64, ib=16, ob=16), 16, 32, 2):
         assert p["oc_tile"] * p["oh_tile"] * p["ow_tile"] <= 28
-    for p in space.candidates(conv(64, 16, 64, ib=8, ob=8), 4, 32, 2):  # NEON: a block of 8 is two registers
+    for p in direct(conv(64, 16, 64, ib=8, ob=8), 4, 32, 2):  # NEON: a block of 8 is two registers
         assert 2 * p["oc_tile"] * p["oh_tile"] * p["ow_tile"] <= 28
 
 
 def test_one_thread_has_nothing_parallel() -> None:
-    assert {p["parallel"] for p in space.candidates(conv(16, 8, 16), 8, 16, 1)} == {"none"}
+    assert {p["parallel"] for p in direct(conv(16, 8, 16), 8, 16, 1)} == {"none"}
 
 
 def test_the_nearest_point_to_one_of_the_space_is_itself() -> None:
@@ -104,8 +143,8 @@ def test_the_nearest_point_to_one_of_the_space_is_itself() -> None:
 
 
 def test_a_refitted_program_keeps_what_the_narrower_shape_allows() -> None:
-    wide = space.candidates(conv(32, 16, 64, ib=16, ob=16), 16, 32, 2)
-    narrow = space.candidates(conv(32, 16, 48, ib=16, ob=16), 16, 32, 2)
+    wide = direct(conv(32, 16, 64, ib=16, ob=16), 16, 32, 2)
+    narrow = direct(conv(32, 16, 48, ib=16, ob=16), 16, 32, 2)
     source = next(p for p in wide if p["oc_tile"] == 1 and p["parallel"] == "rows" and p["ow_tile"] == 16)
     assert space.nearest(source, narrow)[0] == source  # three tiles of sixteen instead of four: all else stays
 

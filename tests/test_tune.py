@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.mock import MockSession
-from cprune.targets.session import Failure, Program, Timed, arguments
+from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
-from cprune.tuner import programs, reference, space
-from cprune.tuner.records import Store
-from cprune.tuner.search import Search
+from cprune.tuner import programs, reference, space, tune
+from cprune.tuner.records import Record, Store
 from cprune.tuner.space import Candidate
-from cprune.tuner.tune import Tuner
+from cprune.tuner.tune import Job, Tuner, stalled
 from cprune.tuner.workload import Conv2d, key
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
@@ -38,12 +36,11 @@ class Table:
         self.points = {programs.program(CONV, c).module: c for c in space.of_target(CONV, target)[:40]}
         self.cost, self.wrong = cost, wrong
 
-    def __call__(self, program: Program, seed: int | None) -> Timed | Failure:
+    def __call__(self, program: Program, given: Sequence[Array] | None) -> Timed | Failure:
         candidate = self.points[program.module]
         output = None
-        if seed is not None:
-            output = reference.expected(CONV, arguments(program, seed))
-            assert output is not None
+        if given is not None:
+            output = reference.expected(CONV, given)
             if candidate in self.wrong:
                 output = output + 1
         seconds = self.cost(candidate)
@@ -58,12 +55,18 @@ def few(monkeypatch: pytest.MonkeyPatch, target: Target) -> tuple[Candidate, ...
     return points
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no task end before its trials are spent."""
+    monkeypatch.setattr(tune, "LEAST", 1000)
+
+
 def rank(points: tuple[Candidate, ...]) -> Callable[[Candidate], float]:
     return lambda c: 1e-6 * (1 + points.index(c))
 
 
 def test_with_as_many_trials_as_points_the_fastest_is_found(
-    few: tuple[Candidate, ...], store: Store, target: Target
+    few: tuple[Candidate, ...], store: Store, target: Target, patient: None
 ) -> None:
     best = Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 40)
     assert best.candidate == few[0]
@@ -80,13 +83,15 @@ def test_tuning_again_measures_nothing(few: tuple[Candidate, ...], store: Store,
     assert again.asked == 0
 
 
-def test_more_trials_only_add_what_is_missing(few: tuple[Candidate, ...], store: Store, target: Target) -> None:
+def test_more_trials_only_add_what_is_missing(
+    few: tuple[Candidate, ...], store: Store, target: Target, patient: None
+) -> None:
     Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 16)
     assert Tuner(MockSession(Table(target, rank(few))), store, target).tune(CONV, 24).measured == 8
 
 
 def test_a_winner_with_a_wrong_result_is_never_returned(
-    few: tuple[Candidate, ...], store: Store, target: Target
+    few: tuple[Candidate, ...], store: Store, target: Target, patient: None
 ) -> None:
     table = Table(target, rank(few), wrong={few[0], few[1]})
     best = Tuner(MockSession(table), store, target).tune(CONV, 40)
@@ -97,7 +102,7 @@ def test_a_winner_with_a_wrong_result_is_never_returned(
 
 
 def test_failures_are_kept_with_stage_and_reason_and_never_win(
-    few: tuple[Candidate, ...], store: Store, target: Target
+    few: tuple[Candidate, ...], store: Store, target: Target, patient: None
 ) -> None:
     table = Table(target, lambda c: -1.0 if c == few[0] else rank(few)(c))
     best = Tuner(MockSession(table), store, target).tune(CONV, 40)
@@ -121,72 +126,72 @@ def test_one_seed_asks_for_the_same_candidates(few: tuple[Candidate, ...], tmp_p
     assert asked[0] == asked[1]
 
 
-def test_a_warm_start_asks_for_the_refitted_program_first(target: Target) -> None:
-    points = space.of_target(CONV, target)
-    search = Search(points, random.Random(0), 8, start=(points[5],))
-    assert search.ask(1) == [points[5]]
-
-
-def test_a_search_never_asks_twice_and_ends_with_the_space(target: Target) -> None:
-    points = space.of_target(CONV, target)[:10]
-    search = Search(points, random.Random(0), 100)
-    asked = search.ask(7)
-    search.tried.update(asked)
-    asked += search.ask(7)
-    assert sorted(c.text() for c in asked) == sorted(c.text() for c in points)
-    search.tried.update(asked)
-    assert search.ask(1) == []
-
-
 def test_a_candidate_comes_back_from_its_text(target: Target) -> None:
     for candidate in space.of_target(CONV, target):
         assert Candidate.parse(candidate.text()) == candidate
         assert json.loads(candidate.text()) == dict(candidate.knobs)
 
 
-OTHER_TUNING = """
-import sys
-sys.path.insert(0, "tests")
-from test_tune import CONV, Table, rank
-from cprune.targets.mock import MockSession
-from cprune.targets.target import find
-from cprune.tuner import space
-from cprune.tuner.records import Store
-from cprune.tuner.tune import Tuner
-
-target = find("local")
-points = space.of_target(CONV, target)[:40]
-space.of_target = lambda *_: points
-with Store(sys.argv[1]) as store:
-    tuner = Tuner(MockSession(Table(target, rank(points))), store, target, seed=1)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(tuner.tune(CONV, 40).candidate.text(), flush=True)
-"""
+def record(latency_us: float) -> Record:
+    failed = latency_us == float("inf")
+    runs = () if failed else (latency_us * 1e-6,)
+    return Record("task", "target", f"candidate {latency_us}", runs, failure="run" if failed else "")
 
 
-def test_two_tunings_of_one_task_on_one_store_lose_nothing_and_agree(
-    few: tuple[Candidate, ...], tmp_path: Path, target: Target
+def test_a_task_ends_early_when_the_later_half_of_its_trials_brought_less_than_one_percent() -> None:
+    first = [record(us) for us in (9, 8, 7, 6, 5.5, 5.01)]
+    assert not stalled(first)  # too few to tell
+    assert stalled([*first, *(record(us) for us in (7, 7.5, 5, 6.5, 8, 9.5))])  # 5 instead of 5.01
+    assert not stalled([*first, *(record(us) for us in (7, 7.5, 4.9, 6.5, 8, 9.5))])
+
+
+def test_a_task_of_which_nothing_worked_yet_does_not_end_early() -> None:
+    assert not stalled([record(float("inf"))] * 20)
+
+
+def test_trials_go_to_the_task_from_which_the_model_gains_most(store: Store, target: Target) -> None:
+    # Both tasks improve alike; the second is called nine times as often, so it must be asked for first.
+    other = replace(CONV, height=4, width=4)
+    asked: list[str] = []
+
+    class Told(Tuner):
+        def _batch(self, task: Any) -> bool:
+            asked.append(task.key)
+            return super()._batch(task)
+
+    count = iter(range(1000))
+    session = MockSession(lambda program, given: Timed((1e-3 * 0.9 ** next(count),) * 3, right(program, given)))
+
+    def right(program: Program, given: Sequence[Array] | None) -> Array | None:
+        workload = CONV if program.shapes == CONV.arguments() else other
+        return None if given is None else reference.expected(workload, given)
+
+    Told(session, store, target).tune_all([Job(CONV), Job(other, uses=9)], 24)
+    spent = asked[6:]  # the first three batches of each are everybody's
+    assert spent[0] == key(other)
+
+
+def test_after_the_time_limit_every_task_still_has_a_program(
+    few: tuple[Candidate, ...], store: Store, target: Target
 ) -> None:
-    path = tmp_path / "records.sqlite"
-    other = subprocess.Popen(
-        [sys.executable, "-c", OTHER_TUNING, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    with Store(path) as store:
-        tuner = Tuner(MockSession(Table(target, rank(few))), store, target, seed=0)
-        assert other.stdout is not None
-        assert other.stdout.readline() == "ready\n"
-        assert other.stdin is not None
-        other.stdin.write("go\n")
-        other.stdin.flush()
-        best = tuner.tune(CONV, 40)
-        told, _ = other.communicate(timeout=60)
-        assert other.returncode == 0
-        records = store.of_task(key(CONV), target.fingerprint)
-    assert best.candidate == Candidate.parse(told) == few[0]
-    assert sorted(r.candidate for r in records) == sorted(c.text() for c in few)
-    assert [r.checked for r in records if r.candidate == few[0].text()] == [True]
+    best = Tuner(MockSession(Table(target, rank(few))), store, target).tune_all([Job(CONV)], 40, time_limit_s=0.0)
+    assert best[key(CONV)].measured == tune.BATCH
+
+
+def test_runs_that_spread_are_noise_and_steady_ones_are_not(
+    few: tuple[Candidate, ...], store: Store, target: Target
+) -> None:
+    tuner = Tuner(MockSession(Table(target, rank(few))), store, target)
+    tuner.tune(CONV, 12)
+    assert tuner.noise == 0.0
+    steady = Table(target, rank(few))
+
+    def spread(program: Program, given: Sequence[Array] | None) -> Timed | Failure:
+        timed = steady(program, given)
+        assert isinstance(timed, Timed)
+        return Timed((timed.runs_s[0], 1.2 * timed.runs_s[0], 1.4 * timed.runs_s[0]), timed.output)
+
+    with Store("sqlite://") as other:
+        noisy = Tuner(MockSession(spread), other, target)
+        noisy.tune(CONV, 12)
+    assert noisy.noise == pytest.approx(0.4 / 1.2)

@@ -99,6 +99,14 @@ def test_what_failed_or_cannot_be_scheduled_is_counted_and_left_out(tmp_path: Pa
     assert sum(told.left_out.values()) == 2
 
 
+def test_a_winograd_program_is_left_out(tmp_path: Path, target: Target) -> None:
+    candidate = Candidate.of(winograd=2, oc_tile=1, p_tile=4, rows=1, oc_groups=1)
+    told = tvm_database.write_folder(
+        tmp_path / "db", [record(conv(16, 8, 16), candidate, target, 1.0)], {target.fingerprint: target.compiler}
+    )
+    assert told.left_out == {"a Winograd program is no schedule of the convolution": 1}
+
+
 def test_a_target_that_is_not_this_machine_must_be_said(target: Target) -> None:
     with pytest.raises(UserError, match=r"not this machine\n.*--target-tvm"):
         tvm_database.compilers([target.fingerprint, "77aa77aa"], None)

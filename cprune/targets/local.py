@@ -5,6 +5,7 @@ Nothing is exported or linked: the worker builds a program in its own memory and
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.session import Array, Failure, Model, Program, Timed
+from cprune.targets.session import Array, Built, Failure, Model, Program, Timed
 from cprune.targets.target import Target
 
 START_DEADLINE_S = 120.0
@@ -32,6 +33,9 @@ class LocalSession:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._lock = threading.Lock()
+        self._handles = itertools.count()
+        self._life = 0  # counts workers: what was built in an earlier one is gone
+        self._alive: dict[int, int] = {}
 
     def __enter__(self) -> LocalSession:
         return self
@@ -44,15 +48,65 @@ class LocalSession:
         """Return the process number of the living worker."""
         return self._process.pid if self._process else None
 
-    def time(
-        self, program: Program, *, seed: int | None = None, slow_s: float = float("inf")
-    ) -> Timed | Failure:
+    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
+        """See `Session.build`.  If the worker dies of one program or hangs in it, all are built one by one."""
+        handles = [next(self._handles) for _ in programs]
+        self._alive = {}
+        args = (handles, list(programs), self.target.compiler, assembly, True)
+        answers = self._ask("build", args, self.target.timing.deadline_s * max(1, len(programs)))
+        if isinstance(answers, Failure):
+            if len(programs) == 1:
+                return [Failure("timeout" if answers.stage == "timeout" else "build", answers.reason)]
+            return [self._build_one(h, p, assembly) for h, p in zip(handles, programs, strict=True)]
+        return [self._built(h, p, a) for h, p, a in zip(handles, programs, answers, strict=True)]
+
+    def _build_one(self, handle: int, program: Program, assembly: bool) -> Built | Failure:
+        args = ([handle], [program], self.target.compiler, assembly, False)
+        answers = self._ask("build", args, self.target.timing.deadline_s)
+        if isinstance(answers, Failure):
+            return Failure("timeout" if answers.stage == "timeout" else "build", answers.reason)
+        return self._built(handle, program, answers[0])
+
+    def _built(self, handle: int, program: Program, answer: str | Failure) -> Built | Failure:
+        if isinstance(answer, Failure):
+            return answer
+        self._alive[handle] = self._life
+        return Built(handle, program, answer)
+
+    def _absent(self, entries: Sequence[Built]) -> Failure | None:
+        """Build again what went with a worker that had to be replaced; say what cannot be."""
+        for built in entries:
+            if self._process is None or self._alive.get(built.handle) != self._life:
+                again = self._build_one(built.handle, built.program, False)
+                if isinstance(again, Failure):
+                    return again
+        return None
+
+    def time(self, built: Built, *, slow_s: float = float("inf")) -> Timed | Failure:
         """See `Session.time`."""
         timing = self.target.timing
-        args = (program, self.target.compiler, seed, timing.repeats, timing.min_run_ms / 1e3, slow_s)
-        answer = self._ask("time", args, timing.deadline_s)
+        absent = self._absent([built])
+        if absent is not None:
+            return absent
+        answer = self._ask("time", (built.handle, timing.repeats, timing.min_run_ms / 1e3, slow_s), timing.deadline_s)
         assert isinstance(answer, (Timed, Failure))
         return answer
+
+    def race(
+        self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int
+    ) -> list[Timed | Failure]:
+        """See `Session.race`.  If the worker dies of one program, each is run alone."""
+        timing = self.target.timing
+        answers: Any = self._absent(entries)
+        if answers is None:
+            args = ([b.handle for b in entries], [list(a) for a in given], rounds, timing.min_run_ms / 1e3)
+            answers = self._ask("race", args, timing.deadline_s * len(entries))
+        if isinstance(answers, Failure):
+            if len(entries) == 1:
+                return [answers]
+            return [self.race([b], [a], rounds)[0] for b, a in zip(entries, given, strict=True)]
+        found: list[Timed | Failure] = answers
+        return found
 
     def load(self, key: str, model: Model) -> Failure | None:
         """See `Session.load`."""
@@ -124,6 +178,7 @@ class LocalSession:
         )
         theirs.close()
         self._connection = ours
+        self._life += 1
         try:
             found = ours.recv() if ours.poll(START_DEADLINE_S) else None
         except (EOFError, OSError):

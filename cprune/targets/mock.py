@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cprune.targets.session import Array, Failure, Model, Program, Timed
+from cprune.targets.session import Array, Built, Failure, Model, Program, Timed
 
-Answer = Callable[[Program, "int | None"], "Timed | Failure"]
+Answer = Callable[[Program, "Sequence[Array] | None"], "Timed | Failure"]
 
 
 class MockSession:
-    """Session whose timings are `answer(program, seed)`; `asked` counts them.  It holds no models."""
+    """Session whose timings are `answer(program, arguments)`; `asked` counts those without arguments.  It holds no models."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer, self.asked, self.closed = answer, 0, False
 
-    def time(self, program: Program, *, seed: int | None = None, slow_s: float = float("inf")) -> Timed | Failure:
+    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
+        """Return every program as it is: a table needs no building."""
+        return [Built(index, program) for index, program in enumerate(programs)]
+
+    def time(self, built: Built, *, slow_s: float = float("inf")) -> Timed | Failure:
         """Return what the function says."""
         self.asked += 1
-        return self.answer(program, seed)
+        return self.answer(built.program, None)
+
+    def race(
+        self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int
+    ) -> list[Timed | Failure]:
+        """Return what the function says of each, output included."""
+        return [self.answer(built.program, args) for built, args in zip(entries, given, strict=True)]
 
     def load(self, key: str, model: Model) -> Failure | None:
         """Return a failure: a table cannot run a model."""

@@ -43,6 +43,15 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Built:
+    """A program that a session holds built.  `assembly` is its machine code as text where that was asked for."""
+
+    handle: int
+    program: Program
+    assembly: str = ""
+
+
+@dataclass(frozen=True)
 class Model:
     """A whole Relax module as TVM's JSON text with the weights that its `main` takes after the input."""
 
@@ -53,11 +62,24 @@ class Model:
 class Session(Protocol):
     """Builds programs and times them on one machine."""
 
-    def time(self, program: Program, *, seed: int | None = None, slow_s: float = float("inf")) -> Timed | Failure:
-        """Return the runs of `program` on random arguments.
+    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
+        """Build `programs` on all cores of the host, and hold them until the next `build`.
 
-        With `seed` the arguments come from `arguments(program, seed)` and the output comes back as well.
+        Nothing is timed meanwhile, so building never disturbs a measurement.
+        """
+
+    def time(self, built: Built, *, slow_s: float = float("inf")) -> Timed | Failure:
+        """Return the runs of a built program on random arguments.
+
         A first call slower than `slow_s` seconds ends the timing there: that one run is returned.
+        """
+
+    def race(
+        self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int
+    ) -> list[Timed | Failure]:
+        """Time built programs in turns, one run each a round, each on its own arguments (without the output).
+
+        The outputs come back as well.
         """
 
     def load(self, key: str, model: Model) -> Failure | None:
@@ -78,7 +100,7 @@ class Session(Protocol):
         """End the session and everything it started."""
 
 
-def arguments(program: Program, seed: int) -> list[Array]:
-    """Return the random arguments (without the output) that `Session.time(program, seed=seed)` uses."""
+def arguments(shapes: Sequence[tuple[int, ...]], seed: int) -> list[Array]:
+    """Return random arguments of these shapes; the last one, the output's, is left out."""
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(np.float32) for shape in program.shapes[:-1]]
+    return [rng.standard_normal(shape, np.float32) for shape in shapes[:-1]]

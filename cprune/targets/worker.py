@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -56,32 +57,71 @@ class Worker:
     def __init__(self) -> None:
         self.device = tvm.cpu()
         self.models: dict[str, tuple[Any, list[Any]]] = {}
+        self.programs: dict[int, tuple[Any, Program]] = {}
+        self.arguments: tuple[Any, list[Any]] = (None, [])
 
-    def time(
-        self, program: Program, target: str, seed: int | None, repeats: int, min_run_s: float, slow_s: float
-    ) -> Timed | Failure:
-        """Build, run once, time."""
+    def build(
+        self, handles: list[int], programs: list[Program], target: str, assembly: bool, fresh: bool
+    ) -> list[str | Failure]:
+        """Build on all cores; return the assembly ("" where not asked for) of each, or why it failed."""
+        if fresh:
+            self.programs.clear()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+        def one(handle: int, program: Program) -> str | Failure:
+            try:
+                library = tvm.driver.build(tvm.ir.load_json(program.module), tvm.target.Target(json.loads(target)))
+                library["main"]  # machine code is generated here
+                self.programs[handle] = (library, program)
+                return str(library.inspect_source("asm")) if assembly else ""
+            except Exception as error:
+                return Failure("build", first_line(error))
+
+        with ThreadPoolExecutor(cores) as pool:
+            return list(pool.map(one, handles, programs))
+
+    def time(self, handle: int, repeats: int, min_run_s: float, slow_s: float) -> Timed | Failure:
+        """Run once, then time."""
+        library, program = self.programs[handle]
         try:
-            library = tvm.driver.build(tvm.ir.load_json(program.module), tvm.target.Target(json.loads(target)))
-            kernel = library["main"]
-        except Exception as error:
-            return Failure("build", first_line(error))
-        try:
-            given = arguments(program, 0 if seed is None else seed)
-            args = [tvm.runtime.tensor(a) for a in given]
-            args.append(tvm.runtime.tensor(np.zeros(program.shapes[-1], np.float32)))
-            kernel(*args)
-            output = None if seed is None else args[-1].numpy().copy()
-            start = time.perf_counter()
-            kernel(*args)
-            once = time.perf_counter() - start
+            if self.arguments[0] != program.shapes:  # the programs of one task share them
+                self.arguments = (program.shapes, [tvm.runtime.tensor(a) for a in arguments(program.shapes, 0)])
+            args = [*self.arguments[1], _zeros(program)]
+            once = _once(library["main"], args)
             if once > slow_s:
-                return Timed((once,), output)
-            number = max(1, min(2000, int(min_run_s / max(once, 1e-7))))
-            evaluate = library.time_evaluator("main", self.device, number=number, repeat=repeats)
-            return Timed(tuple(float(r) for r in evaluate(*args).results), output)
+                return Timed((once,))
+            return Timed(self._runs(library, args, repeats, min_run_s, once))
         except Exception as error:
             return Failure("run", first_line(error))
+
+    def race(
+        self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float
+    ) -> list[Timed | Failure]:
+        """Time programs in turns and return their outputs."""
+        found: dict[int, Any] = {}
+        for handle, arrays in zip(handles, given, strict=True):
+            library, program = self.programs[handle]
+            try:
+                args = [*(tvm.runtime.tensor(a) for a in arrays), _zeros(program)]
+                once = _once(library["main"], args)
+                found[handle] = (library, args, once, args[-1].numpy().copy(), [])
+            except Exception as error:
+                found[handle] = Failure("run", first_line(error))
+        for index in range(rounds):
+            for handle in handles if index % 2 else reversed(handles):
+                if isinstance(found[handle], Failure):
+                    continue
+                library, args, once, _, runs = found[handle]
+                try:
+                    runs += self._runs(library, args, 1, run_s, once)
+                except Exception as error:
+                    found[handle] = Failure("run", first_line(error))
+        return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in (found[h] for h in handles)]
+
+    def _runs(self, library: Any, args: list[Any], repeats: int, run_s: float, once: float) -> tuple[float, ...]:
+        number = max(1, min(2000, int(run_s / max(once, 1e-7))))
+        evaluate = library.time_evaluator("main", self.device, number=number, repeat=repeats)
+        return tuple(float(r) for r in evaluate(*args).results)
 
     def load(self, key: str, model: Model, target: str) -> Failure | None:
         """Build a whole model."""
@@ -136,6 +176,18 @@ class Worker:
     def drop(self, key: str) -> None:
         """Forget a held model."""
         self.models.pop(key, None)
+
+
+def _zeros(program: Program) -> Any:
+    return tvm.runtime.tensor(np.zeros(program.shapes[-1], np.float32))
+
+
+def _once(kernel: Any, args: list[Any]) -> float:
+    """Return the seconds of the second call: the first one touches the memory."""
+    kernel(*args)
+    start = time.perf_counter()
+    kernel(*args)
+    return time.perf_counter() - start
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The generic space: programs for PrimFuncs that have no sketch.
+"""The generic space: programs for PrimFuncs that have no sketch, and for all others on request.
 
 Every PrimFunc has a plain schedule, serial or parallel.  Where it reduces something, random points of MetaSchedule's
 space are offered as well, each stored as its trace, so that a record can be replayed.
@@ -20,28 +20,30 @@ from tvm.s_tir import Schedule
 
 from cprune.targets.session import Array
 from cprune.targets.target import Target
+from cprune.tuner import sketch
 from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Tir
+from cprune.tuner.workload import Tir, Workload
 
 POINTS = 32
+MANY = 256  # points of a task that has a sketch of its own, where this space was asked for by name
 
 
 @lru_cache(maxsize=256)
-def candidates(workload: Tir, target: Target, seed: int) -> tuple[Candidate, ...]:
-    """Return the plain schedules and up to POINTS random ones of MetaSchedule; the same ones for one seed."""
+def candidates(workload: Workload, target: Target, seed: int, points: int = POINTS) -> tuple[Candidate, ...]:
+    """Return the plain schedules and up to `points` random ones of MetaSchedule; the same ones for one seed."""
     ways = ("none", "outer") if target.threads > 1 else ("none",)
     plain = [Candidate.of(parallel=way) for way in ways]
     if not _reduces(workload):
         return tuple(plain)
-    return tuple(dict.fromkeys([*plain, *(Candidate.of(trace=t) for t in _traces(workload, target, seed))]))
+    return tuple(dict.fromkeys([*plain, *(Candidate.of(trace=t) for t in _traces(workload, target, seed, points))]))
 
 
-def module(workload: Tir, candidate: Candidate) -> Any:
+def module(workload: Workload, candidate: Candidate) -> Any:
     """Return the scheduled IRModule of a candidate."""
     return scheduled(workload, candidate).mod
 
 
-def scheduled(workload: Tir, candidate: Candidate) -> Any:
+def scheduled(workload: Workload, candidate: Candidate) -> Any:
     """Return the Schedule of a candidate."""
     schedule = Schedule(computation(workload), debug_mask="none")
     knobs = dict(candidate.knobs)
@@ -67,8 +69,10 @@ def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
     return output
 
 
-def computation(workload: Tir) -> Any:
+def computation(workload: Workload) -> Any:
     """Return the IRModule of the workload before any schedule."""
+    if not isinstance(workload, Tir):
+        return sketch.computation(workload)
     return tvm.ir.load_json(workload.module)
 
 
@@ -76,7 +80,7 @@ def _blocks(schedule: Any) -> list[Any]:
     return list(schedule.get_child_blocks(schedule.get_sblock("root")))
 
 
-def _reduces(workload: Tir) -> bool:
+def _reduces(workload: Workload) -> bool:
     schedule = Schedule(computation(workload))
     return any(
         int(iterator.iter_type) == 2 for block in _blocks(schedule) for iterator in schedule.get(block).iter_vars
@@ -95,7 +99,7 @@ def _plain(schedule: Any, parallel: bool) -> None:
             schedule.parallel(schedule.fuse(*loops[:spatial]))
 
 
-def _traces(workload: Tir, target: Target, seed: int) -> list[str]:
+def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[str]:
     from tvm.s_tir import meta_schedule as ms
     from tvm.s_tir.schedule import Trace
 
@@ -112,8 +116,8 @@ def _traces(workload: Tir, target: Target, seed: int) -> list[str]:
             mod=source, target=kind, space_generator=space_of_cpu, rand_state=seed + 1, num_threads=1
         )
     found: list[str] = []
-    for index, space in enumerate(list(context.generate_design_space()) * POINTS):
-        if len(found) == POINTS:
+    for index, space in enumerate(list(context.generate_design_space()) * points):
+        if len(found) == points:
             break
         schedule = Schedule(source, seed=seed * 1000 + index + 1, debug_mask="none")
         try:

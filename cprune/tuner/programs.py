@@ -1,40 +1,38 @@
-"""One door to the spaces: a workload and a candidate become a program, whichever space the candidate comes from."""
+"""One door to the programs: a workload and a candidate become code, whichever sketch or space it comes from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from cprune.targets.session import Program
-from cprune.tuner import sketch
+from cprune.targets.session import Array, Program
+from cprune.tuner import reference, sketch, winograd
 from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Tir, Workload
+from cprune.tuner.workload import Conv2d, Shape, Tir, Workload
 
 
 def module_of(workload: Workload, candidate: Candidate) -> Any:
     """Return the scheduled IRModule with one PrimFunc "main"."""
-    if isinstance(workload, Tir):
+    if isinstance(workload, Tir) or "trace" in dict(candidate.knobs):
         from cprune.tuner import metaschedule
 
         return metaschedule.module(workload, candidate)
+    if isinstance(workload, Conv2d) and filtering(candidate):
+        return winograd.module(workload, candidate)
     return sketch.module(workload, candidate)
 
 
-def program(workload: Workload, candidate: Candidate) -> Program:
-    """Return the program of `candidate`, ready to be sent to a session.
-
-    Raises whatever TVM says where the candidate does not fit the workload (stage "lower").
-    """
-    import tvm
-
-    return Program(tvm.ir.save_json(module_of(workload, candidate)), workload.arguments())
-
-
 def scheduled(workload: Workload, candidate: Candidate) -> Any:
-    """Return the Schedule of `candidate`; its trace leads from `computation` to `module_of`."""
-    if isinstance(workload, Tir):
+    """Return the Schedule of `candidate`; its trace leads from `computation` to `module_of`.
+
+    Raises ValueError for a Winograd program: it is written out, and its weights are not those of the workload.
+    """
+    if isinstance(workload, Tir) or "trace" in dict(candidate.knobs):
         from cprune.tuner import metaschedule
 
         return metaschedule.scheduled(workload, candidate)
+    if filtering(candidate):
+        raise ValueError("a Winograd program is no schedule of the convolution")
     return sketch.scheduled(workload, candidate)
 
 
@@ -45,3 +43,45 @@ def computation(workload: Workload) -> Any:
 
         return metaschedule.computation(workload)
     return sketch.computation(workload)
+
+
+def program(workload: Workload, candidate: Candidate) -> Program:
+    """Return the program of `candidate`, ready to be sent to a session.
+
+    Raises whatever TVM says where the candidate does not fit the workload (stage "lower").
+    """
+    import tvm
+
+    return Program(tvm.ir.save_json(module_of(workload, candidate)), shapes(workload, candidate))
+
+
+def filtering(candidate: Candidate) -> int:
+    """Return the m of a Winograd program F(m x m, 3 x 3), 0 for any other."""
+    return int(dict(candidate.knobs).get("winograd", 0))
+
+
+def shapes(workload: Workload, candidate: Candidate) -> tuple[Shape, ...]:
+    """Return the shapes in memory of the program's arguments, the output last."""
+    plain = workload.arguments()
+    m = filtering(candidate)
+    if not m:
+        return plain
+    assert isinstance(workload, Conv2d)
+    return (*plain[:-3], winograd.weight_shape(workload, m), *plain[-2:])
+
+
+def arranged(workload: Workload, candidate: Candidate, weight: Array) -> Array:
+    """Return a convolution's stored weight as this candidate's program reads it."""
+    m = filtering(candidate)
+    if not m:
+        return weight
+    assert isinstance(workload, Conv2d)
+    return winograd.transformed(reference.unpack_conv_weight(weight, workload).numpy(), workload, m)
+
+
+def given(workload: Workload, candidate: Candidate, arguments: Sequence[Array]) -> list[Array]:
+    """Return the arguments (without the output) of this candidate's program for those of the workload."""
+    if not filtering(candidate):
+        return list(arguments)
+    *before, weight, bias = arguments
+    return [*before, arranged(workload, candidate, weight), bias]

@@ -26,6 +26,9 @@ from typing import Any
 from cprune.targets.target import Target
 from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, padded
 
+WINOGRAD_BYTES = 4 << 20
+"""No piece of a Winograd program holds more transformed input than this."""
+
 Knobs = tuple[tuple[str, Any], ...]
 
 
@@ -57,7 +60,7 @@ class Candidate:
 def candidates(workload: Workload, vector: int, registers: int, threads: int) -> tuple[Candidate, ...]:
     """Return every point of the workload's sketch for a machine with these vectors and threads."""
     if isinstance(workload, Conv2d):
-        return tuple(_conv(workload, vector, registers, threads))
+        return (*_conv(workload, vector, registers, threads), *_winograd(workload, vector, registers, threads))
     if isinstance(workload, Dense):
         return tuple(_dense(workload, threads))
     if isinstance(workload, (Pool2d, Mean, Elementwise)):
@@ -106,6 +109,32 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
                     )
 
 
+def _winograd(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Candidate]:
+    """Yield the points of `winograd.py`'s sketch where it may pay: 3x3, stride 1, enough channels and outputs."""
+    plain = (w.kernel, w.stride, w.dilation, w.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    if not plain or w.in_block < vector or min(w.in_channels, w.out_channels) < vector:
+        return
+    chunks = w.out_channels // w.out_block
+    limit = (registers - max(2, registers // 8)) // max(1, w.out_block // vector)
+    for m in (2, 4):
+        if min(w.out_height, w.out_width) < m:
+            continue
+        rows, columns = -(-w.out_height // m), -(-w.out_width // m)
+        for band in divisors(rows):
+            tiles = band * columns
+            if (m + 2) ** 2 * padded(w.in_channels, w.in_block) * tiles * 4 > WINOGRAD_BYTES:
+                continue
+            for groups in (1, threads) if threads > 1 else (1,):
+                pieces = w.batch * rows // band * groups
+                if pieces % threads and pieces < 4 * threads:
+                    continue  # a thread would wait for the others
+                for oc in (d for d in (1, 2, 4) if chunks % (d * groups) == 0):
+                    held = [p for p in divisors(tiles) if oc * p <= limit]
+                    for p in held:
+                        if oc * p >= min(8, oc * held[-1]):
+                            yield Candidate.of(winograd=m, oc_tile=oc, p_tile=p, rows=band, oc_groups=groups)
+
+
 def _dense(w: Dense, threads: int) -> Iterator[Candidate]:
     blocks = padded(w.out_features, w.block) // w.block
     for oc in (d for d in (1, 2, 4, 8) if blocks % d == 0):
@@ -148,7 +177,7 @@ def channel_splits(workload: Workload, candidate: Candidate) -> tuple[tuple[int,
     see `cprune.step`).  Other workloads than convolutions and dense layers have none.
     """
     if isinstance(workload, Conv2d):
-        tile = candidate["oc_tile"]
+        tile = candidate["oc_tile"] * dict(candidate.knobs).get("oc_groups", 1)
         split = (workload.out_channels // workload.out_block // tile, tile, workload.out_block)
         return (split, split)
     if isinstance(workload, Dense):

@@ -1,18 +1,22 @@
-"""Spend trials on a task: propose, lower, build and time, record; then compare the winner with PyTorch.
+"""Spend trials on tasks: propose, lower, build, time, record; then race the leaders and compare them with PyTorch.
 
-Everything that was ever recorded for the same task on the same target counts as spent: tuning again measures
-nothing.
+Every task may have `trials` trials; a task whose best has not improved for half of its trials ends early, and what
+it leaves goes to the tasks from which the whole model still gains most.  All of this is decided from the records
+alone, and whatever was ever recorded for a task on this target counts as spent: tuning again measures nothing.
+
+Building uses every core, timing has the machine for itself: a batch is built, then it is timed.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cprune.targets.errors import BrokenWorld
-from cprune.targets.session import Failure, Session, arguments
+from cprune.targets.errors import BrokenWorld, unknown
+from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
 from cprune.tuner import programs, reference, space
 from cprune.tuner.records import Record, Store
@@ -20,10 +24,24 @@ from cprune.tuner.search import Search
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Tir, Workload, describe, key
 
+SPACES = ("sketch", "metaschedule")
 BATCH = 4
 FINALISTS = 3
+RACE_ROUNDS = 7
 CHECK_SEED = 7
-SLOW = 3.0  # a candidate this many times slower than the best is timed by one call only
+SLOW = 2.0  # a candidate this many times slower than the best is timed by one call only
+LEAST = 12  # no task ends early before so many trials
+GAIN = 0.01  # an improvement of less is none
+NOISY = 0.15  # leaders whose runs spread by more than this say that something else is running
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task to tune: how often the model calls it, and fast programs of siblings of another width."""
+
+    workload: Workload
+    uses: int = 1
+    start: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,11 +59,16 @@ class Clock:
     """Where the seconds went."""
 
     lowering: float = 0.0
+    building: float = 0.0
     measuring: float = 0.0
 
 
 class Tuner:
-    """Tunes tasks on one session, on one store."""
+    """Tunes tasks on one session, on one store.
+
+    `spaces` is "sketch", or "metaschedule" for TVM's generic space of every task (to compare with); records of one are
+    not seen by the other.
+    """
 
     def __init__(
         self,
@@ -54,130 +77,246 @@ class Tuner:
         target: Target,
         seed: int = 0,
         on_trial: Callable[[], None] | None = None,
+        spaces: str = "sketch",
     ) -> None:
+        if spaces not in SPACES:
+            raise unknown("space", spaces, SPACES)
+        self.spaces = spaces
         self.session, self.store, self.target, self.seed = session, store, target, seed
         self.on_trial = on_trial or (lambda: None)
         self.clock = Clock()
+        self.spreads: list[float] = []
         self._settled: dict[tuple[str, int], Best] = {}
 
+    @property
+    def noise(self) -> float:
+        """Return the median spread of the leaders' runs, (high - low) / median; 0 before the first race."""
+        return statistics.median(self.spreads) if self.spreads else 0.0
+
     def left(self, workload: Workload, trials: int) -> int:
-        """Return how many candidates `tune` would still have to measure."""
+        """Return how many candidates `tune` would at most have to measure."""
         task = key(workload)
         if (task, trials) in self._settled:
             return 0
         size = len(self.space_of(workload))
-        known = len(self.store.of_task(task, self.target.fingerprint))
-        return max(0, min(trials, size) - known)
+        records = self.known(task)
+        return 0 if stalled(records) else max(0, min(trials, size) - len(records))
+
+    def known(self, task: str) -> list[Record]:
+        """Return the records of a task, oldest first."""
+        return [r for r in self.store.of_task(task, self.target.fingerprint) if r.space == self.spaces]
 
     def space_of(self, workload: Workload) -> tuple[Candidate, ...]:
         """Return the points that may be tried for this workload."""
-        if isinstance(workload, Tir):
+        if isinstance(workload, Tir) or self.spaces == "metaschedule":
             from cprune.tuner import metaschedule
 
-            return metaschedule.candidates(workload, self.target, self.seed)
+            points = metaschedule.POINTS if isinstance(workload, Tir) else metaschedule.MANY
+            return metaschedule.candidates(workload, self.target, self.seed, points)
         return space.of_target(workload, self.target)
 
     def tune(self, workload: Workload, trials: int, start: Sequence[Candidate] = ()) -> Best:
-        """Return the fastest correct program of `workload` after `trials` trials, earlier ones included.
+        """Return the fastest correct program of one workload; see `tune_all`."""
+        return self.tune_all([Job(workload, 1, tuple(start))], trials)[key(workload)]
 
-        `start` are fast programs of a sibling of another width.  Raises BrokenWorld if not one candidate works.
+    def tune_all(self, jobs: Sequence[Job], trials: int, time_limit_s: float = float("inf")) -> dict[str, Best]:
+        """Return the fastest correct program of every job by task key, after at most `trials` trials each.
+
+        Earlier records of a task count as its trials.  After `time_limit_s` seconds nothing new is proposed, but
+        every task gets its first batch.  Raises BrokenWorld if not one candidate of a task works.
         """
-        task = key(workload)
-        settled = self._settled.get((task, trials))
-        if settled is not None:
-            return replace(settled, measured=0)
-        points = self.space_of(workload)
-        search = Search(points, random.Random(f"{self.seed} {task}"), trials, start)
-        records = self.store.of_task(task, self.target.fingerprint)
-        search.tell(records)
-        best_s = min((r.latency_s for r in records if not r.failure), default=float("inf"))
-        count, measured = len(records), 0
-        while count < trials:
-            asked = search.ask(min(BATCH, trials - count))
-            if not asked:
+        deadline = time.monotonic() + time_limit_s
+        found: dict[str, Best] = {}
+        open_tasks: list[_Task] = []
+        for job in jobs:
+            settled = self._settled.get((key(job.workload), trials))
+            if settled is not None:
+                found[settled.task] = replace(settled, measured=0)
+            else:
+                open_tasks.append(_Task(self, job, trials))
+        for task in open_tasks:  # every task first gets what no task goes without
+            while task.known < min(LEAST, trials) and (task.best_s == float("inf") or time.monotonic() < deadline):
+                if not self._batch(task):
+                    break
+        while time.monotonic() < deadline:
+            gaining = [task for task in open_tasks if not task.finished]
+            if not gaining:
                 break
-            made = []
-            for candidate in asked:
-                record = self._try(workload, task, candidate, best_s * SLOW)
-                best_s = min(best_s, record.latency_s)
-                made.append(record)
-                measured += 1
-                self.on_trial()
-            self.store.add(made)
-            search.tell(made)
-            count += len(made)
-        best = self._winner(workload, task, measured)
-        self._settled[task, trials] = best
-        return best
+            self._batch(max(gaining, key=lambda task: task.gain))
+        for task in open_tasks:
+            best = self._winner(task.job.workload, task.key, task.measured)
+            found[task.key] = best
+            if time_limit_s == float("inf"):
+                self._settled[task.key, trials] = best
+        return found
 
-    def _try(self, workload: Workload, task: str, candidate: Candidate, slow_s: float) -> Record:
+    def _batch(self, task: _Task) -> bool:
+        """Build and time the next candidates of a task; False if it has none left."""
+        n = min(BATCH, task.trials - task.known)
+        asked = task.search.ask(n) if n > 0 else []
+        if not asked:
+            task.used_up = True
+            return False
+        built, made = self._built(task, asked)
+        ready = {c: b for c, b in built.items() if isinstance(b, Built)}
+        chosen = task.search.choose([(c, b.assembly) for c, b in ready.items()], n)
         start = time.perf_counter()
-        try:
-            program = programs.program(workload, candidate)
-        except Exception as error:  # whatever TVM raises: the candidate does not fit, which is data
-            lines = str(error).splitlines() or [""]
-            return self._record(task, candidate, failure=Failure("lower", lines[0][:300]))
-        finally:
-            self.clock.lowering += time.perf_counter() - start
-        start = time.perf_counter()
-        timed = self.session.time(program, slow_s=slow_s)
+        for candidate in chosen:
+            timed = self.session.time(ready[candidate], slow_s=task.best_s * SLOW)
+            made.append(self._record(task.key, candidate, timed))
+            task.best_s = min(task.best_s, made[-1].latency_s)
         self.clock.measuring += time.perf_counter() - start
-        if isinstance(timed, Failure):
-            return self._record(task, candidate, failure=timed)
-        return self._record(task, candidate, timed.runs_s)
+        self.store.add(made)
+        task.tell(made)
+        task.measured += len(made)
+        for _ in made:
+            self.on_trial()
+        return True
 
-    def _record(
-        self,
-        task: str,
-        candidate: Candidate,
-        runs_s: tuple[float, ...] = (),
-        failure: Failure | None = None,
-        checked: bool = False,
-    ) -> Record:
+    def _built(
+        self, task: _Task, asked: Sequence[Candidate]
+    ) -> tuple[dict[Candidate, Built | Failure], list[Record]]:
+        """Return what was built, and the records of what could not be."""
+        start = time.perf_counter()
+        lowered: dict[Candidate, Program] = {}
+        failed: list[Record] = []
+        for candidate in asked:
+            try:
+                lowered[candidate] = programs.program(task.job.workload, candidate)
+            except Exception as error:  # whatever TVM raises: the candidate does not fit, which is data
+                lines = str(error).splitlines() or [""]
+                failed.append(self._record(task.key, candidate, Failure("lower", lines[0][:300])))
+        self.clock.lowering += time.perf_counter() - start
+        start = time.perf_counter()
+        built = dict(
+            zip(
+                lowered,
+                self.session.build(list(lowered.values()), assembly=task.search.needs_assembly),
+                strict=True,
+            )
+        )
+        self.clock.building += time.perf_counter() - start
+        failed += [self._record(task.key, c, b) for c, b in built.items() if isinstance(b, Failure)]
+        return {**built}, failed
+
+    def _record(self, task: str, candidate: Candidate, timed: Timed | Failure, checked: bool = False) -> Record:
+        failure = timed if isinstance(timed, Failure) else None
         return Record(
             task=task,
             target=self.target.fingerprint,
             candidate=candidate.text(),
-            runs_s=runs_s,
+            runs_s=() if isinstance(timed, Failure) else timed.runs_s,
             failure=failure.stage if failure else "",
             reason=failure.reason if failure else "",
             checked=checked,
+            space=self.spaces,
             created=time.time(),
         )
 
     def _winner(self, workload: Workload, task: str, measured: int) -> Best:
-        """Time the leaders once more in turns, compare each with PyTorch, and return the fastest that is right."""
+        """Race the leaders in turns, compare each with PyTorch, and return the fastest that is right."""
         while True:
-            records = [r for r in self.store.of_task(task, self.target.fingerprint) if not r.failure]
+            records = [r for r in self.known(task) if not r.failure]
             leaders = sorted(records, key=lambda r: r.latency_s)[:FINALISTS]
             if not leaders:
                 raise BrokenWorld(
                     f"not one program of the task '{describe(workload)}' works on {self.target.name}; "
                     "the reasons are in the records"
                 )
-            doubtful = [r for r in leaders if not r.checked]
-            if not doubtful:
-                best = leaders[0]
-                return Best(task, Candidate.parse(best.candidate), best.latency_s, measured)
-            self.store.add([self._checked(workload, record) for record in doubtful])
+            if all(r.checked for r in leaders):
+                return Best(task, Candidate.parse(leaders[0].candidate), leaders[0].latency_s, measured)
+            self.store.add(self._raced(workload, leaders))
 
-    def _checked(self, workload: Workload, record: Record) -> Record:
-        candidate = Candidate.parse(record.candidate)
+    def _raced(self, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
+        """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
+        plain = arguments(workload.arguments(), CHECK_SEED)
+        candidates = {r.candidate: Candidate.parse(r.candidate) for r in leaders}
+        entries = {text: programs.program(workload, c) for text, c in candidates.items()}
         start = time.perf_counter()
-        program = programs.program(workload, candidate)
-        timed = self.session.time(program, seed=CHECK_SEED)
+        built = dict(zip(entries, self.session.build(list(entries.values())), strict=True))
+        ready = {c: b for c, b in built.items() if isinstance(b, Built)}
+        given = [programs.given(workload, candidates[text], plain) for text in ready]
+        raced = dict(zip(ready, self.session.race(list(ready.values()), given, RACE_ROUNDS), strict=True))
         self.clock.measuring += time.perf_counter() - start
-        if isinstance(timed, Failure):
-            return self._record(record.task, candidate, failure=timed, checked=True)
-        given = arguments(program, CHECK_SEED)
-        if isinstance(workload, Tir):
-            from cprune.tuner import metaschedule
+        wanted: Array | None = None
+        made = []
+        for record in leaders:
+            timed: Timed | Failure | Built = raced.get(record.candidate, built[record.candidate])
+            assert not isinstance(timed, Built)
+            if isinstance(timed, Timed):
+                assert timed.output is not None  # a race brings it back
+                if not record.checked:
+                    if wanted is None:
+                        wanted = _expected(workload, plain)
+                    wrong = reference.agrees(timed.output, wanted)
+                    if wrong:
+                        timed = Failure("check", wrong)
+            if isinstance(timed, Timed):
+                low, *_, high = sorted(timed.runs_s) if len(timed.runs_s) > 1 else (0.0, 0.0)
+                self.spreads.append((high - low) / statistics.median(timed.runs_s))
+                kept = record.runs_s if record.checked else ()
+                timed = Timed((*kept, *timed.runs_s))
+            made.append(self._record(record.task, candidates[record.candidate], timed, checked=True))
+        return made
 
-            wanted = metaschedule.expected(workload, given)
-        else:
-            wanted = reference.expected(workload, given)
-        assert timed.output is not None  # it was asked for with the seed
-        wrong = reference.agrees(timed.output, wanted)
-        if wrong:
-            return self._record(record.task, candidate, failure=Failure("check", wrong), checked=True)
-        return self._record(record.task, candidate, (*record.runs_s, *timed.runs_s), checked=True)
+
+def stalled(records: Sequence[Record]) -> bool:
+    """Tell whether the later half of a task's records brought nothing: it may end before its trials are spent."""
+    if len(records) < LEAST:
+        return False
+    half = len(records) // 2
+    before = min((r.latency_s for r in records[:half]), default=float("inf"))
+    after = min(r.latency_s for r in records[half:])
+    return before < float("inf") and after > (1 - GAIN) * before
+
+
+class _Task:
+    """A task while it is tuned."""
+
+    def __init__(self, tuner: Tuner, job: Job, trials: int) -> None:
+        self.job, self.trials, self.key = job, trials, key(job.workload)
+        points = tuner.space_of(job.workload)
+        self.trials = min(trials, len(points))
+        self.search = Search(points, random.Random(f"{tuner.seed} {self.key}"), trials, job.start)
+        self.records: list[Record] = []
+        self.used_up = False
+        self.measured = 0
+        self.best_s = float("inf")
+        self.tell(tuner.known(self.key))
+
+    def tell(self, records: Sequence[Record]) -> None:
+        """Take note of records."""
+        self.records += records
+        self.search.tell(records)
+        self.best_s = min([self.best_s, *(r.latency_s for r in records)])
+
+    @property
+    def known(self) -> int:
+        """Return how many candidates were tried."""
+        return len(self.records)
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether nothing more should be tried."""
+        return self.used_up or self.known >= self.trials or stalled(self.records)
+
+    @property
+    def gain(self) -> float:
+        """Return the seconds of the whole model that the next trials may bring.
+
+        That is how often the task runs times what its best improved by over the later half of its trials, a trial
+        (the idea of Ansor's task scheduler, Zheng et al. 2020, section 6, without its similarity term).
+        """
+        half = self.known // 2
+        before = min((r.latency_s for r in self.records[:half]), default=float("inf"))
+        if before == float("inf"):
+            return float("inf")
+        return self.job.uses * (before - self.best_s) / max(1, self.known - half)
+
+
+def _expected(workload: Workload, given: Sequence[Array]) -> Array:
+    if isinstance(workload, Tir):
+        from cprune.tuner import metaschedule
+
+        return metaschedule.expected(workload, given)
+    return reference.expected(workload, given)

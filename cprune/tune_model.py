@@ -1,0 +1,61 @@
+"""`cprune tune`: tune a model as it is, compile it, and write it to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cprune import deploy
+from cprune.api import opened_tuner
+from cprune.compile import relax_model
+from cprune.config import Settings
+from cprune.loop import Loop
+from cprune.measure import compare
+from cprune.network import capture
+from cprune.progress import Progress
+from cprune.stores import default_records
+from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.target import find
+from cprune.zoo import load_model
+
+
+def tune(
+    model: str,
+    weights: Path | None,
+    target: str,
+    threads: int | None,
+    settings: Settings,
+    records: str | None,
+    spaces: str,
+    time_limit_s: float,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write the compiled model into `out` and return what was found: latency with interval, trials, tasks.
+
+    Raises UserError where `out` holds something already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty", "Give another folder with --out")
+    loaded = load_model(model, weights, None, settings.seed)
+    if not loaded.trained:
+        progress.say(f"{loaded.name} has random weights: its latency is right, its answers are not")
+    network = capture(loaded.model, loaded.example_inputs)
+    where = find(target, threads)
+    inputs = [x.detach().numpy() for x in loaded.example_inputs]
+    with opened_tuner(where, records or default_records(where.name), settings.seed, spaces) as (session, tuner):
+        tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress, time_limit_s)
+        compiled = relax_model(tuned.lowered, {task: best.candidate for task, best in tuned.best.items()})
+        failed = session.load("model", compiled)
+        if failed is not None:
+            raise BrokenWorld(f"the compiled model does not work ({failed.stage}): {failed.reason}")
+        latency = compare(session, "model", "model", inputs, settings.rounds, settings.run_ms).old_ms
+        facts = {
+            "latency_ms": latency.to_dict(),
+            "tasks": len(tuned.best),
+            "trials": sum(best.measured for best in tuned.best.values()),
+            "seconds": {name: round(value, 1) for name, value in vars(tuner.clock).items()},
+        }
+        progress.say("compiling")
+        deploy.write(out, loaded.name, tuned.lowered, compiled, where, facts)
+    return {"model": loaded.name, "target": where.name, "threads": where.threads, "folder": str(out), **facts}

@@ -1,0 +1,166 @@
+"""The levels of ML^2Tuner (arXiv 2411.10764): V says whether a candidate works, P and A how fast it is.
+
+P learns from visible features, A from visible and hidden ones: one class, other columns.  Trees are grown by xgboost
+with the settings of an earlier tuner of the same group (eta 0.1, depth 6, subsample 0.79, colsample 0.9).  Ours:
+
+* The target is log(work / latency): multiply-adds per second, bytes per second where nothing is multiplied.  Records
+  of many shapes and tasks train one model.
+* A failed candidate never enters a regression; V alone learns from it.
+* V is silent while at least nine of ten candidates work: it would only forbid good ones.
+* Fewer than MIN_VALID rows train nothing: the caller has to do without.
+
+Nothing is saved: a model is trained again from the records in a fraction of a second.  Equal data, seed and threads
+give equal models.  xgboost is imported on the first fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cprune.tuner.features import Floats, Machine, Table, aligned, unlike, visible, work
+from cprune.tuner.records import Record
+from cprune.tuner.space import Candidate
+from cprune.tuner.workload import Workload, from_key, key
+
+Objective = Literal["squared", "pairwise"]
+
+SETTINGS = {"eta": 0.1, "max_depth": 6, "subsample": 0.79, "colsample_bytree": 0.9, "max_bin": 64}
+ROUNDS = 60
+MIN_VALID = 12
+HISTORY = 2000
+"""How many rows of other tasks are looked at: a fit stays below half a second."""
+V_SILENT = 0.9
+"""The share of working candidates from which V says that all of them work."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was learnt about candidates: features, `rate` = log(work / latency), NaN where the candidate failed.
+
+    `group` numbers the task that a row belongs to; `weight` is how much a row counts.
+    """
+
+    features: Table
+    rate: NDArray[np.float64]
+    group: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Tell which rows did not fail."""
+        return np.isfinite(self.rate)
+
+    def __len__(self) -> int:
+        return len(self.rate)
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Return all rows under the columns of all parts; a column that a part lacks is NaN (see `aligned`)."""
+    names = tuple(dict.fromkeys(name for part in parts for name in part.features.names))
+    return Samples(
+        Table(names, np.vstack([aligned(part.features, names) for part in parts])),
+        np.concatenate([part.rate for part in parts]),
+        np.concatenate([part.group for part in parts]),
+        np.concatenate([part.weight for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained level: numbers for candidates, higher is better."""
+
+    names: tuple[str, ...]
+    booster: Any
+
+    def __call__(self, features: Table) -> Floats:
+        """Return one number a row: log(work / latency) of a P or A (its scale means nothing after "pairwise"), the
+        probability of working of a V."""
+        found: Floats = self.booster.inplace_predict(aligned(features, self.names), missing=np.nan)
+        return found
+
+
+def performance(samples: Samples, seed: int, threads: int = 1, objective: Objective = "squared") -> Model | None:
+    """Return P (or A, if the features hold hidden columns); None for fewer than MIN_VALID valid rows.
+
+    "squared" regresses the rate; "pairwise" learns the order within each group only.
+    """
+    keep = np.flatnonzero(samples.valid)
+    if len(keep) < MIN_VALID:
+        return None
+    keep = keep[np.argsort(samples.group[keep], kind="stable")]  # ranking wants its groups in one piece each
+    values, rate, group = samples.features.values[keep], samples.rate[keep], samples.group[keep]
+    if objective == "squared":
+        booster = _train("reg:squarederror", values, rate, seed, threads, weight=samples.weight[keep])
+    else:
+        numbers = np.unique(group, return_inverse=True)[1]
+        booster = _train("rank:pairwise", values, rate - rate.min(), seed, threads, qid=numbers)
+    return Model(samples.features.names, booster)
+
+
+def validity(samples: Samples, seed: int, threads: int = 1) -> Model | None:
+    """Return V; None (everything works) while at least V_SILENT of the rows are valid or there are few rows."""
+    valid = samples.valid
+    if len(samples) < MIN_VALID or valid.mean() >= V_SILENT or not valid.any():
+        return None
+    booster = _train(
+        "binary:logistic", samples.features.values, valid.astype(float), seed, threads, weight=samples.weight
+    )
+    return Model(samples.features.names, booster)
+
+
+def _train(objective: str, values: Floats, label: Any, seed: int, threads: int, **more: Any) -> Any:
+    import xgboost
+
+    settings = {**SETTINGS, "objective": objective, "tree_method": "hist", "nthread": threads, "seed": seed}
+    data = xgboost.QuantileDMatrix(values, label, missing=np.nan, nthread=threads, max_bin=SETTINGS["max_bin"], **more)
+    return xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=ROUNDS)
+
+
+def recalled(records: Sequence[Record], workload: Workload, machine: Machine, limit: int = HISTORY) -> Samples | None:
+    """Return what records of other tasks teach about `workload`; None if none is of its kind.
+
+    Whole tasks are taken, those of the most similar shape first, until `limit` rows are full.  Records of the
+    workload itself are left out: they are told to the strategy by themselves.
+    """
+    mine = key(workload)
+    kind = mine.partition(",")[0]
+    tasks: dict[str, list[Record]] = {}
+    for record in records:
+        if record.task != mine and record.task.startswith(kind):
+            tasks.setdefault(record.task, []).append(record)
+    others: list[tuple[float, Workload, list[Record]]] = []
+    for text, found in tasks.items():
+        try:
+            other = from_key(text)
+        except (KeyError, TypeError, ValueError):  # a store of another version of the kinds
+            continue
+        others.append((unlike(workload, other), other, found))
+    parts: list[Samples] = []
+    room = limit
+    for number, (_, other, found) in enumerate(sorted(others, key=lambda one: one[0])):
+        if room <= 0:
+            break
+        part = samples(other, [Candidate.parse(r.candidate) for r in found[:room]], found[:room], machine, number + 1)
+        parts.append(part)
+        room -= len(part)
+    return joined(parts) if parts else None
+
+
+def samples(
+    workload: Workload, candidates: Sequence[Candidate], records: Sequence[Record], machine: Machine, group: int
+) -> Samples:
+    """Return the samples of one task's records, whose candidates are given in the same order."""
+    features = Table(*visible(workload, candidates, *machine))
+    rate = rates(workload, [record.latency_s for record in records])
+    return Samples(features, rate, np.full(len(rate), group), np.ones(len(rate)))
+
+
+def rates(workload: Workload, latencies_s: Sequence[float]) -> NDArray[np.float64]:
+    """Return log(work / latency) for latencies in seconds; NaN for the infinite ones of failures."""
+    latency = np.asarray(latencies_s, dtype=np.float64)
+    return np.where(np.isfinite(latency), np.log(work(workload)) - np.log(latency), np.nan)

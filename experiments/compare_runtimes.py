@@ -1,0 +1,63 @@
+"""Tuned TVM against ONNX Runtime and PyTorch on eight networks: one table, ratios from interleaved runs.
+
+    python experiments/compare_runtimes.py --trials 64
+
+Batch 1, the same number of threads for all, random weights.  The records stay in --records, so that a second run only
+measures.  EfficientNet-Lite0 needs `pip install --no-deps efficientnet-lite-pytorch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cprune.bench import bench
+from cprune.config import Settings
+from cprune.progress import of_terminal
+
+MODELS = (
+    *("resnet20", "resnet56", "resnet18", "vgg16_bn"),
+    *(f"experiments.networks:{name}" for name in ("mobilenetv2", "efficientnet_lite0", "resnet18", "mobilenetv1")),
+)
+
+
+def main() -> None:
+    """Print the table; with --json also one line of JSON per model on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--records", default="compare.sqlite")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = []
+    for model in given.models:
+        start = time.perf_counter()
+        settings = Settings(trials=given.trials, seed=given.seed)
+        told = bench(model, None, "local", given.threads, settings, given.records, given.rounds, of_terminal())
+        if given.json:
+            print(json.dumps(told), flush=True)
+        ms = {row["runtime"]: row["median_ms"] for row in told["rows"]}
+        ratio = told["tvm_over_onnxruntime"]
+        rows.append(ratio["median"])
+        print(
+            f"{model:36} tvm {ms['tvm']:8.3f} ms  onnxruntime {ms['onnxruntime']:8.3f} ms  "
+            f"pytorch {ms['pytorch']:8.3f} ms  tvm/onnxruntime {ratio['median']:.2f} "
+            f"({ratio['low']:.2f} to {ratio['high']:.2f})  "
+            f"{told['threads']} threads, {told['layouts']['tvm']}, {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+    mean = math.exp(sum(map(math.log, rows)) / len(rows))
+    print(f"geometric mean of tvm/onnxruntime over {len(rows)} networks: {mean:.3f}")
+
+
+if __name__ == "__main__":
+    main()
