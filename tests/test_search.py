@@ -14,8 +14,9 @@ import pytest
 from cprune.targets.errors import UserError
 from cprune.tuner import models, space
 from cprune.tuner.features import Machine
+from cprune.tuner.models import Memory
 from cprune.tuner.records import Record
-from cprune.tuner.search import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
+from cprune.tuner.search import STRATEGIES, Evolutionary, Strategy, strategy
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Conv2d, key
 from experiments.ablation import NEAR, replay
@@ -55,7 +56,7 @@ def make(
     start: Sequence[Candidate] = (),
     history: Sequence[Record] = (),
 ) -> Strategy:
-    return strategy(name, CONV, points, random.Random(seed), trials, AVX512, start, history)
+    return strategy(name, CONV, points, random.Random(seed), trials, AVX512, start, Memory(AVX512, history))
 
 
 def spend(search: Strategy, trials: int, price: Cost = cost, batch: int = 4) -> list[Candidate]:
@@ -218,8 +219,8 @@ def test_a_batch_of_favourites_holds_no_near_copies() -> None:
 
 def test_records_of_the_workload_itself_count_only_when_they_are_told() -> None:
     search = make("P", history=told(POINTS))
-    assert isinstance(search, MultiLevel)
-    assert search.past is None
+    cold = make("P")
+    assert search.ask(8) == cold.ask(8)
 
 
 def test_with_an_a_twice_as_many_are_built_once_a_dozen_are_known() -> None:
