@@ -27,12 +27,13 @@ from torch import Tensor
 
 from cprune.api import load, opened_tuner
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
+from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.loop import Loop
 from cprune.measure import interval, sustained
-from cprune.network import Network, capture
+from cprune.network import Network
 from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError

@@ -188,6 +188,9 @@ def tune(
         str | None, typer.Option(help="propose nothing new after so long: 90, 90s, 5m or 1h; default: no limit")
     ] = None,
     space: Annotated[str, typer.Option(help="sketch, or metaschedule for TVM's generic space")] = "sketch",
+    search: Annotated[
+        str | None, typer.Option(help="who proposes: random, evolutionary, P (default), P+A, P+V or P+V+A")
+    ] = None,
     threads: Threads = None,
     seed: Seed = None,
     records: Records = None,
@@ -204,7 +207,7 @@ def tune(
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
     limit = duration(time_limit) if time_limit is not None else float("inf")
     where = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
-    told = tune_model.tune(model, weights, target, threads, settings, records, space, limit, where, _progress())
+    told = tune_model.tune(model, weights, target, threads, settings, records, space, search, limit, where, _progress())
     if as_json:
         typer.echo(json.dumps(told))
         return

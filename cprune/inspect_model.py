@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cprune.api import opened_tuner, tasks_of
+from cprune.capture import capture
 from cprune.config import Settings
 from cprune.loop import Loop
-from cprune.network import capture
 from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.target import find

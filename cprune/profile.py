@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cprune.api import opened_tuner
+from cprune.capture import capture
 from cprune.config import Settings
 from cprune.lower import Layout, Task
 from cprune.measure import interval
-from cprune.network import capture
 from cprune.progress import Progress
 from cprune.step import channel_step
 from cprune.stores import default_records

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cprune.targets.errors import BrokenWorld
+from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.local import LocalSession
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
@@ -20,7 +21,7 @@ from cprune.tuner import programs, reference, space, tune
 from cprune.tuner.records import Record, Store
 from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Job, Tuner, stalled
-from cprune.tuner.workload import Conv2d, key
+from cprune.tuner.workload import Conv2d, Elementwise, key
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
 
@@ -252,3 +253,39 @@ def test_two_tunings_of_one_task_on_one_store_lose_nothing_and_agree(
     assert best.candidate == Candidate.parse(told) == few[0]
     assert sorted(r.candidate for r in records) == sorted(c.text() for c in few)
     assert [r.checked for r in records if r.candidate == few[0].text()] == [True]
+
+
+def shifted_relu() -> Any:
+    """Return a kernel for RELU that writes every value one place too far, the last one behind the output."""
+    import tvm
+    from tvm import tirx
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
+
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        x = T.arg("x", T.buffer((1, 1, 4, 4, 16), "float32", layout=None))
+        out = T.arg("out", T.buffer((1, 1, 4, 4, 16), "float32", layout=None))
+        with T.serial(0, 256) as i:
+            j = i + 1
+            value = tirx.max(x[0, 0, i // 64, i // 16 % 4, i % 16], tirx.const(0.0, "float32"))
+            T.buffer_store(out, value, [0, 0, j // 64, j // 16 % 4, j % 16])
+    return tvm.IRModule({"main": builder.get()})
+
+
+def test_a_kernel_that_writes_out_of_bounds_is_caught_by_the_comparison(
+    store: Store, session: LocalSession, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relu = Elementwise(("relu", ("in", 0)), (((1, 16, 4, 4), 16),), (1, 16, 4, 4), 16)
+    right = programs.module_of
+    monkeypatch.setattr(programs, "module_of", lambda w, c: shifted_relu() if c["parallel"] == "none" else right(w, c))
+    best = Tuner(session, store, replace(target, threads=2)).tune(relu, 2)
+    assert best.candidate["parallel"] == "outer"
+    (wrong,) = (r for r in store.of_task(key(relu), replace(target, threads=2).fingerprint) if r.failure)
+    assert (wrong.failure, wrong.candidate) == ("check", '{"parallel":"none"}')
+
+
+def test_an_unknown_search_is_answered_with_the_nearest(store: Store, target: Target) -> None:
+    with pytest.raises(UserError, match="Did you mean 'evolutionary'"):
+        Tuner(MockSession(lambda *_: Failure("run", "")), store, target, search="evolution").tune(CONV, 4)
