@@ -124,9 +124,11 @@ def import_command(
     """Add the records of a file to a store.  Doing it twice adds nothing; a file with any error adds nothing."""
     from cprune.tuner import exchange
 
-    exchange.vet(exchange.read_file(file))  # before a store is made for it
+    left_out = Counter[str]()
+    exchange.vet(exchange.read_file(file, left_out))  # before a store is made for it
     with _writing(records) as store:
-        _say(store, exchange.take(store, exchange.read_file(file)), {}, as_json)
+        added = exchange.take(store, exchange.read_file(file, Counter()))
+        _say(store, added, left_out, as_json)
 
 
 @app.command("merge")

@@ -11,6 +11,7 @@ from postgres import Server
 
 from cprune import cli
 from cprune.tuner.records import Record, Store
+from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Dense, key
 
 DENSE = key(Dense(1, 64, 10, "none", 16))
@@ -20,7 +21,7 @@ HERE, THERE = "8f3a11c0", "77aa77aa"
 @pytest.fixture
 def place(tmp_path: Path) -> str:
     """A store of two targets: three candidates here, of which one failed, and one there."""
-    knobs = [f'{{"oc_tile":{n},"parallel":"none"}}' for n in (1, 2, 4)]
+    knobs = [Candidate.of(oc_tile=n, n_tile=1, k_tile=4, parallel="none").text() for n in (1, 2, 4)]
     with Store(tmp_path / "r.sqlite") as store:
         store.add(
             [
@@ -85,9 +86,9 @@ def test_a_target_is_chosen_by_its_fingerprint(place: str, capsys: pytest.Captur
 
 def test_best_shows_the_knobs_of_the_fastest(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     first, _ = told(capsys, "best", "--records", place)["best"]
-    assert first["candidate"] == {"oc_tile": 2, "parallel": "none"}
+    assert first["candidate"] == {"k_tile": 4, "n_tile": 1, "oc_tile": 2, "parallel": "none"}
     assert (first["best_us"], first["checked"], first["runs"], first["task"]) == (2.0, True, 3, DENSE)
-    assert "oc_tile=2  parallel=none" in said(capsys, "best", "--records", place)
+    assert "k_tile=4  n_tile=1  oc_tile=2  parallel=none" in said(capsys, "best", "--records", place)
 
 
 def test_a_task_of_which_all_failed_has_no_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,20 @@ import pytest
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.tuner import exchange
 from cprune.tuner.records import Added, Record, Store
+from cprune.tuner.space import Candidate
+from cprune.tuner.workload import Dense, key
 
-TASK = '["dense",{"batch":1}]'
-GOOD = Record(TASK, "8f3a11c0", '{"oc_tile":2,"pad":"inside"}', (1e-6, 0.1 + 0.2), hidden='{"spills":2}', created=1.5)
-BAD = Record(TASK, "8f3a11c0", '{"oc_tile":4}', (), failure="build", reason="line 1\nline 2 €", created=2.0)
+DENSE = Dense(1, 64, 10, "none", 16)
+TASK = key(DENSE)
+
+
+def knobs(n: int) -> str:
+    """Return a candidate of a dense layer."""
+    return Candidate.of(oc_tile=n, n_tile=1, k_tile=4, parallel="none").text()
+
+
+GOOD = Record(TASK, "8f3a11c0", knobs(2), (1e-6, 0.1 + 0.2), hidden='{"spills":2}', created=1.5)
+BAD = Record(TASK, "8f3a11c0", knobs(4), (), failure="build", reason="line 1\nline 2 €", created=2.0)
 
 
 def trace(*instructions: list[Any]) -> str:
@@ -41,8 +51,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def imported(store: Store, path: Path) -> Added:
-    exchange.vet(exchange.read_file(path))
-    return exchange.take(store, exchange.read_file(path))
+    exchange.vet(exchange.read_file(path, Counter()))
+    return exchange.take(store, exchange.read_file(path, Counter()))
 
 
 def test_what_is_imported_is_what_was_exported(file: Path, store: Store) -> None:
@@ -63,13 +73,13 @@ def test_importing_twice_adds_nothing(file: Path, store: Store) -> None:
 
 
 def test_a_better_informed_record_is_said_to_be_better(file: Path, store: Store) -> None:
-    store.add([replace(GOOD, runs_s=(1e-6,)), replace(BAD, candidate="{}")])
+    store.add([replace(GOOD, runs_s=(1e-6,)), replace(BAD, candidate=knobs(1))])
     assert imported(store, file) == Added(new=1, better=1)
 
 
 def test_many_records_go_in_batch_by_batch(tmp_path: Path, store: Store) -> None:
     path = tmp_path / "many.jsonl"
-    exchange.write_file(path, (replace(GOOD, candidate=f'{{"n":{i}}}') for i in range(1201)))
+    exchange.write_file(path, (replace(GOOD, candidate=knobs(i + 1)) for i in range(1201)))
     assert imported(store, path) == Added(new=1201)
 
 
@@ -141,11 +151,22 @@ WRONG: dict[str, dict[str, Any]] = {
     "space: 'A B' is no name": {"space": "A B"},
     "reason: 6000 characters": {"reason": "x" * 6000},
     "task: not [KIND": {"task": '{"op":"dense"}'},
+    "task: batch is of the wrong kind": {"task": key(replace(DENSE, batch="1"))},  # type: ignore[arg-type]
+    "task: in_features is of the wrong kind": {"task": key(replace(DENSE, in_features=-64))},
+    "task: its arguments have no size": {"task": key(replace(DENSE, block=0))},
+    "task: out_features is of the wrong kind": {"task": key(replace(DENSE, out_features=True))},
+    "nested too deeply": {
+        "task": f'["elementwise",{{"block":0,"expression":{"[" * 900 + "]" * 900},"inputs":[],"shape":[1]}}]'
+    },
     "task: not JSON": {"task": "dense"},
     "task: not canonical JSON": {"task": '["dense", {}]'},
     "candidate: 500010 characters": {"candidate": '{"k":"' + "x" * 500_002 + '"}'},
     "candidate: not an object": {"candidate": "[1]"},
     "the knob 'k' is neither": {"candidate": '{"k":[1]}'},
+    "the knob 'oc_tile' is neither": {"candidate": knobs(0)},
+    "the knob 'oc_tile' is a number": {"candidate": knobs("two")},  # type: ignore[arg-type]
+    "the knob 'parallel' is a word": {"candidate": '{"parallel":1}'},
+    "hidden: not an object of numbers": {"hidden": '{"spills":"many"}'},
     "hidden: not JSON (NaN": {"hidden": '{"a":NaN}'},
     "hidden features are a JSON object": {"hidden": "[]"},
     "its trace is no trace": {"candidate": '{"trace":"__import__"}'},
@@ -173,6 +194,25 @@ def test_a_line_that_is_no_record_is_refused(line: bytes, file: Path, store: Sto
     header, good, _ = file.read_bytes().splitlines()
     file.write_bytes(b"\n".join([header, good, line, b""]))
     assert "export.jsonl, line 3: " in refused(store, file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("task", '["transformer",{"heads":8}]', "task: this cprune knows no 'transformer'"),
+        ("task", '["dense",{"batch":1,"heads":8}]', "task: a dense of another version of cprune"),
+        ("candidate", '{"oc_tile":2,"warps":4}', "candidate: a dense of this cprune has other knobs"),
+    ],
+)
+def test_what_only_a_later_cprune_knows_is_left_out_and_the_rest_is_taken(
+    field: str, value: str, told: str, file: Path, store: Store
+) -> None:
+    header, good, bad = file.read_text().splitlines()
+    file.write_text("\n".join([header, json.dumps({**json.loads(good), field: value}), bad, ""]))
+    left_out = Counter[str]()
+    assert exchange.take(store, exchange.read_file(file, left_out)) == Added(new=1)
+    assert left_out == {told: 1}
+    assert store.all() == [BAD]
 
 
 def test_a_trace_of_harmless_instructions_is_taken(tmp_path: Path, store: Store) -> None:

@@ -72,14 +72,13 @@ def test_points_of_metaschedule_s_own_space_are_found_as_well(tmp_path: Path, ta
 
 
 def test_every_point_of_our_spaces_may_be_imported(target: Target) -> None:
-    for workload in [*ONE_OF_EACH, matmul()]:
-        points = (
-            metaschedule.candidates(workload, target, 0)
-            if isinstance(workload, Tir)
-            else space.of_target(workload, target)[:5]
-        )
-        for point in points:
+    # A sketch with a new knob: add it to `examine.KNOBS`.
+    for workload in WORKLOADS:
+        points = [p for vector in (4, 8, 16) for p in space.candidates(workload, vector, 32, 2)]
+        for point in {tuple(name for name, _ in p.knobs): p for p in points}.values():  # one of each family
             examine(record(workload, point, target, 1.0))
+    for point in metaschedule.candidates(matmul(), target, 0):
+        examine(record(matmul(), point, target, 1.0))
 
 
 def test_what_failed_or_cannot_be_scheduled_is_counted_and_left_out(tmp_path: Path, target: Target) -> None:
@@ -97,6 +96,14 @@ def test_what_failed_or_cannot_be_scheduled_is_counted_and_left_out(tmp_path: Pa
     )
     assert (told.records, told.tasks, told.failed) == (1, 1, 1)
     assert sum(told.left_out.values()) == 2
+
+
+def test_a_winograd_program_is_left_out(tmp_path: Path, target: Target) -> None:
+    candidate = Candidate.of(winograd=2, oc_tile=1, p_tile=4, rows=1, oc_groups=1)
+    told = tvm_database.write_folder(
+        tmp_path / "db", [record(conv(16, 8, 16), candidate, target, 1.0)], {target.fingerprint: target.compiler}
+    )
+    assert told.left_out == {"a Winograd program has no trace": 1}
 
 
 def test_a_target_that_is_not_this_machine_must_be_said(target: Target) -> None:

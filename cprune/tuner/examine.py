@@ -1,17 +1,23 @@
 """What a record that comes from elsewhere must look like before it goes into a store.
 
-A record is believed when a task is tuned: its candidate is built and run here.  Knobs only choose numbers of our own
-sketches.  A trace is a program for TVM's scheduler, and TVM knows annotations that compile whatever text they hold
-(`pragma_import_llvm`), so a trace may hold only the instructions that MetaSchedule's rules for a CPU write.
+A record is believed when a task is tuned: models learn from it, and its candidate is built and run here.  So a workload
+must have a shape, and a knob a number that a sketch could have.  A trace is a program for TVM's scheduler, and TVM knows
+annotations that compile whatever text they hold (`pragma_import_llvm`), so a trace may hold only the instructions that
+MetaSchedule's rules for a CPU write.
+
+What is sound but of another version of cprune (an operator or a knob that this one lacks) is no reason to refuse
+anything else: it is of no use here, and left out.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cprune.tuner.records import Record
+from cprune.tuner.workload import KINDS, from_key
 
 TASK_CHARS = 4_000_000  # the PrimFunc of an operator without a sketch, as JSON
 CANDIDATE_CHARS = 400_000  # a trace
@@ -37,8 +43,35 @@ INSTRUCTIONS = frozenset(
 _ANNOTATIONS = ("pragma_auto_unroll_max_step", "pragma_unroll_explicit")
 
 
+KNOBS = {
+    "conv2d": (
+        {"oc_tile", "oh_tile", "ow_tile", "rows", "parallel", "pad", "unroll"},
+        {"winograd", "oc_tile", "p_tile", "rows", "oc_groups"},
+    ),
+    "dense": ({"oc_tile", "n_tile", "k_tile", "parallel"},),
+}
+"""The knobs of the sketches of a kind of task; any kind may have a plain schedule or a trace."""
+_ANY_KIND = ({"parallel"}, {"trace"})
+_WORDS = ("parallel", "pad", "trace")
+_MOST = 1 << 31
+
+
+class OtherVersion(ValueError):
+    """A record that is sound, as far as one can tell, and of no use to this version of cprune."""
+
+
 def examine(record: Record) -> None:
-    """Raise ValueError, saying what and where, if `record` holds anything that a store of ours would not."""
+    """Raise ValueError, saying what and where, if `record` holds anything that a store of ours would not.
+
+    It is an OtherVersion if all that is wrong is an operator or a knob that this cprune does not have.
+    """
+    try:
+        _examine(record)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _examine(record: Record) -> None:
     if not _TARGET.fullmatch(record.target):
         raise ValueError(f"target: {record.target[:40]!r} is no fingerprint")
     if not _SPACE.fullmatch(record.space):
@@ -49,19 +82,16 @@ def examine(record: Record) -> None:
         raise ValueError(f"runs_s: more than {RUNS} runs, or one of more than an hour")
     if not 0 <= record.created < _LATEST:  # not true of nan either
         raise ValueError(f"created: {record.created} is no time in unix seconds")
-    task = _canonical("task", record.task, TASK_CHARS)
-    if not (isinstance(task, list) and [type(part) for part in task] == [str, dict]):
-        raise ValueError("task: not [KIND, {…}]")
+    kind = _examine_task(record.task)
     candidate = _canonical("candidate", record.candidate, CANDIDATE_CHARS)
     if not isinstance(candidate, dict):
         raise ValueError("candidate: not an object of knobs")
-    for name, value in candidate.items():
-        if not isinstance(value, (str, int, float)):
-            raise ValueError(f"candidate: the knob {name[:40]!r} is neither a number nor a word")
+    _examine_knobs(kind, candidate)
     if "trace" in candidate:
         _examine_trace(candidate["trace"])
-    if record.hidden and not isinstance(_canonical("hidden", record.hidden, HIDDEN_CHARS), dict):
-        raise ValueError("hidden: not an object of features")
+    hidden = _canonical("hidden", record.hidden or "{}", HIDDEN_CHARS)
+    if not isinstance(hidden, dict) or any(type(value) not in (int, float) for value in hidden.values()):
+        raise ValueError("hidden: not an object of numbers")
 
 
 def strict_json(text: str | bytes) -> Any:
@@ -87,6 +117,59 @@ def _canonical(what: str, text: str, limit: int) -> Any:
     if json.dumps(value, sort_keys=True, separators=(",", ":")) != text:
         raise ValueError(f"{what}: not canonical JSON (sorted keys, no spaces)")
     return value
+
+
+def _examine_task(text: str) -> str:
+    """Return the kind of a task whose workload has fields of the right kinds, and arguments of a size."""
+    task = _canonical("task", text, TASK_CHARS)
+    if not (isinstance(task, list) and [type(part) for part in task] == [str, dict]):
+        raise ValueError("task: not [KIND, {…}]")
+    kind, values = task
+    if kind not in KINDS:
+        raise OtherVersion(f"task: this cprune knows no {kind[:40]!r}")
+    if values.keys() != {field.name for field in fields(KINDS[kind])}:
+        raise OtherVersion(f"task: a {kind} of another version of cprune")
+    workload = from_key(text)
+    for name, hint in get_type_hints(KINDS[kind]).items():
+        if not _fits(getattr(workload, name), hint):
+            raise ValueError(f"task: {name} is of the wrong kind")
+    try:
+        sizes = [size for shape in workload.arguments() for size in shape]
+        sound = all(0 < size < _MOST for size in sizes) and 0 <= workload.macs < _MOST**2
+    except (ArithmeticError, ValueError):  # a division by a stride of 0, a block of a value without channels
+        sound = False
+    if not sound:
+        raise ValueError("task: its arguments have no size")
+    return str(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether `value` is what the field of a workload holds: plain numbers, words, and tuples of those."""
+    if hint is Any:
+        return True
+    if get_origin(hint) is not tuple:
+        return type(value) is hint and (hint is not int or 0 <= value < _MOST)
+    if not isinstance(value, tuple):
+        return False
+    parts = get_args(hint)
+    if parts[-1] is Ellipsis:
+        return all(_fits(item, parts[0]) for item in value)
+    return len(value) == len(parts) and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
+
+
+def _examine_knobs(kind: str, candidate: dict[str, Any]) -> None:
+    for name, value in candidate.items():
+        least = 0 if name == "unroll" else 1
+        word = isinstance(value, str)
+        if not word and not (type(value) is int and least <= value < _MOST):
+            raise ValueError(f"candidate: the knob {name[:40]!r} is neither a word nor a number that a loop could have")
+        if name in _WORDS and not word:
+            raise ValueError(f"candidate: the knob {name!r} is a word")
+    if candidate.keys() not in (*KNOBS.get(kind, ()), *_ANY_KIND):
+        raise OtherVersion(f"candidate: a {kind} of this cprune has other knobs")
+    for name in candidate.keys() - set(_WORDS):
+        if isinstance(candidate[name], str):
+            raise ValueError(f"candidate: the knob {name!r} is a number")
 
 
 def _examine_trace(text: Any) -> None:

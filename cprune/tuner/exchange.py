@@ -9,7 +9,7 @@ Every other line is one record with all fields of `cprune.tuner.records.Record` 
 and `hidden` are JSON *text*, spelled as in the store, since their spelling is the key of a record.
 
 Whatever comes in is looked at (`examine.py`).  A file with anything wrong in it is refused whole, before anything is
-added; of another store what is wrong is left out.
+added; of another store what is wrong is left out, as is what is of no use to this version of cprune.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner.examine import examine, strict_json
+from cprune.tuner.examine import OtherVersion, examine, strict_json
 from cprune.tuner.records import Added, Record, Store
 
 FORMAT = "cprune-records"
@@ -65,8 +65,8 @@ def write_file(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """Yield the records of a file of `write_file`.
+def read_file(path: Path, left_out: Counter[str]) -> Iterator[Record]:
+    """Yield the records of a file of `write_file`; those of another version of cprune are counted in `left_out`.
 
     Raises UserError, with the number of the line, for anything that is not such a file, whole and unchanged.
     """
@@ -81,6 +81,9 @@ def read_file(path: Path) -> Iterator[Record]:
             count += 1
             try:
                 record = _parsed(line)
+            except OtherVersion as error:
+                left_out[str(error)] += 1
+                continue
             except (ValueError, OverflowError) as error:
                 raise _refused(path, count + 1, str(error)) from error
             yield record

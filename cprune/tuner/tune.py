@@ -8,6 +8,7 @@ Building uses every core, timing has the machine for itself: a batch is built, t
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -92,6 +93,7 @@ class Tuner:
         self.spreads: list[float] = []
         self._settled: dict[tuple[str, int], Best] = {}
         self._memory: Memory | None = None
+        self._spaces: dict[str, frozenset[Candidate]] = {}
 
     @property
     def machine(self) -> Machine:
@@ -121,8 +123,12 @@ class Tuner:
         return 0 if stalled(records) else max(0, min(trials, size) - len(records))
 
     def known(self, task: str) -> list[Record]:
-        """Return the records of a task, oldest first."""
-        return [r for r in self.store.of_task(task, self.target.fingerprint) if r.space == self.spaces]
+        """Return the records of a task, oldest first, whose programs this space has.
+
+        A store keeps one record of a program, whichever space tried it first.
+        """
+        records = self.store.of_task(task, self.target.fingerprint)
+        return [r for r in records if r.space == self.spaces or _in_both_spaces(r)]
 
     def space_of(self, workload: Workload) -> tuple[Candidate, ...]:
         """Return the points that may be tried for this workload."""
@@ -237,8 +243,8 @@ class Tuner:
     def _winner(self, workload: Workload, task: str, measured: int) -> Best:
         """Race the leaders in turns, compare each with PyTorch, and return the fastest that is right."""
         while True:
-            records = [r for r in self.known(task) if not r.failure]
-            leaders = sorted(records, key=lambda r: r.latency_s)[:FINALISTS]
+            records = sorted((r for r in self.known(task) if not r.failure), key=lambda r: r.latency_s)
+            leaders = list(itertools.islice((r for r in records if self._makes(workload, r)), FINALISTS))
             if not leaders:
                 raise BrokenWorld(
                     f"not one program of the task '{describe(workload)}' works on {self.target.name}; "
@@ -247,6 +253,23 @@ class Tuner:
             if all(r.checked for r in leaders):
                 return Best(task, Candidate.parse(leaders[0].candidate), leaders[0].latency_s, measured)
             self.store.add(self._raced(workload, leaders))
+
+    def _makes(self, workload: Workload, record: Record) -> bool:
+        """Tell whether this cprune can make a record's program: others may write into the store, later versions too."""
+        candidate = Candidate.parse(record.candidate)
+        if candidate in self._points(workload):
+            return True
+        try:
+            programs.program(workload, candidate)
+        except Exception:  # whatever TVM raises
+            return False
+        return True
+
+    def _points(self, workload: Workload) -> frozenset[Candidate]:
+        task = key(workload)
+        if task not in self._spaces:
+            self._spaces[task] = frozenset(self.space_of(workload))
+        return self._spaces[task]
 
     def _raced(self, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
         """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
@@ -279,6 +302,13 @@ class Tuner:
                 timed = Timed((*kept, *timed.runs_s))
             made.append(self._record(record.task, candidates[record.candidate], timed, checked=True))
         return made
+
+
+def _in_both_spaces(record: Record) -> bool:
+    """Tell whether a record is of an operator without a sketch, or of a plain schedule that works."""
+    if record.task.startswith('["tir",'):
+        return True
+    return not record.failure and [name for name, _ in Candidate.parse(record.candidate).knobs] == ["parallel"]
 
 
 def stalled(records: Sequence[Record]) -> bool:
