@@ -330,8 +330,8 @@ def test_unknown_assembly_is_a_row_of_nan() -> None:
 
 def test_a_kernel_of_tvm_is_read_as_a_person_reads_it() -> None:
     # The compute function of conv 3x3 32→32 @16x16 for AVX-512, with a register tile of 2 x 1 x 8 vectors, without its
-    # directives.  The two blocks of input channels and the kernel's three columns are unrolled: 6 innermost loops.  Each
-    # does two input channels at once: 2 x 16 multiply-adds, 2 x 8 broadcasts out of memory, 2 x 2 vectors of weights.
+    # directives.  The two blocks of input channels and the kernel's three columns are unrolled: 6 innermost loops, and
+    # each does two input channels: 2 x 16 multiply-adds, 2 x 8 broadcasts out of memory, 2 x 2 vectors of weights.
     found = hidden((Path(__file__).parent / "golden" / "conv_avx512.s").read_text(encoding="utf-8"))
     assert found["fma"] == 6 * 32
     assert found["broadcasts"] == 6 * 16

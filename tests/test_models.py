@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cprune.tuner import models, space
 from cprune.tuner.features import Machine, Table, visible, work
-from cprune.tuner.models import Samples
+from cprune.tuner.models import Memory, Samples
 from cprune.tuner.records import Record
 from cprune.tuner.workload import Conv2d, Mean, Workload, key
 
@@ -124,15 +124,15 @@ def test_the_rate_is_work_over_time_and_a_failure_has_none() -> None:
 def test_history_is_of_the_same_kind_without_the_workload_itself() -> None:
     wider = replace(CONV, out_channels=128)
     mean = Mean(1, 32, 8, 8, 16)
-    found = models.recalled([*records_of(CONV, 5), *records_of(wider, 7), *records_of(mean, 2)], CONV, AVX512)
+    found = Memory(AVX512, [*records_of(CONV, 5), *records_of(wider, 7), *records_of(mean, 2)]).recall(CONV)
     assert found is not None
     assert len(found) == 7
-    assert models.recalled(records_of(mean, 2), CONV, AVX512) is None
+    assert Memory(AVX512, records_of(mean, 2)).recall(CONV) is None
 
 
 def test_the_most_similar_task_is_remembered_first() -> None:
     wider, other = replace(CONV, out_channels=128), replace(CONV, kernel=(1, 1), pad=(0, 0, 0, 0))
-    found = models.recalled([*records_of(other, 9), *records_of(wider, 9)], CONV, AVX512, limit=12)
+    found = Memory(AVX512, [*records_of(other, 9), *records_of(wider, 9)]).recall(CONV, limit=12)
     assert found is not None
     assert len(found) == 12
     channels = found.features.values[:, found.features.names.index("shape.out_channels")]
@@ -141,16 +141,44 @@ def test_the_most_similar_task_is_remembered_first() -> None:
 
 def test_records_of_a_kind_from_another_version_are_skipped() -> None:
     strange = Record('["conv2d",{"sides":7}]', "t", "{}", (1e-6,))
-    assert models.recalled([strange], CONV, AVX512) is None
+    assert Memory(AVX512, [strange]).recall(CONV) is None
 
 
 def test_one_model_learns_from_shapes_with_different_columns() -> None:
     parts = []
     for group, workload in enumerate((CONV, replace(CONV, kernel=(1, 1), pad=(0, 0, 0, 0)))):
         points = space.candidates(workload, *AVX512)
-        parts.append(models.samples(workload, points, records_of(workload, len(points)), AVX512, group))
+        part = models.samples(workload, points, records_of(workload, len(points)), AVX512)
+        parts.append(replace(part, group=np.full(len(part), group)))
     both = models.joined(parts)
     assert len(both) == len(parts[0]) + len(parts[1])
     assert models.performance(both, seed=0) is not None
     assert set(both.features.names) == {n for part in parts for n in part.features.names}
     assert visible(CONV, space.candidates(CONV, *AVX512), *AVX512)[0] == parts[0].features.names
+
+
+def test_a_newer_record_of_a_candidate_takes_the_place_of_the_older_one() -> None:
+    wider = replace(CONV, out_channels=128)
+    memory = Memory(AVX512, records_of(wider, 3))
+    memory.add(records_of(wider, 1, latency_us=5.0))
+    found = memory.recall(CONV)
+    assert found is not None
+    assert len(memory) == len(found) == 3
+    assert found.rate[0] == pytest.approx(math.log(work(wider) / 5e-6))
+
+
+def test_a_model_grown_on_another_one_learns_what_is_different() -> None:
+    other, own = made(300), made(40, seed=1)
+    p = models.performance(other, seed=0)
+    shifted = replace(own, rate=own.rate - 2.0 * (own.features.values[:, 2] > 0.5))
+    grown = models.performance(shifted, seed=0, base=p)
+    assert p is not None
+    assert grown is not None
+    assert agreement(grown(own.features), shifted.rate) > agreement(p(own.features), shifted.rate) + 0.1
+
+
+def test_a_base_alone_is_returned_where_nothing_is_known_of_the_task() -> None:
+    p = models.performance(made(300), seed=0)
+    nothing = made(3)
+    nothing.rate[:] = np.nan
+    assert models.performance(nothing, seed=0, base=p) is p
