@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cprune.tuner import search
 from cprune.tuner.features import Table, visible
+from cprune.tuner.models import Memory
 from cprune.tuner.records import Record
 from cprune.tuner.space import Candidate
 from experiments.tables import Recorded, load_all
@@ -82,7 +83,9 @@ def replay(
     if name == "before":
         strategy = Before(table.space, rng, trials, start)
     else:
-        strategy = search.strategy(name, table.workload, table.space, rng, trials, table.machine, start, history)
+        strategy = search.strategy(
+            name, table.workload, table.space, rng, trials, table.machine, start, Memory(table.machine, history)
+        )
     best, seconds, built, failed, records = [], [], [], [], list[Record]()
     total, made = time.perf_counter() - spent, 0
     while len(records) < limit:

@@ -35,7 +35,7 @@ from cprune.tuner.space import Candidate, divisors
 from cprune.tuner.workload import Conv2d, Dense, Workload, key
 from experiments.tables import Entry, Recorded
 
-POINTS, OWN, WIDTH_POINTS = 400, 200, 120
+POINTS, OWN, WIDTH_POINTS = 400, 300, 160
 BATCH = 8
 REPEATS, RUN_S = 7, 3e-3
 QUIET, VISITS = 0.03, 4
