@@ -302,10 +302,11 @@ class Loop:
 
     def _choose_layout(self, network: Network, layout: Layout | None, siblings: dict[str, Candidate]) -> Layout:
         """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
+        trials = self.settings.trials
         with self.seconds.spent("tune"):
             if layout is None:
-                layout = Layout(choose_block(network, self.example, self.tuner, self.progress))
-            return choose_widths(network, self.example, layout, self.tuner, siblings, self.progress)
+                layout = Layout(choose_block(network, self.example, self.tuner, trials, self.progress))
+            return choose_widths(network, self.example, layout, self.tuner, trials, siblings, self.progress)
 
     # -- the loop
 

@@ -300,7 +300,3 @@ def test_on_a_recorded_table_p_arrives_before_chance(recorded: Recorded) -> None
     assert statistics.median(trials("P", s) for s in range(7)) < statistics.median(
         trials("random", s) for s in range(7)
     )
-
-
-def test_on_recorded_widths_history_arrives_within_eight_trials() -> None:
-    raise NotImplementedError
