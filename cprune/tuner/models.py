@@ -16,7 +16,7 @@ give equal models.  xgboost is imported on the first fit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +58,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rate)
 
+    def first(self, n: int) -> Samples:
+        """Return the first `n` rows."""
+        return Samples(self.features.rows(range(n)), self.rate[:n], self.group[:n], self.weight[:n])
+
 
 def joined(parts: Sequence[Samples]) -> Samples:
     """Return all rows under the columns of all parts; a column that a part lacks is NaN (see `aligned`)."""
@@ -84,22 +88,32 @@ class Model:
         return found
 
 
-def performance(samples: Samples, seed: int, threads: int = 1, objective: Objective = "squared") -> Model | None:
+def performance(
+    samples: Samples,
+    seed: int,
+    threads: int = 1,
+    objective: Objective = "squared",
+    base: Model | None = None,
+    rounds: int = ROUNDS,
+) -> Model | None:
     """Return P (or A, if the features hold hidden columns); None for fewer than MIN_VALID valid rows.
 
-    "squared" regresses the rate; "pairwise" learns the order within each group only.
+    "squared" regresses the rate; "pairwise" learns the order within each group only.  With a `base`, whose columns
+    have to be those of the samples, the trees of the new model are added to the base's, and any number of rows will do.
     """
     keep = np.flatnonzero(samples.valid)
-    if len(keep) < MIN_VALID:
-        return None
+    if len(keep) < (MIN_VALID if base is None else 1):
+        return base
     keep = keep[np.argsort(samples.group[keep], kind="stable")]  # ranking wants its groups in one piece each
-    values, rate, group = samples.features.values[keep], samples.rate[keep], samples.group[keep]
+    names = samples.features.names if base is None else base.names
+    values, rate = aligned(samples.features.rows(keep.tolist()), names), samples.rate[keep]
     if objective == "squared":
-        booster = _train("reg:squarederror", values, rate, seed, threads, weight=samples.weight[keep])
+        more = {"weight": samples.weight[keep]}
+        booster = _train("reg:squarederror", values, rate, seed, threads, rounds, base, **more)
     else:
-        numbers = np.unique(group, return_inverse=True)[1]
-        booster = _train("rank:pairwise", values, rate - rate.min(), seed, threads, qid=numbers)
-    return Model(samples.features.names, booster)
+        numbers = np.unique(samples.group[keep], return_inverse=True)[1]
+        booster = _train("rank:pairwise", values, rate - rate.min(), seed, threads, rounds, base, qid=numbers)
+    return Model(names, booster)
 
 
 def validity(samples: Samples, seed: int, threads: int = 1) -> Model | None:
@@ -107,57 +121,86 @@ def validity(samples: Samples, seed: int, threads: int = 1) -> Model | None:
     valid = samples.valid
     if len(samples) < MIN_VALID or valid.mean() >= V_SILENT or not valid.any():
         return None
-    booster = _train(
-        "binary:logistic", samples.features.values, valid.astype(float), seed, threads, weight=samples.weight
-    )
+    values, weight = samples.features.values, samples.weight
+    booster = _train("binary:logistic", values, valid.astype(float), seed, threads, ROUNDS, None, weight=weight)
     return Model(samples.features.names, booster)
 
 
-def _train(objective: str, values: Floats, label: Any, seed: int, threads: int, **more: Any) -> Any:
+def _train(
+    objective: str, values: Floats, label: Any, seed: int, threads: int, rounds: int, base: Model | None, **more: Any
+) -> Any:
     import xgboost
 
     settings = {**SETTINGS, "objective": objective, "tree_method": "hist", "nthread": threads, "seed": seed}
-    data = xgboost.QuantileDMatrix(values, label, missing=np.nan, nthread=threads, max_bin=SETTINGS["max_bin"], **more)
-    return xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=ROUNDS)
+    bins = SETTINGS["max_bin"]
+    data = xgboost.QuantileDMatrix(values, label, missing=np.nan, nthread=threads, max_bin=bins, **more)
+    before = base.booster if base is not None else None
+    return xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=rounds, xgb_model=before)
 
 
-def recalled(records: Sequence[Record], workload: Workload, machine: Machine, limit: int = HISTORY) -> Samples | None:
-    """Return what records of other tasks teach about `workload`; None if none is of its kind.
+class Memory:
+    """What every task of one target taught, as samples that are made once: the models' knowledge of other tasks."""
 
-    Whole tasks are taken, those of the most similar shape first, until `limit` rows are full.  Records of the
-    workload itself are left out: they are told to the strategy by themselves.
-    """
-    mine = key(workload)
-    kind = mine.partition(",")[0]
-    tasks: dict[str, list[Record]] = {}
-    for record in records:
-        if record.task != mine and record.task.startswith(kind):
-            tasks.setdefault(record.task, []).append(record)
-    others: list[tuple[float, Workload, list[Record]]] = []
-    for text, found in tasks.items():
-        try:
-            other = from_key(text)
-        except (KeyError, TypeError, ValueError):  # a store of another version of the kinds
-            continue
-        others.append((unlike(workload, other), other, found))
-    parts: list[Samples] = []
-    room = limit
-    for number, (_, other, found) in enumerate(sorted(others, key=lambda one: one[0])):
-        if room <= 0:
-            break
-        part = samples(other, [Candidate.parse(r.candidate) for r in found[:room]], found[:room], machine, number + 1)
-        parts.append(part)
-        room -= len(part)
-    return joined(parts) if parts else None
+    def __init__(self, machine: Machine, records: Sequence[Record] = ()) -> None:
+        self.machine = machine
+        self._records: dict[str, dict[str, Record]] = {}
+        self._workloads: dict[str, Workload | None] = {}
+        self._samples: dict[str, Samples] = {}
+        self.add(records)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._records.values()))
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take note of records of any tasks; a newer record of a candidate replaces the older one."""
+        for record in records:
+            self._records.setdefault(record.task, {})[record.candidate] = record
+            self._samples.pop(record.task, None)
+
+    def recall(self, workload: Workload, limit: int = HISTORY) -> Samples | None:
+        """Return what other tasks teach about `workload`; None if there is none of its kind.
+
+        Whole tasks are taken, those of the most similar shape first, until `limit` rows are full.  What is known of
+        the workload itself is left out: a strategy is told that by itself.
+        """
+        mine = key(workload)
+        kind = mine.partition(",")[0]
+        others = [(task, self._workload(task)) for task in self._records if task != mine and task.startswith(kind)]
+        known = [(unlike(workload, other), task, other) for task, other in others if other is not None]
+        parts: list[Samples] = []
+        room = limit
+        for _, task, other in sorted(known, key=lambda one: one[:2]):
+            if room <= 0:
+                break
+            part = self._of_task(task, other, len(parts) + 1)
+            parts.append(part if len(part) <= room else part.first(room))
+            room -= len(part)
+        return joined(parts) if parts else None
+
+    def _workload(self, task: str) -> Workload | None:
+        if task not in self._workloads:
+            try:
+                self._workloads[task] = from_key(task)
+            except (KeyError, TypeError, ValueError):  # a store of another version of the kinds
+                self._workloads[task] = None
+        return self._workloads[task]
+
+    def _of_task(self, task: str, workload: Workload, group: int) -> Samples:
+        found = self._samples.get(task)
+        if found is None:
+            records = list(self._records[task].values())
+            candidates = [Candidate.parse(record.candidate) for record in records]
+            found = self._samples[task] = samples(workload, candidates, records, self.machine)
+        return replace(found, group=np.full(len(found), group))
 
 
 def samples(
-    workload: Workload, candidates: Sequence[Candidate], records: Sequence[Record], machine: Machine, group: int
+    workload: Workload, candidates: Sequence[Candidate], records: Sequence[Record], machine: Machine
 ) -> Samples:
-    """Return the samples of one task's records, whose candidates are given in the same order."""
+    """Return the samples (group 0) of one task's records, whose candidates are given in the same order."""
     features = Table(*visible(workload, candidates, *machine))
     rate = rates(workload, [record.latency_s for record in records])
-    return Samples(features, rate, np.full(len(rate), group), np.ones(len(rate)))
+    return Samples(features, rate, np.zeros(len(rate), np.int64), np.ones(len(rate)))
 
 
 def rates(workload: Workload, latencies_s: Sequence[float]) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ import numpy as np
 from cprune.targets.errors import unknown
 from cprune.tuner import models
 from cprune.tuner.features import Floats, Machine, Table, hidden, hidden_table, knobs, visible
-from cprune.tuner.models import Samples
+from cprune.tuner.models import Memory, Model, Samples
 from cprune.tuner.records import Record
 from cprune.tuner.space import Candidate, nearest
 from cprune.tuner.workload import Workload
@@ -34,6 +34,7 @@ ALPHA = 1  # P+A compiles (ALPHA + 1) times as many as it measures
 EXPLORE = 0.1  # the share of proposals that goes where nobody looked, whatever a model says
 APART = 1.0  # two proposals of one batch differ by a word, or by a factor of two in a number
 OWN = 4.0  # how much a record of the task itself weighs against one of another task
+WAY, OWN_ROUNDS = "joint", 60
 SPREAD = 8  # the farthest of so many random points is taken to fill the space
 
 
@@ -62,14 +63,15 @@ def strategy(
     trials: int,
     machine: Machine,
     start: Sequence[Candidate] = (),
-    history: Sequence[Record] = (),
+    history: Memory | None = None,
     threads: int = 1,
 ) -> Strategy:
     """Return the strategy of this name for one task.
 
     `trials` is how long the search will be, earlier trials included.  `start` are fast programs of a sibling of
-    another width.  `history` are records of any tasks on the same target; those of this workload are ignored, they
-    have to be told.  `threads` is how many threads training a model may use.  Raises UserError for an unknown name.
+    another width.  `history` is what other tasks taught on the same target; it may grow while the strategy is used.
+    What is known of this task itself has to be told.  `threads` is how many threads training a model may use.
+    Raises UserError for an unknown name.
     """
     if name == "random":
         return Random(space, rng, trials, start)
@@ -241,7 +243,7 @@ class MultiLevel(_Points):
         trials: int,
         machine: Machine,
         start: Sequence[Candidate] = (),
-        history: Sequence[Record] = (),
+        history: Memory | None = None,
         levels: str = DEFAULT,
         threads: int = 1,
     ) -> None:
@@ -250,7 +252,10 @@ class MultiLevel(_Points):
         self.uses_v, self.uses_a = "V" in levels.split("+"), "A" in levels.split("+")
         self.seed = rng.getrandbits(31)
         self.features = Table(*visible(workload, self.space, *machine))
-        self.past = models.recalled(history, workload, machine)
+        self.history = history or Memory(machine)
+        self.past: Samples | None = None
+        self.recalled = -1  # how much the history held when it was asked last
+        self.base: Model | None = None
         self.elsewhere: list[tuple[Candidate, Record]] = []  # records of points that this space does not have
         self.hidden: dict[int, dict[str, float]] = {}
         self.passed: list[int] = []
@@ -348,8 +353,13 @@ class MultiLevel(_Points):
     def _ranked(self) -> list[int] | None:
         """Return all points by falling prediction of P, those that V forbids last; None without a P."""
         if self._ranking is None:
+            self._remember()
             known = self._samples(deep=False)
-            p = models.performance(known, self.seed, self.threads)
+            if WAY == "joint":
+                p = models.performance(known, self.seed, self.threads)
+            else:
+                own = self._samples(deep=False, past=False)
+                p = models.performance(own, self.seed, self.threads, base=self.base, rounds=OWN_ROUNDS)
             if p is None:
                 return None
             score = p(self.features)
@@ -362,7 +372,15 @@ class MultiLevel(_Points):
         table = self.features.rows(points)
         return table.beside(hidden_table([self.hidden.get(i) for i in points])) if deep else table
 
-    def _samples(self, deep: bool) -> Samples:
+    def _remember(self) -> None:
+        """Ask the history again once it has grown by a quarter."""
+        if len(self.history) >= 1.25 * self.recalled:
+            self.recalled = max(1, len(self.history))
+            self.past = self.history.recall(self.workload)
+            if WAY != "joint" and self.past is not None:
+                self.base = models.performance(self.past, self.seed, self.threads)
+
+    def _samples(self, deep: bool, past: bool = True) -> Samples:
         """Return what is known: this task's points, its records of other spaces, other tasks' records."""
         points = list(self.latency_s)
         rate = models.rates(self.workload, [self.latency_s[i] for i in points])
@@ -370,8 +388,8 @@ class MultiLevel(_Points):
         parts = [Samples(self._rows(points, deep), rate, np.zeros(n, np.int64), np.full(n, OWN))]
         if self.elsewhere:
             candidates, records = zip(*self.elsewhere, strict=True)
-            parts.append(models.samples(self.workload, candidates, records, self.machine, 0))
-        if self.past is not None:
+            parts.append(models.samples(self.workload, candidates, records, self.machine))
+        if self.past is not None and past:
             parts.append(self.past)
         return models.joined(parts) if len(parts) > 1 else parts[0]
 
