@@ -19,12 +19,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from cprune import network as networks
+from cprune.capture import capture
 from cprune.config import Settings
 from cprune.data import load_data
 from cprune.journal import Journal, RunFolder, write_json
 from cprune.loop import Loop, Outcome, Step, Tuned
 from cprune.measure import Interval
-from cprune.network import Network, capture
+from cprune.network import Network
 from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
@@ -34,6 +35,7 @@ from cprune.targets.local import LocalSession
 from cprune.targets.target import Target, find
 from cprune.trainer import CallableTrainer, DataTrainer, Trainer
 from cprune.tuner.records import Store
+from cprune.tuner.search import DEFAULT
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Tuner
 from cprune.tuner.workload import describe
@@ -223,11 +225,11 @@ class _FolderKeeper:
 
 @contextmanager
 def opened_tuner(
-    target: Target, records: str | Path, seed: int, spaces: str = "sketch"
+    target: Target, records: str | Path, seed: int, spaces: str = "sketch", search: str | None = None
 ) -> Iterator[tuple[LocalSession, Tuner]]:
     """Open the record store and a session on `target`, and close both afterwards."""
     with Store(records) as store, LocalSession(target) as session:
-        yield session, Tuner(session, store, target, seed, spaces=spaces)
+        yield session, Tuner(session, store, target, seed, spaces=spaces, search=search or DEFAULT)
 
 
 def _drive(

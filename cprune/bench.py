@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from torch import Tensor
 
 from cprune.api import load, opened_tuner
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
+from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
-from cprune.inspect_model import default_records
 from cprune.journal import RunFolder
 from cprune.loop import Loop
-from cprune.measure import interval
-from cprune.network import Network, capture
+from cprune.measure import interval, sustained
+from cprune.network import Network
 from cprune.progress import Progress
+from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
 from cprune.targets.target import find
@@ -54,7 +56,7 @@ def bench(
     where = find(target, threads)
     name, network, inputs = _opened(model, weights, settings.seed)
     torch.set_num_threads(where.threads)
-    store = records or _records_of(model) or default_records(where)
+    store = records or _records_of(model) or default_records(where.name)
     with (
         closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
         opened_tuner(where, store, settings.seed) as (session, tuner),
@@ -90,6 +92,7 @@ def bench(
                 runs[runtime].append(timers[runtime]())
             progress.advance()
         progress.done()
+        load = sustained(session, "model", arrays)
     rows = []
     for runtime, seconds in runs.items():
         found = interval([1e3 * s for s in seconds])
@@ -104,6 +107,7 @@ def bench(
         "rounds": rounds,
         "rows": rows,
         "tvm_over_onnxruntime": ratio.to_dict(),
+        "tvm_under_load": asdict(load),
     }
 
 
@@ -203,5 +207,11 @@ def show(told: dict[str, Any]) -> None:
     console.print(
         f"{told['model']}, batch {told['batch']}, {told['threads']} threads: tuned TVM takes {r['median']:.2f} "
         f"[{r['low']:.2f}, {r['high']:.2f}] of ONNX Runtime's time",
+        highlight=False,
+    )
+    load = told["tvm_under_load"]
+    console.print(
+        f"under load, tuned TVM: {load['peak_ms']:.3f} ms at first, {load['sustained_ms']:.3f} ms after "
+        f"{load['seconds']:g} s",
         highlight=False,
     )

@@ -33,8 +33,13 @@ _OURS = tuple(str(Path(__file__).with_name(name)) for name in ("capture.py", "ne
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
-def from_module(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
-    """See `cprune.network.capture`."""
+def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
+    """Return `model` as a Network in evaluation mode, with tensors of its own; the model is left as it was.
+
+    The batch dimension (the first of every input) stays open where the model allows it.  Layers used twice
+    and tied weights stay one.  UserError, naming the place in the model's code, if `torch.export` cannot
+    follow it.
+    """
     example_inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     for i, example in enumerate(example_inputs):
         if not isinstance(example, Tensor):

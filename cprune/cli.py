@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cprune import __version__
+from cprune import __version__, cli_records
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_records.app, name="records")
 
 Model = Annotated[
     str,
@@ -187,6 +188,9 @@ def tune(
         str | None, typer.Option(help="propose nothing new after so long: 90, 90s, 5m or 1h; default: no limit")
     ] = None,
     space: Annotated[str, typer.Option(help="sketch, or metaschedule for TVM's generic space")] = "sketch",
+    search: Annotated[
+        str | None, typer.Option(help="who proposes: random, evolutionary, P (default), P+A, P+V or P+V+A")
+    ] = None,
     threads: Threads = None,
     seed: Seed = None,
     records: Records = None,
@@ -203,7 +207,7 @@ def tune(
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
     limit = duration(time_limit) if time_limit is not None else float("inf")
     where = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
-    told = tune_model.tune(model, weights, target, threads, settings, records, space, limit, where, _progress())
+    told = tune_model.tune(model, weights, target, threads, settings, records, space, search, limit, where, _progress())
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -317,10 +321,14 @@ def _settings(values: dict[str, Any]) -> Settings:
     return Settings.from_dict(values)
 
 
+_shown: list[Any] = []  # the progress of this command, so that its bar is gone before the last message
+
+
 def _progress() -> Any:
     from cprune.progress import of_terminal
 
-    return of_terminal()
+    _shown[:] = [of_terminal()]
+    return _shown[0]
 
 
 def _say_step(step: Step) -> None:
@@ -377,7 +385,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     try:
-        code = app(arguments, prog_name="cprune", standalone_mode=False)
+        code = _called(arguments)
     except CpruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -400,6 +408,14 @@ def _main(arguments: list[str]) -> int:
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         print("\nstopped; nothing measured is lost. Go on with: cprune resume DIR", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _called(arguments: list[str]) -> Any:
+    try:
+        return app(arguments, prog_name="cprune", standalone_mode=False)
+    finally:
+        while _shown:
+            _shown.pop().done()
 
 
 if __name__ == "__main__":

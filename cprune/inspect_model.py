@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cprune.api import opened_tuner, tasks_of
+from cprune.capture import capture
 from cprune.config import Settings
 from cprune.loop import Loop
-from cprune.network import capture
 from cprune.progress import Progress
-from cprune.targets.target import Target, find
+from cprune.stores import default_records
+from cprune.targets.target import find
 from cprune.zoo import load_model
 
 
@@ -27,7 +28,7 @@ def explain(
     loaded = load_model(model, weights, None, settings.seed)
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
-    with opened_tuner(where, records or default_records(where), settings.seed) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed) as (session, tuner):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
     tasks = tasks_of(tuned, settings.step_join)
     free = {layer for group in tuned.graph.groups for layer in group.layers}
@@ -41,15 +42,6 @@ def explain(
         "tasks": tasks,
         "prunable_latency_share": round(prunable / total, 4) if total else 0.0,
     }
-
-
-def default_records(target: Target) -> Path:
-    """Return the store that commands without a run folder share: in the user's cache."""
-    import os
-
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cprune"
-    base.mkdir(parents=True, exist_ok=True)
-    return base / f"records-{target.name}.sqlite"
 
 
 def show(told: dict[str, Any]) -> None:

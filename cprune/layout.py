@@ -26,8 +26,12 @@ CLEARLY = 0.9  # a few trials of a few tasks stand for the whole model
 WORTH = 0.99  # a half block must bring the sum of latencies below this share
 
 
-def choose_block(network: Network, example: Sequence[Tensor], tuner: Tuner, progress: Progress) -> int:
-    """Return the block in which the heaviest convolutions run fastest: the vector, or (if clearly) half of it."""
+def choose_block(network: Network, example: Sequence[Tensor], tuner: Tuner, trials: int, progress: Progress) -> int:
+    """Return the block in which the heaviest convolutions run fastest: the vector, or (if clearly) half of it.
+
+    Each of them gets HEAVY_TRIALS trials, or `trials` if that is less.
+    """
+    trials = min(HEAVY_TRIALS, trials)
     vector = tuner.target.vector
     options = [b for b in (vector, vector // 2) if b >= 4]
     heavy: dict[int, list[Task]] = {}
@@ -36,12 +40,12 @@ def choose_block(network: Network, example: Sequence[Tensor], tuner: Tuner, prog
         heavy[block] = sorted(tasks, key=lambda t: -t.workload.macs * t.uses)[:HEAVY_TASKS]
     if len(options) < 2 or not all(heavy.values()):
         return options[0]
-    total = sum(tuner.left(t.workload, HEAVY_TRIALS) for tasks in heavy.values() for t in tasks)
+    total = sum(tuner.left(t.workload, trials) for tasks in heavy.values() for t in tasks)
     if total:
         progress.start("choosing the layout", total)
     cost = {}
     for block, tasks in heavy.items():
-        found = [(tuner.tune(t.workload, HEAVY_TRIALS), t) for t in tasks]
+        found = [(tuner.tune(t.workload, trials), t) for t in tasks]
         # Seconds per multiplication: the two layouts may cut the model into different tasks.
         cost[block] = sum(b.latency_s * t.uses for b, t in found) / sum(t.workload.macs * t.uses for t in tasks)
     progress.done()
@@ -54,14 +58,25 @@ def choose_widths(
     example: Sequence[Tensor],
     layout: Layout,
     tuner: Tuner,
+    trials: int,
     siblings: Mapping[str, Candidate],
     progress: Progress,
 ) -> Layout:
-    """Return `layout` with half blocks for the widths where they make the model faster."""
+    """Return `layout` with half blocks for the widths where they make the model faster.
+
+    Each task gets WIDTH_TRIALS trials, or `trials` if that is less.
+    """
     lowered = lower(network, example, layout)
     for width in sorted(_open_widths(lowered), reverse=True):
         other = lower(network, example, lowered.layout.toggled(width))
-        cost = _costs((lowered, other), tuner, siblings, progress, f"choosing the layout of {width} channels")
+        cost = _costs(
+            (lowered, other),
+            tuner,
+            min(WIDTH_TRIALS, trials),
+            siblings,
+            progress,
+            f"choosing the layout of {width} channels",
+        )
         narrow = other if width in other.layout.narrow else lowered
         wide = lowered if narrow is other else other
         lowered = narrow if cost[narrow.layout] < WORTH * cost[wide.layout] else wide
@@ -75,6 +90,7 @@ def _open_widths(lowered: Lowered) -> set[int]:
 def _costs(
     options: Sequence[Lowered],
     tuner: Tuner,
+    trials: int,
     siblings: Mapping[str, Candidate],
     progress: Progress,
     text: str,
@@ -83,7 +99,7 @@ def _costs(
     counted = [{t.key: t for t in option.tasks()} for option in options]
     same = {key for key in counted[0] if key in counted[1] and counted[0][key].uses == counted[1][key].uses}
     differing = [{key: t for key, t in tasks.items() if key not in same} for tasks in counted]
-    left: Callable[[Task], int] = lambda t: tuner.left(t.workload, WIDTH_TRIALS)  # noqa: E731
+    left: Callable[[Task], int] = lambda t: tuner.left(t.workload, trials)  # noqa: E731
     total = sum(left(t) for t in {**differing[0], **differing[1]}.values())
     if total:
         progress.start(text, total)
@@ -93,7 +109,7 @@ def _costs(
             Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[n] for n in t.layers if n in siblings)))
             for t in tasks.values()
         ]
-        best = tuner.tune_all(jobs, WIDTH_TRIALS)
+        best = tuner.tune_all(jobs, trials)
         cost[option.layout] = sum(best[t.key].latency_s * t.uses for t in tasks.values())
     progress.done()
     return cost

@@ -215,6 +215,7 @@ class Loop:
         self.events = keeper.events()
         self.loop_trials = 0
         self.notes: list[str] = []
+        self.noise_told = False
         self.history: list[Step] = []
         self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
         self.held = "before"  # the session's name of the current model
@@ -234,13 +235,7 @@ class Loop:
         """Return `network` tuned in its best layout: what `begin` does, without any accuracy."""
         loop = cls(network, example_inputs, None, session, tuner, settings, NoKeeper(), progress)
         layout = loop._choose_layout(network, None, {})
-        tuned = loop._tuned(network, layout, settings.trials, {}, "tuning", time_limit_s)
-        if tuner.noise > NOISY:
-            progress.say(
-                f"this machine is noisy: runs of one program spread by {tuner.noise:.0%}. Close what else is running, "
-                "or expect winners that another run would not choose"
-            )
-        return tuned
+        return loop._tuned(network, layout, settings.trials, {}, "tuning", time_limit_s)
 
     # -- before the first step
 
@@ -267,7 +262,7 @@ class Loop:
             f"accuracy {test:.2%} on the test set, {decide:.2%} on held-out data; {required:.2%} is to be kept"
         )
         if kept:
-            layout = Layout(int(kept["block"]), tuple(kept["narrow"]))
+            layout = Layout(int(kept["block"]), tuple(kept.get("narrow", ())))
         else:
             layout = self._choose_layout(self.first, None, {})
         tuned = self._tuned(self.first, layout, self.settings.trials, {}, "tuning the model as it is")
@@ -307,10 +302,11 @@ class Loop:
 
     def _choose_layout(self, network: Network, layout: Layout | None, siblings: dict[str, Candidate]) -> Layout:
         """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
+        trials = self.settings.trials
         with self.seconds.spent("tune"):
             if layout is None:
-                layout = Layout(choose_block(network, self.example, self.tuner, self.progress))
-            return choose_widths(network, self.example, layout, self.tuner, siblings, self.progress)
+                layout = Layout(choose_block(network, self.example, self.tuner, trials, self.progress))
+            return choose_widths(network, self.example, layout, self.tuner, trials, siblings, self.progress)
 
     # -- the loop
 
@@ -605,6 +601,12 @@ class Loop:
                 self.progress.start(text, left)
             best = self.tuner.tune_all(jobs, trials, time_limit_s)
             self.progress.done()
+        if self.tuner.noise > NOISY and not self.noise_told:
+            self.noise_told = True
+            self.progress.say(
+                f"this machine is noisy: runs of one program spread by {self.tuner.noise:.0%}. Close what else is "
+                "running, or expect winners that another run would not choose"
+            )
         return Tuned(network, analyse(network, self.example), lowered, best)
 
     def _siblings(self, tuned: Tuned) -> dict[str, Candidate]:

@@ -83,3 +83,26 @@ def compare(session: Session, old: str, new: str, inputs: Sequence[Array], round
         if not found.noisy:
             break
     return found
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """One model under load without a pause: its latency at first and after `seconds`.
+
+    Where the second is clearly larger the processor slows down under load, and short timings promise too much.
+    """
+
+    seconds: float
+    peak_ms: float
+    sustained_ms: float
+
+
+def sustained(session: Session, key: str, inputs: Sequence[Array], seconds: float = 3.0) -> Sustained:
+    """Run a held model for about `seconds`: the first quarter's median is the peak, the last half's is sustained."""
+    windows = 12
+    runs = session.time_models((key,), inputs, windows, 1e3 * seconds / windows)
+    if isinstance(runs, Failure):
+        raise BrokenWorld(f"a compiled model stopped running ({runs.stage}): {runs.reason}")
+    ms = [1e3 * s for s in runs[key]]
+    first, last = statistics.median(ms[: windows // 4]), statistics.median(ms[-windows // 2 :])
+    return Sustained(seconds, float(f"{first:.6g}"), float(f"{last:.6g}"))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cprune.nodes import Node, Program, Ref
 from cprune.targets.errors import UserError
 
-__all__ = ["Network", "Node", "Ref", "capture", "load", "save"]
+__all__ = ["Network", "Node", "Ref", "load", "save"]
 
 FORMAT = 1
 
@@ -166,18 +166,6 @@ class Network(nn.Module):
             raise UserError(f"the model's graph is damaged: {type(error).__name__} {error}") from error
         constants = [name for name, about in described.items() if about["role"] == "constant"]
         return cls(nodes, made, constants).eval()
-
-
-def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
-    """Return `model` as a Network in evaluation mode, with tensors of its own; the model is left as it was.
-
-    The batch dimension (the first of every input) stays open where the model allows it.  Layers used twice
-    and tied weights stay one.  UserError, naming the place in the model's code, if `torch.export` cannot
-    follow it.
-    """
-    from cprune.capture import from_module
-
-    return from_module(model, example_inputs)
 
 
 # ----------------------------------------------------------------------------------------------------

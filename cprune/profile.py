@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cprune.api import opened_tuner
+from cprune.capture import capture
 from cprune.config import Settings
-from cprune.inspect_model import default_records
 from cprune.lower import Layout, Task
 from cprune.measure import interval
-from cprune.network import capture
 from cprune.progress import Progress
 from cprune.step import channel_step
+from cprune.stores import default_records
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.targets.target import find
@@ -64,7 +64,7 @@ def profile(
     loaded = load_model(model, weights, None, settings.seed)
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
-    with opened_tuner(where, records or default_records(where), settings.seed) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed) as (session, tuner):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
         grain = max(4, where.vector // 2)

@@ -7,13 +7,13 @@ from typing import Any
 
 from cprune import deploy
 from cprune.api import opened_tuner
+from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
-from cprune.inspect_model import default_records
 from cprune.loop import Loop
 from cprune.measure import compare
-from cprune.network import capture
 from cprune.progress import Progress
+from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.target import find
 from cprune.zoo import load_model
@@ -27,6 +27,7 @@ def tune(
     settings: Settings,
     records: str | None,
     spaces: str,
+    search: str | None,
     time_limit_s: float,
     out: Path,
     progress: Progress,
@@ -43,7 +44,7 @@ def tune(
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
     inputs = [x.detach().numpy() for x in loaded.example_inputs]
-    with opened_tuner(where, records or default_records(where), settings.seed, spaces) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed, spaces, search) as (session, tuner):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress, time_limit_s)
         compiled = relax_model(tuned.lowered, {task: best.candidate for task, best in tuned.best.items()})
         failed = session.load("model", compiled)

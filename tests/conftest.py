@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import postgres
 import pytest
 
 from cprune.targets.local import LocalSession
@@ -22,3 +23,10 @@ def target() -> Target:
 def session(target: Target) -> Iterator[LocalSession]:
     with LocalSession(target) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Server]:
+    """A PostgreSQL server for the whole run; skips where none is installed."""
+    with postgres.running() as server:
+        yield server

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
-from cprune.tuner.records import Record, Store
+from cprune.tuner.records import Added, Record, Store
 
 TASK = '{"op":"conv2d","shape":[1,16,32,32]}'
 OTHER = '{"op":"conv2d","shape":[1,12,32,32]}'
@@ -56,7 +57,10 @@ class StoreContract:
 
     def test_what_comes_out_is_what_went_in(self, store: Store) -> None:
         runs_s = (0.1 + 0.2, 1e-9)
-        ran = Record(TASK, TARGET, '{"k":"ü\\u0000"}', runs_s, space="metaschedule", created=1234567890.123456)
+        hidden = '{"instructions":1.5}'
+        ran = Record(
+            TASK, TARGET, '{"k":"ü\\u0000"}', runs_s, space="metaschedule", hidden=hidden, created=1234567890.123456
+        )
         broke = Record(TASK, TARGET, "b", (), "build", "line 1\nline 2 €", space="default", created=2.5)
         store.add([ran, broke])
         assert store.of_task(TASK, TARGET) == [ran, broke]
@@ -150,3 +154,46 @@ class StoreContract:
         assert reason.startswith("first")
         assert reason.endswith("last")
         assert len(reason) < 5000
+
+    def test_all_records_come_oldest_first_also_those_of_one_target(self, store: Store) -> None:
+        records = [timed("c", 1.0), timed("a", 1.0, task=OTHER), timed("b", 1.0, target="other")]
+        store.add(records)
+        assert store.all() == records
+        assert store.all("other") == records[2:]
+        assert store.targets() == [TARGET, "other"]
+
+    def test_records_that_fill_several_pages_come_once_each(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("cprune.tuner.records._PAGE", 3)
+        records = [timed(str(i), 1.0, target=TARGET if i % 2 else "other") for i in range(12)]
+        store.add(records)
+        assert list(store.each()) == records  # 12 are four pages exactly
+        assert list(store.each("other")) == records[::2]
+
+    def test_what_is_added_while_they_are_read_disturbs_nobody(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("cprune.tuner.records._PAGE", 2)
+        store.add([timed("a", 1.0), timed("b", 1.0), timed("c", 1.0)])
+        seen = []
+        for record in store.each():
+            seen.append(record.candidate)
+            store.add([timed("late", 1.0)])
+        assert seen[:3] == ["a", "b", "c"]
+
+    def test_adding_says_what_came_of_it(self, store: Store) -> None:
+        assert store.add([timed("a", 1.0), failed("b", "run"), timed("a", 9.0)]) == Added(new=2, known=1)
+        assert store.add([timed("a", 9.0), timed("b", 1.0), timed("c", 1.0)]) == Added(new=1, better=1, known=1)
+
+    def test_hidden_features_are_added_to_a_record_that_lacks_them(self, store: Store) -> None:
+        store.add([timed("a", 1.0)])
+        store.add([replace(timed("a", 1.0), hidden='{"spills":2}')])
+        assert store.of_task(TASK, TARGET) == [replace(timed("a", 1.0), hidden='{"spills":2}')]
+
+    def test_a_better_timing_without_hidden_features_loses_none(self, store: Store) -> None:
+        store.add([replace(timed("a", 1.0), hidden='{"spills":2}')])
+        store.add([timed("a", 2.0, 2.0)])
+        store.mark(timed("a", 2.0, 2.0))
+        (stored,) = store.of_task(TASK, TARGET)
+        assert (stored.runs_s, stored.checked, stored.hidden) == ((2.0, 2.0), True, '{"spills":2}')

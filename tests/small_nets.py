@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cprune.capture import capture
 from cprune.graph import Graph, analyse
-from cprune.network import Network, capture
+from cprune.network import Network
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -360,3 +361,9 @@ def captured(name: str) -> Captured:
     model = randomised(NETS[name]())
     network = capture(model, model.example())
     return Captured(network, model.example(), analyse(network, model.example()))
+
+
+def tiny() -> tuple[nn.Module, torch.Tensor]:
+    """A model and its example input, for commands that take MODULE:FUNCTION."""
+    layers = (conv(3, 16), nn.BatchNorm2d(16), nn.ReLU(), conv(16, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return randomised(nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 5))), torch.randn(1, 3, 12, 12)

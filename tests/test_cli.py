@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("--help", capsys=capsys)
     assert code == 0
-    for command in ("run", "resume", "report", "explain", "bench", "models", "targets"):
+    for command in ("run", "resume", "report", "explain", "bench", "models", "targets", "records"):
         assert f"  {command} " in out
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from small_nets import NETS, captured, conv
 from torch import Tensor, nn
 
+from cprune.capture import capture
 from cprune.graph import Graph, analyse
 from cprune.labels import Labels
-from cprune.network import capture
 from cprune.targets.errors import UserError
 
 LOGITS = "the model returns it"

@@ -8,9 +8,10 @@ import torch
 from small_nets import Net, captured
 from torch import Tensor, nn
 
+from cprune.capture import capture
 from cprune.graph import Graph, analyse
 from cprune.importance import METHODS, importance
-from cprune.network import Network, capture
+from cprune.network import Network
 from cprune.targets.errors import UserError
 
 

@@ -23,7 +23,7 @@ MAY_NAME = {
     "tvm": (
         *("cprune/lower.py", "cprune/compile.py", "cprune/step.py", "cprune/deploy.py"),
         *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
-        *("cprune/tuner/programs.py", "cprune/tuner/winograd.py", "cprune/foreign.py"),
+        *("cprune/tuner/programs.py", "cprune/tuner/winograd.py", "cprune/tuner/tvm_database.py", "cprune/foreign.py"),
         *("cprune/targets/worker.py", "cprune/targets/build.py", "cprune/targets/rpc.py"),
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),
@@ -48,7 +48,8 @@ MAY_NAME = {
 
 HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxruntime")
 LIGHT = (
-    *("cprune/__init__.py", "cprune/cli.py", "cprune/journal.py", "cprune/report.py"),
+    *("cprune/__init__.py", "cprune/cli.py", "cprune/cli_records.py", "cprune/stores.py"),
+    *("cprune/journal.py", "cprune/report.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",
 )

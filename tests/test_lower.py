@@ -10,10 +10,11 @@ from small_nets import NETS, captured, randomised
 from torch import nn
 
 from cprune import zoo
+from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.loop import first_tensor
 from cprune.lower import Layout, Lowered, lower
-from cprune.network import Network, capture
+from cprune.network import Network
 from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cprune.measure import Interval, compare, interval
+from cprune.measure import Interval, compare, interval, sustained
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Failure
@@ -64,3 +64,11 @@ def test_a_noisy_comparison_is_measured_once_more() -> None:
 def test_a_model_that_stops_running_is_a_broken_world() -> None:
     with pytest.raises(BrokenWorld, match="stopped running"):
         compare(_Turns(Failure("timeout", "no answer")), "a", "b", (), 6, 1.0)
+
+
+def test_a_processor_that_slows_down_under_load_is_told_by_peak_and_sustained() -> None:
+    throttled = (1e-3,) * 4 + (1.2e-3,) * 2 + (1.5e-3,) * 6
+    found = sustained(_Turns({"model": throttled}), "model", (), 2.0)
+    assert (found.peak_ms, found.sustained_ms) == (1.0, 1.5)
+    with pytest.raises(BrokenWorld, match="stopped running"):
+        sustained(_Turns(Failure("run", "gone")), "model", ())

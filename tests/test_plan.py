@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from cprune import zoo
+from cprune.capture import capture
 from cprune.graph import Graph, analyse
 from cprune.lower import Task, lower
-from cprune.network import Network, capture
+from cprune.network import Network
 from cprune.plan import Impact, Memory, Proposal, channels, proposals, widths
 from cprune.surgery import prune
 

@@ -1,15 +1,14 @@
-"""Records, and the store: SQLite in a file and in memory, damaged files, full disks, kill -9, two writers."""
+"""Records, and the store: SQLite in a file and in memory, damaged files, full disks, threads."""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
+import sqlite3
 import sys
-import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import sqlalchemy as sa
 from contracts import TARGET, TASK, StoreContract, failed, timed
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner.records import SCHEMA, Record, Store
+from cprune.tuner.records import SCHEMA, Record, Store, better_informed
 
 
 class TestStoreInAFile(StoreContract):
@@ -51,6 +50,26 @@ class TestRecord:
     def test_a_record_does_not_contradict_itself(self, runs_s: tuple[float, ...], failure: str) -> None:
         with pytest.raises(ValueError, match=r"record|runs|stage"):
             Record(TASK, TARGET, "a", runs_s, failure=failure)
+
+    def test_hidden_features_are_an_object(self) -> None:
+        with pytest.raises(ValueError, match="JSON object"):
+            replace(timed("a", 1.0), hidden="[1]")
+
+
+class TestBetterInformed:
+    def test_hidden_features_win_if_nothing_else_differs(self) -> None:
+        bare, rich = timed("a", 1.0), replace(timed("a", 1.0), hidden='{"spills":2}')
+        assert better_informed(rich, bare)
+        assert not better_informed(bare, rich)
+        assert not better_informed(rich, rich)
+
+    def test_another_timing_does_not_win_by_its_hidden_features(self) -> None:
+        assert not better_informed(replace(timed("a", 2.0), hidden='{"spills":2}'), timed("a", 1.0))
+
+    def test_hidden_features_do_not_outweigh_runs_or_a_check(self) -> None:
+        rich = replace(timed("a", 1.0), hidden='{"spills":2}')
+        assert not better_informed(rich, timed("a", 1.0, 1.0))
+        assert not better_informed(rich, timed("a", 1.0, checked=True))
 
 
 class TestFile:
@@ -124,10 +143,23 @@ class TestFile:
         with pytest.raises(UserError, match=text):
             Store(url)
 
-    def test_a_password_is_never_printed(self) -> None:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql+nosuchdriver://me:secret@localhost/x",
+            "postgresql+nosuchdriver://me@localhost/x?password=secret",
+            "not a scheme://me:secret@localhost/x",
+        ],
+    )
+    def test_a_password_is_never_printed(self, url: str) -> None:
         with pytest.raises((UserError, BrokenWorld)) as caught:
-            Store("postgresql+nosuchdriver://me:secret@localhost/x")
+            Store(url)
         assert "secret" not in str(caught.value)
+
+    def test_a_driver_that_is_not_installed_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "psycopg", None)  # what `import psycopg` meets where there is none
+        with pytest.raises(UserError, match=r"driver for 'postgresql\+psycopg' is not installed(.|\n)*cprune\[team\]"):
+            Store("postgresql://localhost/x")
 
     def test_a_full_disk_breaks_the_world_and_loses_nothing(self, tmp_path: Path) -> None:
         with Store(tmp_path / "r.sqlite") as store:
@@ -147,56 +179,30 @@ class TestFile:
                 store.add([timed("b", 1.0)])
             assert store.count() == 1
 
+    def test_a_store_opened_for_reading_is_neither_made_nor_changed(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"there is no record store .*r\.sqlite"):
+            Store(tmp_path / "r.sqlite", read_only=True)
+        assert not (tmp_path / "r.sqlite").exists()
+        Store(tmp_path / "r.sqlite").close()
+        with Store(tmp_path / "r.sqlite", read_only=True) as store, pytest.raises(ValueError, match="reading only"):
+            store.add([timed("a", 1.0)])
 
-WRITER = textwrap.dedent(
-    """
-    import sys
-    from cprune.tuner.records import Record, Store
-    path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    with Store(path) as store:
-        print("ready", flush=True)
-        for i in range(count):
-            store.add([Record("task", "target", f"{name}-{i}", (1.0 + i,))])
-            store.add([Record("task", "target", "shared", (1.0,) * (i + 1))])
-            print(i, flush=True)
-    """
-)
+    def test_another_sqlite_file_is_no_store_to_read_from(self, tmp_path: Path) -> None:
+        with closing(sqlite3.connect(tmp_path / "photos.db")) as connection:
+            connection.execute("CREATE TABLE photos (name TEXT)")
+        with pytest.raises(UserError, match=r"photos\.db is no record store"):
+            Store(tmp_path / "photos.db", read_only=True)
+
+    def test_a_row_that_contradicts_itself_is_named(self, tmp_path: Path) -> None:
+        with Store(tmp_path / "r.sqlite") as store:
+            store.add([timed("a", 1.0)])
+            with store._engine.begin() as connection:
+                connection.execute(sa.text("UPDATE cprune_records SET runs_s = '[]'"))
+            with pytest.raises(UserError, match=r"no record \(id 1"):
+                store.all()
 
 
-def writer(path: Path, name: str, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path), name, str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-
-
-class TestProcesses:
-    def test_writers_at_the_same_time_lose_nothing(self, tmp_path: Path) -> None:
-        path = tmp_path / "r.sqlite"  # does not exist yet: they also race to make it
-        writers = [writer(path, name, 40) for name in "abc"]
-        for process in writers:
-            process.communicate(timeout=60)
-            assert process.returncode == 0
-        with Store(path) as store:
-            names = {record.candidate for record in store.of_task("task", "target")}
-            assert names == {f"{name}-{i}" for name in "abc" for i in range(40)} | {"shared"}
-            shared = [record for record in store.of_task("task", "target") if record.candidate == "shared"]
-            assert [len(record.runs_s) for record in shared] == [40]  # the best informed one of all three
-
-    def test_kill_9_loses_at_most_the_record_being_written(self, tmp_path: Path) -> None:
-        path = tmp_path / "r.sqlite"
-        process = writer(path, "a", 100_000)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        for _ in range(20):
-            process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        acknowledged = 20 + len(process.stdout.read().splitlines())
-        process.wait()
-        with Store(path) as store:
-            done = len(store.of_task("task", "target")) - 1  # without "shared"
-            assert done - 1 <= acknowledged <= done
-            store.add([timed("after", 1.0)])
-            assert store.count() == done + 2
-
+class TestThreads:
     def test_threads_share_a_store(self, tmp_path: Path) -> None:
         with Store(tmp_path / "r.sqlite") as store:
 

@@ -14,8 +14,9 @@ from small_nets import NETS, Chain, Net, captured, conv, randomised
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from cprune.capture import capture
 from cprune.graph import Graph, analyse
-from cprune.network import Network, capture, load, save
+from cprune.network import Network, load, save
 from cprune.surgery import masked, prune
 from cprune.targets.errors import UserError
 

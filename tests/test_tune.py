@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cprune.targets.errors import BrokenWorld
+from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.local import LocalSession
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
@@ -18,7 +21,7 @@ from cprune.tuner import programs, reference, space, tune
 from cprune.tuner.records import Record, Store
 from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Job, Tuner, stalled
-from cprune.tuner.workload import Conv2d, key
+from cprune.tuner.workload import Conv2d, Elementwise, key
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
 
@@ -138,15 +141,16 @@ def record(latency_us: float) -> Record:
     return Record("task", "target", f"candidate {latency_us}", runs, failure="run" if failed else "")
 
 
-def test_a_task_ends_early_when_the_later_half_of_its_trials_brought_less_than_one_percent() -> None:
-    first = [record(us) for us in (9, 8, 7, 6, 5.5, 5.01)]
-    assert not stalled(first)  # too few to tell
-    assert stalled([*first, *(record(us) for us in (7, 7.5, 5, 6.5, 8, 9.5))])  # 5 instead of 5.01
-    assert not stalled([*first, *(record(us) for us in (7, 7.5, 4.9, 6.5, 8, 9.5))])
+def test_a_task_ends_early_when_its_last_dozen_of_trials_brought_less_than_one_percent() -> None:
+    first = [record(us) for us in (9, 8, 7, 6, 5.5, 5.01, 7.1, 7.2, 7.3, 7.4, 7.6)]
+    last = [record(us) for us in (7.7, 7.5, 6.5, 8.1, 9.5, 7.8, 7.9, 6.1, 6.2, 6.3, 6.4)]
+    assert not stalled([*first, *last])  # 22 trials are too few to tell
+    assert stalled([*first, record(7.05), *last, record(5)])  # 5 instead of 5.01
+    assert not stalled([*first, record(7.05), *last, record(4.9)])
 
 
 def test_a_task_of_which_nothing_worked_yet_does_not_end_early() -> None:
-    assert not stalled([record(float("inf"))] * 20)
+    assert not stalled([record(float("inf"))] * 40)
 
 
 def test_trials_go_to_the_task_from_which_the_model_gains_most(store: Store, target: Target) -> None:
@@ -159,15 +163,20 @@ def test_trials_go_to_the_task_from_which_the_model_gains_most(store: Store, tar
             asked.append(task.key)
             return super()._batch(task)
 
-    count = iter(range(1000))
-    session = MockSession(lambda program, given: Timed((1e-3 * 0.9 ** next(count),) * 3, right(program, given)))
+    tried: dict[Any, int] = {}
+
+    def faster_and_faster(program: Program, given: Sequence[Array] | None) -> Timed | Failure:
+        tried[program.shapes] = tried.get(program.shapes, 0) + 1
+        return Timed((1e-3 * 0.9 ** tried[program.shapes],) * 3, right(program, given))
+
+    session = MockSession(faster_and_faster)
 
     def right(program: Program, given: Sequence[Array] | None) -> Array | None:
         workload = CONV if program.shapes == CONV.arguments() else other
         return None if given is None else reference.expected(workload, given)
 
-    Told(session, store, target).tune_all([Job(CONV), Job(other, uses=9)], 24)
-    spent = asked[6:]  # the first three batches of each are everybody's
+    Told(session, store, target).tune_all([Job(CONV), Job(other, uses=9)], 48)
+    spent = asked[12:]  # the first six batches of each are everybody's
     assert spent[0] == key(other)
 
 
@@ -195,3 +204,88 @@ def test_runs_that_spread_are_noise_and_steady_ones_are_not(
         noisy = Tuner(MockSession(spread), other, target)
         noisy.tune(CONV, 12)
     assert noisy.noise == pytest.approx(0.4 / 1.2)
+
+
+OTHER_TUNING = """
+import sys
+sys.path.insert(0, "tests")
+from test_tune import CONV, Table, rank
+from cprune.targets.mock import MockSession
+from cprune.targets.target import find
+from cprune.tuner import space, tune
+from cprune.tuner.records import Store
+from cprune.tuner.tune import Tuner
+
+target = find("local")
+points = space.of_target(CONV, target)[:40]
+space.of_target = lambda *_: points
+tune.LEAST = 1000
+with Store(sys.argv[1]) as store:
+    tuner = Tuner(MockSession(Table(target, rank(points))), store, target, seed=1)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(tuner.tune(CONV, 40).candidate.text(), flush=True)
+"""
+
+
+def test_two_tunings_of_one_task_on_one_store_lose_nothing_and_agree(
+    few: tuple[Candidate, ...], tmp_path: Path, target: Target, patient: None
+) -> None:
+    path = tmp_path / "records.sqlite"
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_TUNING, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    with Store(path) as store:
+        tuner = Tuner(MockSession(Table(target, rank(few))), store, target, seed=0)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        assert other.stdin is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        best = tuner.tune(CONV, 40)
+        told, _ = other.communicate(timeout=60)
+        assert other.returncode == 0
+        records = store.of_task(key(CONV), target.fingerprint)
+    assert best.candidate == Candidate.parse(told) == few[0]
+    assert sorted(r.candidate for r in records) == sorted(c.text() for c in few)
+    assert [r.checked for r in records if r.candidate == few[0].text()] == [True]
+
+
+def shifted_relu() -> Any:
+    """Return a kernel for RELU that writes every value one place too far, the last one behind the output."""
+    import tvm
+    from tvm import tirx
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
+
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        x = T.arg("x", T.buffer((1, 1, 4, 4, 16), "float32", layout=None))
+        out = T.arg("out", T.buffer((1, 1, 4, 4, 16), "float32", layout=None))
+        with T.serial(0, 256) as i:
+            j = i + 1
+            value = tirx.max(x[0, 0, i // 64, i // 16 % 4, i % 16], tirx.const(0.0, "float32"))
+            T.buffer_store(out, value, [0, 0, j // 64, j // 16 % 4, j % 16])
+    return tvm.IRModule({"main": builder.get()})
+
+
+def test_a_kernel_that_writes_out_of_bounds_is_caught_by_the_comparison(
+    store: Store, session: LocalSession, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relu = Elementwise(("relu", ("in", 0)), (((1, 16, 4, 4), 16),), (1, 16, 4, 4), 16)
+    right = programs.module_of
+    monkeypatch.setattr(programs, "module_of", lambda w, c: shifted_relu() if c["parallel"] == "none" else right(w, c))
+    best = Tuner(session, store, replace(target, threads=2)).tune(relu, 2)
+    assert best.candidate["parallel"] == "outer"
+    (wrong,) = (r for r in store.of_task(key(relu), replace(target, threads=2).fingerprint) if r.failure)
+    assert (wrong.failure, wrong.candidate) == ("check", '{"parallel":"none"}')
+
+
+def test_an_unknown_search_is_answered_with_the_nearest(store: Store, target: Target) -> None:
+    with pytest.raises(UserError, match="Did you mean 'evolutionary'"):
+        Tuner(MockSession(lambda *_: Failure("run", "")), store, target, search="evolution").tune(CONV, 4)

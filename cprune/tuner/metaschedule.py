@@ -40,7 +40,12 @@ def candidates(workload: Workload, target: Target, seed: int, points: int = POIN
 
 def module(workload: Workload, candidate: Candidate) -> Any:
     """Return the scheduled IRModule of a candidate."""
-    schedule = Schedule(_unscheduled(workload), debug_mask="none")
+    return scheduled(workload, candidate).mod
+
+
+def scheduled(workload: Workload, candidate: Candidate) -> Any:
+    """Return the Schedule of a candidate."""
+    schedule = Schedule(computation(workload), debug_mask="none")
     knobs = dict(candidate.knobs)
     if "trace" in knobs:
         from tvm.s_tir.schedule import Trace
@@ -48,7 +53,7 @@ def module(workload: Workload, candidate: Candidate) -> Any:
         Trace.apply_json_to_schedule(json.loads(knobs["trace"]), schedule)
     else:
         _plain(schedule, knobs["parallel"] != "none")
-    return schedule.mod
+    return schedule
 
 
 def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
@@ -56,7 +61,7 @@ def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
 
     The whole model is compared with PyTorch when it is loaded; this one tells which program is to blame.
     """
-    library = tvm.driver.build(_unscheduled(workload), tvm.target.Target({"kind": "llvm"}))
+    library = tvm.driver.build(computation(workload), tvm.target.Target({"kind": "llvm"}))
     args = [tvm.runtime.tensor(a) for a in arguments]
     args.append(tvm.runtime.tensor(np.zeros(workload.shapes[-1], np.float32)))
     library["main"](*args)
@@ -64,7 +69,8 @@ def expected(workload: Tir, arguments: Sequence[Array]) -> Array:
     return output
 
 
-def _unscheduled(workload: Workload) -> Any:
+def computation(workload: Workload) -> Any:
+    """Return the IRModule of the workload before any schedule."""
     if not isinstance(workload, Tir):
         return sketch.computation(workload)
     return tvm.ir.load_json(workload.module)
@@ -75,7 +81,7 @@ def _blocks(schedule: Any) -> list[Any]:
 
 
 def _reduces(workload: Workload) -> bool:
-    schedule = Schedule(_unscheduled(workload))
+    schedule = Schedule(computation(workload))
     return any(
         int(iterator.iter_type) == 2 for block in _blocks(schedule) for iterator in schedule.get(block).iter_vars
     )
@@ -98,7 +104,7 @@ def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[
     from tvm.s_tir.schedule import Trace
 
     kind = tvm.target.Target(json.loads(target.compiler))
-    source = _unscheduled(workload)
+    source = computation(workload)
     # The rules for any CPU: those for AVX-512 add int8 intrinsics, whose registration alone takes a minute.
     space_of_cpu = ms.space_generator.PostOrderApply(
         sch_rules=ms.ScheduleRule.create("llvm"),

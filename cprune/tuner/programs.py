@@ -62,3 +62,26 @@ def given(workload: Workload, candidate: Candidate, arguments: Sequence[Array]) 
         return list(arguments)
     *before, weight, bias = arguments
     return [*before, arranged(workload, candidate, weight), bias]
+
+
+def scheduled(workload: Workload, candidate: Candidate) -> Any:
+    """Return the Schedule of `candidate`; its trace leads from `computation` to `module_of`.
+
+    Raises ValueError for a Winograd program: it is written out, not scheduled.
+    """
+    if filtering(candidate):
+        raise ValueError("a Winograd program has no trace")
+    if isinstance(workload, Tir) or "trace" in dict(candidate.knobs):
+        from cprune.tuner import metaschedule
+
+        return metaschedule.scheduled(workload, candidate)
+    return sketch.scheduled(workload, candidate)
+
+
+def computation(workload: Workload) -> Any:
+    """Return the IRModule of the workload before any schedule."""
+    if isinstance(workload, Tir):
+        from cprune.tuner import metaschedule
+
+        return metaschedule.computation(workload)
+    return sketch.computation(workload)

@@ -19,32 +19,23 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    IntegrityError,
-    NoSuchModuleError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import STAGES
+from cprune.tuner import schema
+from cprune.tuner.database import Database, forbids_writing
+from cprune.tuner.schema import SCHEMA
 
-SCHEMA = 1
-"""Version of the tables below.  A store with a higher one is of a newer cprune and is not touched."""
-
-_BUSY_SECONDS = 60.0  # how long a writer waits for another writer; one write takes milliseconds
 _CHUNK = 200  # keys in one IN (…): far below every database's limit
+_PAGE = 1000  # rows that `each` reads in one go
 _REASON_CHARS = 4000  # compilers print megabytes; the first lines and the last say why
 
 
@@ -62,11 +53,12 @@ class Record:
         checked: True once the result was compared with the reference, whatever came of it (also True if the
             program failed when it was about to be compared).
         space: which search space proposed it: "sketch", "metaschedule" or "default".
+        hidden: the hidden features, read from the compiled form, as canonical JSON object text; "" where unknown.
         created: when it was tried, in unix seconds.
 
     Raises ValueError for a record that contradicts itself (no runs and no failure, runs and a failure, a run
-    that is not a positive number, a stage that does not exist): that is a mistake in the code, not in the
-    data.
+    that is not a positive number, a stage that does not exist, features that are no object): that is a mistake
+    in the code, not in the data.
     """
 
     task: str
@@ -77,6 +69,7 @@ class Record:
     reason: str = ""
     checked: bool = False
     space: str = "sketch"
+    hidden: str = ""
     created: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -86,6 +79,8 @@ class Record:
             raise ValueError("a record has either timing runs or a failure, never both or none")
         if not all(math.isfinite(run) and run > 0 for run in self.runs_s):
             raise ValueError(f"timing runs must be positive seconds, got {self.runs_s}")
+        if self.hidden and not (self.hidden.startswith("{") and self.hidden.endswith("}")):
+            raise ValueError(f"hidden features are a JSON object, got {self.hidden[:80]!r}")
 
     @property
     def latency_s(self) -> float:
@@ -104,7 +99,8 @@ def better_informed(new: Record, old: Record) -> bool:
     From least to most: failed; timed; timed and its result found right; its result found wrong (or it failed
     when it was about to be compared).  The last is final: a wrong program never comes back because somebody
     timed it again. A failure below that can be bad luck (a timeout on a busy machine), so a timing replaces
-    it and it never replaces a timing.  Among equals more runs win, otherwise the older record stays.
+    it and it never replaces a timing.  Among equals more runs win, otherwise the older record stays, unless the new
+    one is the very same with its hidden features added.
     """
 
     def information(record: Record) -> tuple[int, int]:
@@ -112,50 +108,50 @@ def better_informed(new: Record, old: Record) -> bool:
         rank = 3 if wrong else 0 if record.failure else 2 if record.checked else 1
         return rank, len(record.runs_s)
 
+    if new.hidden and not old.hidden and replace(new, hidden="", created=old.created) == old:
+        return True
     return information(new) > information(old)
 
 
-_metadata = sa.MetaData()
-_schema = sa.Table("cprune_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-_records = sa.Table(
-    "cprune_records",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),  # order of recording
-    sa.Column("key", sa.String(64), nullable=False, unique=True),
-    sa.Column("task_key", sa.String(64), nullable=False),
-    sa.Column("target", sa.String(128), nullable=False),
-    sa.Column("task", sa.Text, nullable=False),
-    sa.Column("candidate", sa.Text, nullable=False),
-    sa.Column("runs_s", sa.Text, nullable=False),  # JSON list; its repr gives every double back exactly
-    sa.Column("failure", sa.String(16), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("checked", sa.Boolean, nullable=False),
-    sa.Column("space", sa.String(32), nullable=False),
-    sa.Column("created", sa.Double, nullable=False),
-    sa.Index("cprune_records_task", "task_key", "target"),
-)
+@dataclass(frozen=True)
+class Added:
+    """What came of adding records: how many were `new`, `better` than the stored one, or `known` already."""
+
+    new: int = 0
+    better: int = 0
+    known: int = 0
+
+    def __add__(self, other: Added) -> Added:
+        return Added(self.new + other.new, self.better + other.better, self.known + other.known)
 
 
 class Store:
     """All records of one database.  Use it as a context manager, or call `close`.
 
-    One store may be used by several threads, and one database by several processes: SQLite serialises the
-    writers (a writer waits up to a minute for its turn), other databases lock the rows that are replaced.
-    What `add` and `mark` wrote is on the disk when they return; a process killed in the middle leaves the
-    record it was writing out, and nothing else.
+    One store may be used by several threads, and one database by several processes and machines: writers take
+    turns (a writer waits up to a minute for its turn), readers wait for nobody.  What `add` and `mark` wrote is
+    on the disk when they return; a process killed in the middle leaves the record it was writing out, and
+    nothing else.
     """
 
-    def __init__(self, url: str | Path) -> None:
-        """Open the store at `url`, a path or an SQLAlchemy URL, and make its tables if it has none.
+    def __init__(self, place: str | Path, *, read_only: bool = False) -> None:
+        """Open the store at `place`, a path or an SQLAlchemy URL, and make its tables if it has none.
+
+        A store of an older cprune gets today's columns, in place and in one transaction.  If it may not be written,
+        or if only reading is asked for with `read_only`, it is read as it is.
 
         Raises UserError for a path or URL that cannot be a store (a folder, a file of another kind, a damaged
-        file, a driver that is not installed, a store of a newer cprune) and BrokenWorld if the database does
-        not answer.
+        file, a driver that is not installed, a store of a newer cprune, with `read_only` also one that is not there)
+        and BrokenWorld if the database does not answer.
         """
-        self._url, self.name = _parse(url)
-        self._sqlite = self._url.get_backend_name() == "sqlite"
+        self._database = Database.at(place)
+        self.name = self._database.name
+        self._read_only = read_only
+        self._version = SCHEMA
         self._lock = threading.RLock()
-        self._engine = self._make_engine()
+        if read_only and self._database.missing:
+            raise UserError(f"there is no record store {self.name}", "Name one that was tuned into: --records STORE")
+        self._engine = self._database.engine()
         try:
             with self._translated():
                 self._open()
@@ -163,13 +159,14 @@ class Store:
             self._engine.dispose()
             raise
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Sequence[Record]) -> Added:
         """Keep `records`, all of them or (after an exception) none.  They are on the disk when this returns.
 
         A record whose (task, target, candidate) is stored already replaces the stored one only if
-        `better_informed` says so, so adding something twice changes nothing.
+        `better_informed` says so, so adding something twice changes nothing.  Hidden features that are stored stay
+        when a record without them takes the place: they are the candidate's, not the timing's.
         """
-        self._write(records)
+        return self._write(records)[1]
 
     def mark(self, record: Record, *, checked: bool = True, failure: str = "", reason: str = "") -> Record:
         """Note what comparing `record`'s result with the reference said; returns the record as stored.
@@ -187,33 +184,56 @@ class Store:
             reason=reason or record.reason,
             checked=checked or record.checked or failure != "",
         )
-        return self._write([new])[0]
+        return self._write([new])[0][0]
 
     def of_task(self, task: str, target: str) -> list[Record]:
         """Return all records of the workload text `task` on the target fingerprint `target`, oldest first."""
-        query = _about(task, target).order_by(_records.c.id)
-        return [_record(row) for row in self._read(query)]
+        return self._records(self._read(self._about(task, target)))
+
+    def all(self, target: str | None = None) -> list[Record]:
+        """Return all records of all tasks (on `target`, if given), oldest first."""
+        return list(self.each(target))
+
+    def each(self, target: str | None = None) -> Iterator[Record]:
+        """Yield what `all` returns without holding it all.
+
+        What other processes record meanwhile may be among it; it never keeps them waiting.
+        """
+        last = 0
+        while True:
+            query = self._select().where(schema.records.c.id > last).limit(_PAGE)
+            if target is not None:
+                query = query.where(schema.records.c.target == target)
+            rows = self._read(query)
+            yield from self._records(rows)
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1].id
 
     def best(self, task: str, target: str) -> Record | None:
         """Return the fastest record of `task` on `target` that did not fail, or None.
 
         Equal medians: the one whose result was checked, then the older one.
         """
-        query = _about(task, target).where(_records.c.failure == "").order_by(_records.c.id)
-        valid = [_record(row) for row in self._read(query)]
-        return min(valid, key=lambda record: (record.latency_s, not record.checked), default=None)
+        return fastest(self._records(self._read(self._about(task, target).where(schema.records.c.failure == ""))))
 
     def tasks(self, target: str | None = None) -> list[str]:
         """Return the workload texts that have records (on `target`, if given), in order of first record."""
-        first = sa.select(sa.func.min(_records.c.id)).group_by(_records.c.task_key)
+        about = schema.records.c
+        first = sa.select(sa.func.min(about.id)).group_by(about.task_key)
         if target is not None:
-            first = first.where(_records.c.target == target)
-        query = sa.select(_records.c.task).where(_records.c.id.in_(first)).order_by(_records.c.id)
-        return [row.task for row in self._read(query)]
+            first = first.where(about.target == target)
+        return [row.task for row in self._read(sa.select(about.task).where(about.id.in_(first)).order_by(about.id))]
+
+    def targets(self) -> list[str]:
+        """Return the target fingerprints that have records, in order of first record."""
+        about = schema.records.c
+        first = sa.select(sa.func.min(about.id)).group_by(about.target)
+        return [row.target for row in self._read(sa.select(about.target).where(about.id.in_(first)).order_by(about.id))]
 
     def count(self) -> int:
         """Return how many records there are, failures included."""
-        return int(self._read(sa.select(sa.func.count(_records.c.id)))[0][0])
+        return int(self._read(sa.select(sa.func.count(schema.records.c.id)))[0][0])
 
     def close(self) -> None:
         """Let go of the database.  Closing twice is fine."""
@@ -229,154 +249,147 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------ inside
 
-    @property
-    def _file(self) -> bool:
-        return self._sqlite and self._url.database not in (None, "", ":memory:")
-
-    def _make_engine(self) -> sa.Engine:
-        options: dict[str, Any] = {}
-        if self._sqlite:
-            options["connect_args"] = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
-        if self._sqlite and not self._file:
-            options["poolclass"] = StaticPool  # a database in memory lives as long as its one connection
-        try:
-            engine = sa.create_engine(self._url, **options)
-        except NoSuchModuleError as error:
-            raise UserError(
-                f"unknown kind of database {self._url.drivername!r} in {self.name}",
-                "Needs no driver: sqlite:///FILE.  Others: postgresql+psycopg://… and so on",
-            ) from error
-        except ImportError as error:
-            raise UserError(
-                f"the driver for {self._url.drivername!r} is not installed ({error})",
-                "Install it with pip, or name a SQLite file instead",
-            ) from error
-        if self._sqlite:
-            sa.event.listen(engine, "connect", _sqlite_connected)
-            sa.event.listen(engine, "begin", _sqlite_begin)
-        return engine
-
     def _open(self) -> None:
         """Check or make the tables.  A complete store is only read, so that a read-only one can be opened."""
         with self._transaction() as connection:
-            if self._file:
+            if self._database.file:
                 damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
                 if damage != "ok":
-                    raise self._damaged(str(damage).splitlines()[-1])
-            version = self._version(connection)
+                    raise self._database.damaged(str(damage).splitlines()[-1])
+            version = schema.version_of(connection)
         if version is None:
-            try:
-                with self._transaction(write=True) as connection:
-                    _metadata.create_all(connection)
-                    if self._version(connection) is None:
-                        connection.execute(_schema.insert().values(version=SCHEMA))
-            except (IntegrityError, OperationalError, ProgrammingError):
-                # Somebody else made the tables between the two transactions; only SQLite locks that out.
-                with self._transaction() as connection:
-                    if self._version(connection) is None:
-                        raise
+            if self._read_only:
+                raise UserError(
+                    f"{self.name} is no record store: it has no tables of cprune", "Name another one: --records STORE"
+                )
+            self._change(schema.create, lambda found: found is not None)
             with self._transaction() as connection:
-                version = self._version(connection)
+                version = schema.version_of(connection)
         if version is not None and version > SCHEMA:
             raise UserError(
                 f"{self.name} was written by a newer cprune (schema {version}, this one knows {SCHEMA})",
                 "Update cprune with: pip install --upgrade cprune, or name another store",
             )
+        self._version = version or SCHEMA
+        if self._version < SCHEMA and not self._read_only:
+            try:
+                self._migrate()
+            except DBAPIError as error:
+                if not forbids_writing(error):
+                    raise
 
-    def _version(self, connection: sa.Connection) -> int | None:
-        if not sa.inspect(connection).has_table(_schema.name):
-            return None
-        version: int | None = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar()
-        return version
+    def _migrate(self) -> None:
+        self._change(schema.migrate, lambda found: found == SCHEMA)
+        self._version = SCHEMA
+
+    def _change(self, change: Callable[[sa.Connection], None], done: Callable[[int | None], bool]) -> None:
+        """Make or alter tables.  Not all databases lock others out of that: an error is none if it is done after it."""
+        try:
+            with self._transaction(write=True) as connection:
+                change(connection)
+        except (IntegrityError, OperationalError, ProgrammingError):
+            with self._transaction() as connection:
+                if not done(schema.version_of(connection)):
+                    raise
+
+    def _select(self) -> sa.Select[Any]:
+        return sa.select(*schema.columns_of(self._version)).order_by(schema.records.c.id)
+
+    def _about(self, task: str, target: str) -> sa.Select[Any]:
+        about = schema.records.c
+        return self._select().where(about.task_key == _sha256(task), about.target == target)
+
+    def _records(self, rows: Iterable[sa.Row[Any]]) -> list[Record]:
+        found = []
+        for row in rows:
+            try:
+                found.append(_record(row))
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{self.name} holds a row that is no record (id {row.id}: {error})",
+                    "Delete that row from the table cprune_records, or name another store",
+                ) from error
+        return found
 
     def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self._translated(), self._transaction() as connection:
             return connection.execute(query).all()
 
-    def _write(self, records: Sequence[Record]) -> list[Record]:
+    def _write(self, records: Sequence[Record]) -> tuple[list[Record], Added]:
         """Merge `records` into the table in one transaction; returns what is stored for each of them."""
+        if self._read_only:
+            raise ValueError(f"{self.name} was opened for reading only")
         if not records:
-            return []
+            return [], Added()
+        if self._version < SCHEMA:
+            with self._translated():
+                self._migrate()
         for attempt in range(10):
             try:
                 with self._translated(), self._transaction(write=True) as connection:
                     return self._merge(connection, records)
             except IntegrityError:
-                # Outside SQLite another process can insert the same key after our look; look again.
+                # Where writers do not take turns, one can insert the same key after our look; look again.
                 if attempt == 9:
                     raise
         raise AssertionError("unreachable")
 
-    def _merge(self, connection: sa.Connection, records: Sequence[Record]) -> list[Record]:
+    def _merge(self, connection: sa.Connection, records: Sequence[Record]) -> tuple[list[Record], Added]:
+        table = schema.records
         keys = list(dict.fromkeys(record.key for record in records))
         stored: dict[str, Record] = {}
         for start in range(0, len(keys), _CHUNK):
-            query = sa.select(_records).where(_records.c.key.in_(keys[start : start + _CHUNK]))
-            stored |= {row.key: _record(row) for row in connection.execute(query.with_for_update())}
+            query = sa.select(table).where(table.c.key.in_(keys[start : start + _CHUNK])).with_for_update()
+            rows = connection.execute(query).all()
+            stored |= zip((row.key for row in rows), self._records(rows), strict=True)
         known, changed = set(stored), dict[str, Record]()
         for record in records:
             old = stored.get(record.key)
             if old is None or better_informed(record, old):
-                stored[record.key] = changed[record.key] = record
+                hidden = record.hidden or (old.hidden if old else "")
+                stored[record.key] = changed[record.key] = replace(record, hidden=hidden)
         new_rows = [_row(record) for key, record in changed.items() if key not in known]
         if new_rows:
-            connection.execute(_records.insert(), new_rows)
-        for key in changed.keys() & known:
-            connection.execute(_records.update().where(_records.c.key == key).values(_row(changed[key])))
-        return [stored[record.key] for record in records]
+            connection.execute(table.insert(), new_rows)
+        better = changed.keys() & known
+        for key in better:
+            connection.execute(table.update().where(table.c.key == key).values(_row(changed[key])))
+        added = Added(len(new_rows), len(better), len(records) - len(new_rows) - len(better))
+        return [stored[record.key] for record in records], added
 
     @contextlib.contextmanager
     def _transaction(self, write: bool = False) -> Iterator[sa.Connection]:
         with self._lock, self._engine.connect() as connection:
-            # SQLite alone reads this option, in `_sqlite_begin`.
+            # SQLite alone reads this option, when it begins.
             connection = connection.execution_options(cprune_write=write)
             with connection.begin():
+                if write:
+                    self._database.lock_writers_out(connection)
                 yield connection
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn the database's errors into ours: the one place that knows their texts."""
+        """Turn the database's errors into ours."""
         try:
             yield
         except IntegrityError:
             raise
         except DBAPIError as error:
-            raise self._translate(str(error.orig)) from error
+            raise self._database.translate(error) from error
         except SQLAlchemyError as error:
             raise BrokenWorld(f"the record store {self.name} failed: {error}") from error
 
-    def _translate(self, text: str) -> UserError | BrokenWorld:
-        lost = "Nothing recorded so far is lost"
-        if self._sqlite:
-            if "not a database" in text or "malformed" in text:
-                return self._damaged(text)
-            if "is full" in text:
-                return BrokenWorld(f"disk full: cannot write {self.name}. {lost}; free some space and resume")
-            if "readonly" in text:
-                return BrokenWorld(f"{self.name} is read-only. {lost}; make it writable and resume")
-            if "unable to open" in text:
-                return BrokenWorld(f"cannot open {self.name}: is its folder there, and writable?")
-            if "locked" in text:
-                return BrokenWorld(
-                    f"{self.name} was locked by another process for {_BUSY_SECONDS:g} s. {lost}; resume later"
-                )
-        return BrokenWorld(f"the record store {self.name} failed: {text}. {lost}")
 
-    def _damaged(self, detail: str) -> UserError:
-        return UserError(
-            f"{self.name} is not a record store, or it is damaged ({detail})",
-            f"Move it away (mv {self.name} {self.name}.bad); what it held is then measured again",
-        )
+def fastest(records: Iterable[Record]) -> Record | None:
+    """Return the fastest of `records` that did not fail, or None; among equals a checked one, then the first."""
+    valid = (record for record in records if not record.failure)
+    return min(valid, key=lambda record: (record.latency_s, not record.checked), default=None)
 
 
 def _sha256(*texts: str) -> str:
     # The length in front keeps ("ab", "c") and ("a", "bc") apart.
     parts = (f"{len(text)}:{text}" for text in texts)
     return hashlib.sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _about(task: str, target: str) -> sa.Select[Any]:
-    return sa.select(_records).where(_records.c.task_key == _sha256(task), _records.c.target == target)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -392,6 +405,7 @@ def _row(record: Record) -> dict[str, Any]:
         "checked": record.checked,
         "space": record.space,
         "created": record.created,
+        "hidden": record.hidden,
     }
 
 
@@ -405,6 +419,7 @@ def _record(row: sa.Row[Any]) -> Record:
         reason=row.reason,
         checked=row.checked,
         space=row.space,
+        hidden=getattr(row, "hidden", None) or "",
         created=row.created,
     )
 
@@ -416,53 +431,3 @@ def _storable(text: str) -> str:
         return text
     quarter = _REASON_CHARS // 4
     return f"{text[:quarter]}\n[… {len(text) - _REASON_CHARS} characters …]\n{text[-3 * quarter :]}"
-
-
-def _parse(url: str | Path) -> tuple[sa.URL, str]:
-    """Return the URL to connect to and the name that messages use."""
-    if isinstance(url, str) and "://" in url:
-        try:
-            parsed = sa.make_url(url)
-        except ArgumentError as error:
-            raise UserError(
-                f"{url!r} is not a database URL", "Type a file name, or DIALECT://USER@HOST/DATABASE"
-            ) from error
-        if parsed.get_backend_name() != "sqlite" or parsed.query or parsed.database in (None, "", ":memory:"):
-            return parsed, parsed.render_as_string(hide_password=True)
-        path = Path(str(parsed.database))
-    else:
-        path = Path(url)
-    if path.is_dir():
-        raise UserError(
-            f"{path} is a folder, not a record store", f"Type the file: {path / 'records.sqlite'}"
-        )
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}", f"Make it with: mkdir -p {path.parent}")
-    # Absolute, since a connection that is opened later must not follow a change of the working directory.
-    return sa.URL.create("sqlite", database=str(path.absolute())), str(path)
-
-
-def _sqlite_connected(connection: Any, _: object) -> None:
-    """Set up a SQLite connection: our own transactions, write-ahead log, every commit synced to the disk."""
-    connection.isolation_level = None  # the driver would begin transactions late, after the first read
-    cursor = connection.cursor()
-    try:
-        cursor.execute("PRAGMA synchronous=FULL")
-        deadline = time.monotonic() + _BUSY_SECONDS
-        while cursor.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
-            # Changing the mode does not wait for other connections by itself; two first openers meet here.
-            try:
-                cursor.execute("PRAGMA journal_mode=WAL")
-                break
-            except connection.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-    finally:
-        cursor.close()
-
-
-def _sqlite_begin(connection: sa.Connection) -> None:
-    """Begin a writing transaction with the write lock: what it read cannot change before it writes."""
-    write = connection.get_execution_options().get("cprune_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -112,7 +112,8 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
 def _winograd(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Candidate]:
     """Yield the points of `winograd.py`'s sketch where it may pay: 3x3, stride 1, enough channels and outputs."""
     plain = (w.kernel, w.stride, w.dilation, w.groups) == ((3, 3), (1, 1), (1, 1), 1)
-    if not plain or w.in_block < vector or min(w.in_channels, w.out_channels) < vector:
+    half = max(4, vector // 2)  # half vectors are worth it where the layout has half blocks
+    if not plain or min(w.in_block, w.out_block, w.in_channels, w.out_channels) < half:
         return
     chunks = w.out_channels // w.out_block
     limit = (registers - max(2, registers // 8)) // max(1, w.out_block // vector)

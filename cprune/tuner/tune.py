@@ -1,14 +1,14 @@
 """Spend trials on tasks: propose, lower, build, time, record; then race the leaders and compare them with PyTorch.
 
-Every task may have `trials` trials; a task whose best has not improved for half of its trials ends early, and what
-it leaves goes to the tasks from which the whole model still gains most.  All of this is decided from the records
-alone, and whatever was ever recorded for a task on this target counts as spent: tuning again measures nothing.
+Every task may have `trials` trials, the one from which the whole model gains most at the time goes first, and a task
+whose last trials brought nothing ends early.  All of this is decided from the records alone, and whatever was ever recorded for a task on this target counts as spent: tuning again measures nothing.
 
 Building uses every core, timing has the machine for itself: a batch is built, then it is timed.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -19,8 +19,10 @@ from cprune.targets.errors import BrokenWorld, unknown
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
 from cprune.tuner import programs, reference, space
+from cprune.tuner.features import Machine
+from cprune.tuner.models import Memory
 from cprune.tuner.records import Record, Store
-from cprune.tuner.search import Search
+from cprune.tuner.search import DEFAULT, strategy
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Tir, Workload, describe, key
 
@@ -30,7 +32,8 @@ FINALISTS = 3
 RACE_ROUNDS = 7
 CHECK_SEED = 7
 SLOW = 2.0  # a candidate this many times slower than the best is timed by one call only
-LEAST = 12  # no task ends early before so many trials
+LEAST = 24  # no task ends early before so many trials: the models know nothing before a dozen
+PATIENCE = 12
 GAIN = 0.01  # an improvement of less is none
 NOISY = 0.15  # leaders whose runs spread by more than this say that something else is running
 
@@ -58,6 +61,7 @@ class Best:
 class Clock:
     """Where the seconds went."""
 
+    searching: float = 0.0
     lowering: float = 0.0
     building: float = 0.0
     measuring: float = 0.0
@@ -66,7 +70,7 @@ class Clock:
 class Tuner:
     """Tunes tasks on one session, on one store.
 
-    `spaces` is "sketch", or "metaschedule" for TVM's generic space of every task (to compare with); records of one are
+    `search` names the strategy (`cprune.tuner.search`).  `spaces` is "sketch", or "metaschedule" for TVM's generic space of every task (to compare with); records of one are
     not seen by the other.
     """
 
@@ -78,15 +82,31 @@ class Tuner:
         seed: int = 0,
         on_trial: Callable[[], None] | None = None,
         spaces: str = "sketch",
+        search: str = DEFAULT,
     ) -> None:
         if spaces not in SPACES:
             raise unknown("space", spaces, SPACES)
-        self.spaces = spaces
+        self.spaces, self.search = spaces, search
         self.session, self.store, self.target, self.seed = session, store, target, seed
         self.on_trial = on_trial or (lambda: None)
         self.clock = Clock()
         self.spreads: list[float] = []
         self._settled: dict[tuple[str, int], Best] = {}
+        self._memory: Memory | None = None
+        self._spaces: dict[str, frozenset[Candidate]] = {}
+
+    @property
+    def machine(self) -> Machine:
+        """Return what the features need to know of the target."""
+        return Machine(self.target.vector, self.target.vector_registers, self.target.threads)
+
+    @property
+    def memory(self) -> Memory:
+        """Return what all tasks of the store taught on this target, those of other runs and models included."""
+        if self._memory is None:
+            records = self.store.all(self.target.fingerprint)
+            self._memory = Memory(self.machine, [r for r in records if r.space == self.spaces])
+        return self._memory
 
     @property
     def noise(self) -> float:
@@ -103,8 +123,12 @@ class Tuner:
         return 0 if stalled(records) else max(0, min(trials, size) - len(records))
 
     def known(self, task: str) -> list[Record]:
-        """Return the records of a task, oldest first."""
-        return [r for r in self.store.of_task(task, self.target.fingerprint) if r.space == self.spaces]
+        """Return the records of a task, oldest first, whose programs this space has.
+
+        A store keeps one record of a program, whichever space tried it first.
+        """
+        records = self.store.of_task(task, self.target.fingerprint)
+        return [r for r in records if r.space == self.spaces or _in_both_spaces(r)]
 
     def space_of(self, workload: Workload) -> tuple[Candidate, ...]:
         """Return the points that may be tried for this workload."""
@@ -153,7 +177,9 @@ class Tuner:
     def _batch(self, task: _Task) -> bool:
         """Build and time the next candidates of a task; False if it has none left."""
         n = min(BATCH, task.trials - task.known)
+        start = time.perf_counter()
         asked = task.search.ask(n) if n > 0 else []
+        self.clock.searching += time.perf_counter() - start
         if not asked:
             task.used_up = True
             return False
@@ -167,6 +193,7 @@ class Tuner:
             task.best_s = min(task.best_s, made[-1].latency_s)
         self.clock.measuring += time.perf_counter() - start
         self.store.add(made)
+        self.memory.add(made)
         task.tell(made)
         task.measured += len(made)
         for _ in made:
@@ -216,8 +243,8 @@ class Tuner:
     def _winner(self, workload: Workload, task: str, measured: int) -> Best:
         """Race the leaders in turns, compare each with PyTorch, and return the fastest that is right."""
         while True:
-            records = [r for r in self.known(task) if not r.failure]
-            leaders = sorted(records, key=lambda r: r.latency_s)[:FINALISTS]
+            records = sorted((r for r in self.known(task) if not r.failure), key=lambda r: r.latency_s)
+            leaders = list(itertools.islice((r for r in records if self._makes(workload, r)), FINALISTS))
             if not leaders:
                 raise BrokenWorld(
                     f"not one program of the task '{describe(workload)}' works on {self.target.name}; "
@@ -226,6 +253,23 @@ class Tuner:
             if all(r.checked for r in leaders):
                 return Best(task, Candidate.parse(leaders[0].candidate), leaders[0].latency_s, measured)
             self.store.add(self._raced(workload, leaders))
+
+    def _makes(self, workload: Workload, record: Record) -> bool:
+        """Tell whether this cprune can make a record's program: others may write into the store, later versions too."""
+        candidate = Candidate.parse(record.candidate)
+        if candidate in self._points(workload):
+            return True
+        try:
+            programs.program(workload, candidate)
+        except Exception:  # whatever TVM raises
+            return False
+        return True
+
+    def _points(self, workload: Workload) -> frozenset[Candidate]:
+        task = key(workload)
+        if task not in self._spaces:
+            self._spaces[task] = frozenset(self.space_of(workload))
+        return self._spaces[task]
 
     def _raced(self, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
         """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
@@ -260,13 +304,20 @@ class Tuner:
         return made
 
 
+def _in_both_spaces(record: Record) -> bool:
+    """Tell whether a record is of an operator without a sketch, or of a plain schedule that works."""
+    if record.task.startswith('["tir",'):
+        return True
+    return not record.failure and [name for name, _ in Candidate.parse(record.candidate).knobs] == ["parallel"]
+
+
 def stalled(records: Sequence[Record]) -> bool:
-    """Tell whether the later half of a task's records brought nothing: it may end before its trials are spent."""
+    """Tell whether a task may end before its trials are spent: its last third (PATIENCE at least) brought nothing."""
+    last = max(PATIENCE, len(records) // 3)
     if len(records) < LEAST:
         return False
-    half = len(records) // 2
-    before = min((r.latency_s for r in records[:half]), default=float("inf"))
-    after = min(r.latency_s for r in records[half:])
+    before = min(r.latency_s for r in records[:-last])
+    after = min(r.latency_s for r in records[-last:])
     return before < float("inf") and after > (1 - GAIN) * before
 
 
@@ -277,7 +328,17 @@ class _Task:
         self.job, self.trials, self.key = job, trials, key(job.workload)
         points = tuner.space_of(job.workload)
         self.trials = min(trials, len(points))
-        self.search = Search(points, random.Random(f"{tuner.seed} {self.key}"), trials, job.start)
+        self.search = strategy(
+            tuner.search,
+            job.workload,
+            points,
+            random.Random(f"{tuner.seed} {self.key}"),
+            trials,
+            tuner.machine,
+            job.start,
+            tuner.memory,
+            tuner.target.threads,
+        )
         self.records: list[Record] = []
         self.used_up = False
         self.measured = 0
@@ -304,14 +365,14 @@ class _Task:
     def gain(self) -> float:
         """Return the seconds of the whole model that the next trials may bring.
 
-        That is how often the task runs times what its best improved by over the later half of its trials, a trial
-        (the idea of Ansor's task scheduler, Zheng et al. 2020, section 6, without its similarity term).
+        That is how often the task runs times what its best improved by over its last trials, a trial (the idea of
+        Ansor's task scheduler, Zheng et al. 2020, section 6, without its similarity term).
         """
-        half = self.known // 2
-        before = min((r.latency_s for r in self.records[:half]), default=float("inf"))
+        last = max(PATIENCE, self.known // 3)
+        before = min((r.latency_s for r in self.records[:-last]), default=float("inf"))
         if before == float("inf"):
             return float("inf")
-        return self.job.uses * (before - self.best_s) / max(1, self.known - half)
+        return self.job.uses * (before - self.best_s) / last
 
 
 def _expected(workload: Workload, given: Sequence[Array]) -> Array:

@@ -1,0 +1,63 @@
+"""The staircase: which widths, which workloads, and files that other tools can read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cprune import cli, profile
+from cprune.lower import Layout
+from cprune.tuner.workload import Conv2d
+
+CONV = Conv2d(1, 32, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)
+
+
+def test_widths_are_multiples_of_the_grain_and_end_with_the_full_one() -> None:
+    assert profile.widths(48, 8, 12) == [8, 16, 24, 32, 40, 48]
+    assert profile.widths(20, 8, 12) == [8, 16, 20]
+    assert profile.widths(4, 8, 12) == [4]
+
+
+def test_many_widths_are_thinned_out_evenly() -> None:
+    assert profile.widths(512, 8, 5) == [8, 136, 264, 384, 512]
+    assert profile.widths(512, 8, 1) == [512]
+
+
+def test_a_narrower_layer_is_stored_in_the_blocks_of_the_layout() -> None:
+    narrow = profile.narrowed(CONV, 24, Layout(16))
+    assert (narrow.out_channels, narrow.out_block, narrow.in_channels) == (32, 16, 32)
+    half = profile.narrowed(CONV, 24, Layout(16, narrow=(24,)))
+    assert (half.out_channels, half.out_block) == (24, 8)
+
+
+def test_a_narrower_depthwise_layer_has_fewer_inputs_too() -> None:
+    depthwise = Conv2d(1, 48, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 48, False, "relu", 16, 16)
+    narrow = profile.narrowed(depthwise, 32, Layout(16))
+    assert (narrow.in_channels, narrow.out_channels, narrow.groups) == (32, 32, 32)
+
+
+def test_profile_prints_the_staircase_and_writes_files_that_others_can_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trials", "2", "--width-trials", "2", "--widths", "3", "--records", str(tmp_path / "r.sqlite")]
+    out = tmp_path / "staircase"
+    assert cli._main(["profile", "-m", "small_nets:tiny", *options, "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [[row["channels"] for row in task["widths"]] for task in told["tasks"]] == [[8, 16], [8, 24, 32]]
+    for task in told["tasks"]:
+        assert task["step"] in (8, 16, 32)
+        assert all(0 < row["low_us"] <= row["median_us"] <= row["high_us"] for row in task["widths"])
+    rows = list(csv.DictReader((out / "latency.csv").open()))
+    assert list(rows[0]) == list(profile.COLUMNS)
+    assert [row["out_channels"] for row in rows] == ["8", "16", "8", "24", "32"]
+    for svg in sorted(out.glob("*.svg")):
+        assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+        assert "var(--" not in svg.read_text()
+    assert cli._main(["profile", "-m", "small_nets:tiny", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "conv 3x3/1" in shown
+    assert "█" in shown
