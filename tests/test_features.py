@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +46,23 @@ def test_a_knob_that_a_candidate_lacks_is_nan() -> None:
     np.testing.assert_array_equal(table.values, [[4, np.nan], [np.nan, 1]])
 
 
-def test_of_a_whole_trace_only_the_length_is_taken() -> None:
-    table = knobs((Candidate.of(trace="x" * 100), Candidate.of(parallel="none")))
-    assert table.names == ("knob.trace#", "knob.parallel=none")
-    assert table.values[0, 0] == 100
+def test_of_a_trace_the_decisions_are_taken() -> None:
+    trace = json.dumps(
+        [[["GetSBlock", [], ["conv"]], ["SamplePerfectTile"], ["SampleCategorical"]], [[1, [4, 8]], [2, 3]]]
+    )
+    table = knobs((Candidate.of(trace=trace), Candidate.of(parallel="none")))
+    assert table.names == (
+        *("knob.trace.001.0", "knob.trace.001.1", "knob.trace.002.0", "knob.trace.length"),
+        "knob.parallel=none",
+    )
+    assert table.values[0, :4].tolist() == [4, 8, 3, len(trace)]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2, 3, " + "4, " * 30, "[[], [[1, {}]], 3]" + " " * 30, '[[], [["x", 1], [2]]]' + " " * 30]
+)
+def test_of_any_other_long_text_only_the_length_is_taken(text: str) -> None:
+    assert knobs((Candidate.of(trace=text),)).names == ("knob.trace.length",)
 
 
 def test_the_tile_of_a_convolution_in_registers_loads_and_unrolled_code() -> None:

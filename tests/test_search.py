@@ -19,7 +19,7 @@ from cprune.tuner.records import Record
 from cprune.tuner.search import STRATEGIES, Evolutionary, Strategy, strategy
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Conv2d, key
-from experiments.ablation import NEAR, replay
+from experiments.ablation import NEAR, family, full_width, replay
 from experiments.tables import Recorded, load_all
 
 AVX512 = Machine(16, 32, 2)
@@ -300,3 +300,20 @@ def test_on_a_recorded_table_p_arrives_before_chance(recorded: Recorded) -> None
     assert statistics.median(trials("P", s) for s in range(7)) < statistics.median(
         trials("random", s) for s in range(7)
     )
+
+
+def test_on_recorded_widths_a_pruned_layer_arrives_within_eight_trials() -> None:
+    tables = {table.name: table for table in load_all(TABLES / "widths")}
+    widest = full_width(tables)
+    history = {name: replay(tables[name], "P", 0, 32).records for name in widest.values()}
+    trials = []
+    for name, table in tables.items():
+        if name in history:
+            continue
+        sibling = sorted(history[widest[family(name)]], key=lambda record: record.latency_s)
+        start = [Candidate.parse(record.candidate) for record in sibling[:3]]
+        known = [record for records in history.values() for record in records]
+        trace = replay(table, "P", 0, 12, NEAR * table.best_s, start, known, trials=8)
+        trials.append(trace.trials(NEAR * table.best_s) or 13)
+    assert len(trials) == 20
+    assert statistics.median(trials) <= 8

@@ -10,6 +10,7 @@ A cell is NaN where the workload's kind or the candidate has no such thing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ L1_BYTES = 32 * 1024
 L2_BYTES = 512 * 1024
 """Typical caches of one core.  Only ratios to them are features, so another machine's sizes shift a split, no more."""
 
-_WORD = 24  # a longer text is no word but a program (a trace of MetaSchedule): its length is all that is taken
+_WORD = 24  # a longer text is no word but a program (a trace of MetaSchedule)
 
 
 class Machine(NamedTuple):
@@ -81,7 +82,10 @@ def visible(
 
 
 def knobs(candidates: Sequence[Candidate]) -> Table:
-    """Return the knobs alone: numbers as they are, `knob.name=word` columns of 0 and 1 for words, NaN where absent."""
+    """Return the knobs alone: numbers as they are, `knob.name=word` columns of 0 and 1 for words, NaN where absent.
+
+    Of a long text, a trace of MetaSchedule, the decisions are taken (`_decisions`).
+    """
     rows = [dict(candidate.knobs) for candidate in candidates]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns: dict[str, list[float]] = {}
@@ -90,12 +94,29 @@ def knobs(candidates: Sequence[Candidate]) -> Table:
         words = sorted({v for v in values if isinstance(v, str) and len(v) <= _WORD})
         for word in words:
             columns[f"knob.{name}={word}"] = [np.nan if v is None else float(v == word) for v in values]
-        if any(isinstance(v, str) and len(v) > _WORD for v in values):
-            columns[f"knob.{name}#"] = [float(len(v)) if isinstance(v, str) else np.nan for v in values]
+        decided = [_decisions(v) if isinstance(v, str) and len(v) > _WORD else {} for v in values]
+        for part in sorted({part for one in decided for part in one}):
+            columns[f"knob.{name}.{part}"] = [one.get(part, np.nan) for one in decided]
         if any(isinstance(v, (int, float)) for v in values):
             columns[f"knob.{name}"] = [float(v) if isinstance(v, (int, float)) else np.nan for v in values]
     matrix = np.array(list(columns.values()), dtype=np.float32).T if columns else np.empty((len(rows), 0), np.float32)
     return Table(tuple(columns), np.ascontiguousarray(matrix))
+
+
+def _decisions(text: str) -> dict[str, float]:
+    """Return the length of a program given as text and, if it is a trace of MetaSchedule, the numbers it decided.
+
+    A trace is [instructions, [[number of the instruction, decision], …]]; a decision is a number or a list of them.
+    """
+    found = {"length": float(len(text))}
+    try:
+        _, decisions = json.loads(text)
+        for index, decision in decisions:
+            for i, value in enumerate(decision if isinstance(decision, list) else [decision]):
+                found[f"{int(index):03}.{i}"] = float(value)
+    except (TypeError, ValueError):
+        pass
+    return found
 
 
 def hidden_table(features: Sequence[dict[str, float] | None]) -> Table:
