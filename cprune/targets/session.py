@@ -71,8 +71,10 @@ class Model:
 class Session(Protocol):
     """Builds programs and times them on one machine."""
 
-    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
-        """Build `programs` on all cores of the host, and hold them until the next `build`.
+    def build(
+        self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()
+    ) -> list[Built | Failure]:
+        """Build `programs` on all cores of the host, and hold them until a later `build` that does not `keep` them.
 
         Nothing is timed meanwhile, so building never disturbs a measurement.
         """

@@ -64,11 +64,14 @@ class Worker:
         self.arguments: tuple[Any, list[Any]] = (None, [])
 
     def build(
-        self, handles: list[int], programs: list[Program], target: str, assembly: bool, fresh: bool
+        self, handles: list[int], programs: list[Program], target: str, assembly: bool, keep: list[int] | None
     ) -> list[str | Failure]:
-        """Build on all cores; return the assembly ("" where not asked for) of each, or why it failed."""
-        if fresh:
-            self.programs.clear()
+        """Build on all cores; return the assembly ("" where not asked for) of each, or why it failed.
+
+        Of what was built before, only the handles in `keep` stay (None: all).
+        """
+        if keep is not None:
+            self.programs = {handle: held for handle, held in self.programs.items() if handle in keep}
         def one(handle: int, program: Program) -> str | Failure:
             try:
                 library = _built(program.module, "main", target)
