@@ -26,7 +26,8 @@ class Settings:
         importance: l1, l2, fpgm, taylor or random.
         step_join: how the steps of a program's stages are joined: lcm (the paper) or max (the released code).
         short_epochs, short_lr: training after every step.
-        retry_epochs: one more training, with the same rate, before a step is given up as too inaccurate; 0: none.
+        retry_epochs: one more training, with the same rate, before a step is given up that is a little too inaccurate
+            (2 % of what it needs at most); 0: none.
         long_epochs, long_lr: training at the end.
         long_varied: it moves and flips the images; pays for many images (50,000), not for few (8,000).
         distil: fine-tuning listens to the unpruned model.

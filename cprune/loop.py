@@ -58,6 +58,7 @@ from cprune.tuner.tune import NOISY, Best, Job, Tuner
 from cprune.tuner.workload import describe
 
 MODEL_TOLERANCE = 1e-3
+BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
 
 
@@ -426,7 +427,7 @@ class Loop:
             self.trainer.recalibrate(network, seed)
         try:
             accuracy = self._trained(network, self.settings.short_epochs, seed)
-            if accuracy < floor and self.settings.retry_epochs:
+            if BEYOND_REACH * floor <= accuracy < floor and self.settings.retry_epochs:
                 # One more, longer attempt before a task is given up for good.
                 accuracy = self._trained(network, self.settings.retry_epochs, seed + 500)
         except FineTuneDiverged as error:
