@@ -1,22 +1,25 @@
-"""Lowered calls and the program of every task become one Relax module for TVM's virtual machine.
+"""Lowered calls and the program of every task become a model for TVM's virtual machine.
 
-The module takes the input and then every weight, so that a pruned model of the same shapes differs in its arrays
-alone.
+The Relax module only says which kernel is called with what; the kernels come beside it, one for each task.  So a
+pruned model shares the kernels of the tasks that did not change, and a session builds none of them twice.  The module
+takes the input and then every weight.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import tvm
 from tvm import relax
 
 from cprune.lower import Lowered
-from cprune.targets.session import Model
+from cprune.targets.session import Kernel, Model
 from cprune.tuner.programs import arranged, module_of, shapes
 from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, Shape, key
+from cprune.tuner.workload import Conv2d, Shape, Workload, key
 
 OPAQUE = 8  # TVM's pattern for functions that its own fusion must leave alone
 
@@ -37,25 +40,39 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
     for name, array in weights.items():
         variables[name] = relax.Var(_plain(name), relax.TensorType(array.shape, "float32"))
         parameters.append(variables[name])
-    functions: dict[str, Any] = {}
+    kernels: dict[str, Kernel] = {}
     with builder.function("main", parameters, attrs={"num_input": len(lowered.inputs)}):
         with builder.dataflow():
             for call in lowered.calls:
                 task = key(call.workload)
-                if task not in functions:
-                    func = module_of(call.workload, programs[task])["main"]
-                    func = func.without_attr("global_symbol")
-                    func = func.with_attr({"op_pattern": OPAQUE, "tirx.is_scheduled": True})
-                    functions[task] = builder.add_func(func, f"task{len(functions)}")
+                if task not in kernels:
+                    kernels[task] = kernel(call.workload, programs[task])
                 *given, out = shapes(call.workload, programs[task])
                 names = (*call.inputs, *call.weights)
                 args = [_shaped(builder, variables[name], shape) for name, shape in zip(names, given, strict=True)]
-                made = relax.call_tir(functions[task], args, relax.TensorType(out, "float32"))
+                made = relax.call_dps_packed(kernels[task].name, args, relax.TensorType(out, "float32"))
                 variables[call.output] = builder.emit(made)
             results = [_shaped(builder, variables[name], shape) for name, shape in lowered.outputs]
             result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
         builder.emit_func_output(result)
-    return Model(tvm.ir.save_json(builder.finalize()), tuple(weights.values()))
+    return Model(tvm.ir.save_json(builder.finalize()), tuple(kernels.values()), tuple(weights.values()))
+
+
+@lru_cache(maxsize=1024)
+def kernel(workload: Workload, candidate: Candidate) -> Kernel:
+    """Return the program of a task under a name of its own, the same for the same workload and candidate."""
+    name = "kernel_" + hashlib.sha256(f"{key(workload)} {candidate!r}".encode()).hexdigest()[:16]
+    func = module_of(workload, candidate)["main"]
+    func = func.with_attr({"global_symbol": name, "op_pattern": OPAQUE, "tirx.is_scheduled": True})
+    return Kernel(name, tvm.ir.save_json(tvm.IRModule({name: func})))
+
+
+def linked(model: Model) -> Any:
+    """Return one module with everything in it, for a compiled model that stands alone."""
+    whole = tvm.ir.load_json(model.module)
+    for part in model.kernels:
+        whole.update(tvm.ir.load_json(part.module))
+    return whole
 
 
 def _plain(name: str) -> str:

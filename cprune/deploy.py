@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cprune.compile import linked
 from cprune.lower import Lowered
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Model
@@ -38,7 +39,7 @@ def write(folder: Path, name: str, lowered: Lowered, model: Model, target: Targe
         raise UserError("no C compiler to link the compiled model with", "Install one, for example: apt install gcc")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        compiled = tvm.compile(tvm.ir.load_json(model.module), tvm.target.Target(json.loads(target.compiler)))
+        compiled = tvm.compile(linked(model), tvm.target.Target(json.loads(target.compiler)))
         compiled.export_library(str(folder / "model.so"), cc=linker)
         save_file({f"{i:05}": w for i, w in enumerate(model.weights)}, folder / "weights.safetensors")
         told = {

@@ -10,8 +10,8 @@ latency gate                 one number, 1 %                      interleaved ro
 accuracy decisions           on the test set                      on held-out data; the test set is read before
                                                                   and after
 a step that fails on time    next visit prunes one step more      the same
-a step that fails on         task excluded for good               the same; of several groups, each alone is
-accuracy                                                          still tried
+a step that fails on         task excluded for good               the same; of several groups, the halves and
+accuracy                                                          quarters are still tried, and each alone
 short-term training          plain                                BatchNorm recalibrated, distillation
 end                          long training, 10x tuning            long training, equal trials for both models;
                                                                   steps back if the test set says so

@@ -2,7 +2,8 @@
 
 Ours differs from the paper in three points.  Where a layer's output is made of several groups (a residual stream that
 was widened by zero channels), the group to shrink is chosen among them.  A set of groups that cost too much accuracy
-is excluded as a set: its members are still tried one by one.  And a step that a layer is too narrow for is halved.
+is excluded as a set: its halves are still tried, the one whose channels matter less first, then their halves, down to
+single groups.  And a step that a layer is too narrow for is halved.
 """
 
 from __future__ import annotations
@@ -74,11 +75,25 @@ def proposals(
         layers = [name for name in impact.task.layers if name in graph.layers]
         if not layers or impact.step < 1:
             continue
-        sets = [layers] if len(layers) == 1 else [layers, *([name] for name in layers)]
-        for chosen in sets:
+        for chosen in _halved(sorted(layers, key=lambda name: _matter(name, graph, impact.step, scores))):
             proposal = _fitting(impact, chosen, graph, scores, first_widths, memory, grain, max_sparsity)
             if proposal is not None:
                 yield proposal
+
+
+def _halved(layers: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the layers, then their two halves, then the quarters, down to each alone."""
+    parts = [layers]
+    while parts:
+        yield from parts
+        middles = [(part, (len(part) + 1) // 2) for part in parts if len(part) > 1]
+        parts = [half for part, middle in middles for half in (part[:middle], part[middle:])]
+
+
+def _matter(layer: str, graph: Graph, size: int, scores: Scores) -> float:
+    """Return the mean score of the `size` channels that a layer would lose."""
+    groups = graph.groups_of(layer)
+    return min((float(np.sort(scores[g])[:size].mean()) for g in groups), default=0.0)
 
 
 def _fitting(

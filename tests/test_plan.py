@@ -58,6 +58,16 @@ def test_a_rejected_set_is_tried_with_one_step_more() -> None:
     assert dict(again.removed) == {"layer3.1.conv1": 48, "layer3.2.conv1": 48}
 
 
+def test_the_halves_of_an_excluded_set_are_tried_and_the_half_that_matters_less_comes_first() -> None:
+    case = Case("resnet56")
+    layers = [f"layer3.{i}.conv1" for i in range(1, 9)]  # eight groups of one task
+    for i, name in enumerate(layers):
+        case.scores[name] = case.scores[name] + i % 2 * 100  # every second one matters more
+    found = case.propose(layers[0], 16, Memory(frozenset({" ".join(layers)}), {}))
+    assert [p.key for p in found[:2]] == [" ".join(layers[0::2]), " ".join(layers[1::2])]
+    assert [len(p.removed) for p in found] == [4, 4, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
 def test_an_excluded_set_is_left_alone_but_its_members_are_tried() -> None:
     found = RESNET20.propose("layer2.1.conv1", 16, Memory(frozenset({"layer2.1.conv1 layer2.2.conv1"}), {}))
     assert [p.key for p in found] == ["layer2.1.conv1", "layer2.2.conv1"]

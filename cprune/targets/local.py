@@ -48,11 +48,13 @@ class LocalSession:
         """Return the process number of the living worker."""
         return self._process.pid if self._process else None
 
-    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
+    def build(
+        self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()
+    ) -> list[Built | Failure]:
         """See `Session.build`.  If the worker dies of one program or hangs in it, all are built one by one."""
         handles = [next(self._handles) for _ in programs]
-        self._alive = {}
-        args = (handles, list(programs), self.target.compiler, assembly, True)
+        self._alive = {b.handle: self._alive[b.handle] for b in keep if b.handle in self._alive}
+        args = (handles, list(programs), self.target.compiler, assembly, list(self._alive))
         answers = self._ask("build", args, self.target.timing.deadline_s * max(1, len(programs)))
         if isinstance(answers, Failure):
             if len(programs) == 1:
@@ -61,7 +63,7 @@ class LocalSession:
         return [self._built(h, p, a) for h, p, a in zip(handles, programs, answers, strict=True)]
 
     def _build_one(self, handle: int, program: Program, assembly: bool) -> Built | Failure:
-        args = ([handle], [program], self.target.compiler, assembly, False)
+        args = ([handle], [program], self.target.compiler, assembly, None)
         answers = self._ask("build", args, self.target.timing.deadline_s)
         if isinstance(answers, Failure):
             return Failure("timeout" if answers.stage == "timeout" else "build", answers.reason)

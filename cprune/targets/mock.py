@@ -15,7 +15,9 @@ class MockSession:
     def __init__(self, answer: Answer) -> None:
         self.answer, self.asked, self.closed = answer, 0, False
 
-    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
+    def build(
+        self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()
+    ) -> list[Built | Failure]:
         """Return every program as it is: a table needs no building."""
         return [Built(index, program) for index, program in enumerate(programs)]
 

@@ -52,18 +52,29 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A scheduled TIR module as TVM's JSON text with one function, `name`.  Equal names mean equal code."""
+
+    name: str
+    module: str
+
+
+@dataclass(frozen=True)
 class Model:
-    """A whole Relax module as TVM's JSON text with the weights that its `main` takes after the input."""
+    """A Relax module as TVM's JSON text, the kernels it calls, and the weights its `main` takes after the input."""
 
     module: str
+    kernels: tuple[Kernel, ...]
     weights: tuple[Array, ...]
 
 
 class Session(Protocol):
     """Builds programs and times them on one machine."""
 
-    def build(self, programs: Sequence[Program], *, assembly: bool = False) -> list[Built | Failure]:
-        """Build `programs` on all cores of the host, and hold them until the next `build`.
+    def build(
+        self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()
+    ) -> list[Built | Failure]:
+        """Build `programs` on all cores of the host, and hold them until a later `build` that does not `keep` them.
 
         Nothing is timed meanwhile, so building never disturbs a measurement.
         """
@@ -83,7 +94,10 @@ class Session(Protocol):
         """
 
     def load(self, key: str, model: Model) -> Failure | None:
-        """Build `model` and hold it under `key` until `drop`; None when it is there."""
+        """Build `model` and hold it under `key` until `drop`; None when it is there.
+
+        Kernels of models that are held already are not built again.
+        """
 
     def run(self, key: str, inputs: Sequence[Array]) -> Array | Failure:
         """Return the first output of the held model `key`."""

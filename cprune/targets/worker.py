@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 
 from cprune.targets.session import Failure, Model, Program, Timed, arguments
 
@@ -57,27 +58,29 @@ class Worker:
     def __init__(self) -> None:
         self.device = tvm.cpu()
         self.models: dict[str, tuple[Any, list[Any]]] = {}
+        self.kernels: set[str] = set()
+        self.uses: dict[str, set[str]] = {}  # the kernels of a held model
         self.programs: dict[int, tuple[Any, Program]] = {}
         self.arguments: tuple[Any, list[Any]] = (None, [])
 
     def build(
-        self, handles: list[int], programs: list[Program], target: str, assembly: bool, fresh: bool
+        self, handles: list[int], programs: list[Program], target: str, assembly: bool, keep: list[int] | None
     ) -> list[str | Failure]:
-        """Build on all cores; return the assembly ("" where not asked for) of each, or why it failed."""
-        if fresh:
-            self.programs.clear()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Build on all cores; return the assembly ("" where not asked for) of each, or why it failed.
 
+        Of what was built before, only the handles in `keep` stay (None: all).
+        """
+        if keep is not None:
+            self.programs = {handle: held for handle, held in self.programs.items() if handle in keep}
         def one(handle: int, program: Program) -> str | Failure:
             try:
-                library = tvm.driver.build(tvm.ir.load_json(program.module), tvm.target.Target(json.loads(target)))
-                library["main"]  # machine code is generated here
+                library = _built(program.module, "main", target)
                 self.programs[handle] = (library, program)
                 return str(library.inspect_source("asm")) if assembly else ""
             except Exception as error:
                 return Failure("build", first_line(error))
 
-        with ThreadPoolExecutor(cores) as pool:
+        with ThreadPoolExecutor(_cores()) as pool:
             return list(pool.map(one, handles, programs))
 
     def time(self, handle: int, repeats: int, min_run_s: float, slow_s: float) -> Timed | Failure:
@@ -124,14 +127,22 @@ class Worker:
         return tuple(float(r) for r in evaluate(*args).results)
 
     def load(self, key: str, model: Model, target: str) -> Failure | None:
-        """Build a whole model."""
+        """Build a whole model; its kernels on all cores."""
+        new = [kernel for kernel in model.kernels if kernel.name not in self.kernels]
         try:
-            module = tvm.ir.load_json(model.module)
-            built = tvm.compile(module, tvm.target.Target(json.loads(target)))
+            with ThreadPoolExecutor(_cores()) as pool:
+                libraries = list(pool.map(lambda kernel: _built(kernel.module, kernel.name, target), new))
+            for kernel, library in zip(new, libraries, strict=True):
+                # The virtual machine finds kernels by name among TVM's functions; among many imported libraries
+                # it would search for seconds.
+                tvm.register_global_func(kernel.name, library[kernel.name], override=True)
+            self.kernels.update(kernel.name for kernel in new)
+            built = tvm.compile(tvm.ir.load_json(model.module), tvm.target.Target(json.loads(target)))
             machine = tvm.relax.VirtualMachine(built, self.device)
         except Exception as error:
             return Failure("build", first_line(error))
         self.models[key] = (machine, [tvm.runtime.tensor(w) for w in model.weights])
+        self.uses[key] = {kernel.name for kernel in model.kernels}
         return None
 
     def _caller(self, key: str, inputs: list[Any]) -> Any:
@@ -174,8 +185,24 @@ class Worker:
             return Failure("run", first_line(error))
 
     def drop(self, key: str) -> None:
-        """Forget a held model."""
+        """Forget a held model, and the kernels that were its alone."""
         self.models.pop(key, None)
+        self.uses.pop(key, None)
+        unused = self.kernels.difference(*self.uses.values())
+        for name in unused:
+            tvm_ffi.registry.remove_global_func(name)
+        self.kernels -= unused
+
+
+def _built(module: str, name: str, target: str) -> Any:
+    """Build a TIR module to machine code in memory."""
+    library = tvm.driver.build(tvm.ir.load_json(module), tvm.target.Target(json.loads(target)))
+    library[name]  # machine code is generated here, not at the first call
+    return library
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _zeros(program: Program) -> Any:

@@ -93,6 +93,7 @@ class Tuner:
         self.spreads: list[float] = []
         self._settled: dict[tuple[str, int], Best] = {}
         self._memory: Memory | None = None
+        self._leading: dict[str, dict[str, Built]] = {}  # of every open task the built programs that may win
         self._spaces: dict[str, frozenset[Candidate]] = {}
 
     @property
@@ -169,6 +170,7 @@ class Tuner:
             self._batch(max(gaining, key=lambda task: task.gain))
         for task in open_tasks:
             best = self._winner(task.job.workload, task.key, task.measured)
+            self._leading.pop(task.key, None)
             found[task.key] = best
             if time_limit_s == float("inf"):
                 self._settled[task.key, trials] = best
@@ -191,10 +193,14 @@ class Tuner:
             timed = self.session.time(ready[candidate], slow_s=task.best_s * SLOW)
             made.append(self._record(task.key, candidate, timed))
             task.best_s = min(task.best_s, made[-1].latency_s)
+        leading = self._leading.setdefault(task.key, {})
+        leading.update((c.text(), b) for c, b in ready.items())
         self.clock.measuring += time.perf_counter() - start
         self.store.add(made)
         self.memory.add(made)
         task.tell(made)
+        best = {r.candidate for r in _fastest(task.records)[:FINALISTS]}
+        self._leading[task.key] = {text: b for text, b in leading.items() if text in best}
         task.measured += len(made)
         for _ in made:
             self.on_trial()
@@ -215,16 +221,15 @@ class Tuner:
                 failed.append(self._record(task.key, candidate, Failure("lower", lines[0][:300])))
         self.clock.lowering += time.perf_counter() - start
         start = time.perf_counter()
-        built = dict(
-            zip(
-                lowered,
-                self.session.build(list(lowered.values()), assembly=task.search.needs_assembly),
-                strict=True,
-            )
-        )
+        asm = task.search.needs_assembly
+        built = dict(zip(lowered, self.session.build(list(lowered.values()), assembly=asm, keep=self._held), strict=True))
         self.clock.building += time.perf_counter() - start
         failed += [self._record(task.key, c, b) for c, b in built.items() if isinstance(b, Failure)]
         return {**built}, failed
+
+    @property
+    def _held(self) -> list[Built]:
+        return [built for leading in self._leading.values() for built in leading.values()]
 
     def _record(self, task: str, candidate: Candidate, timed: Timed | Failure, checked: bool = False) -> Record:
         failure = timed if isinstance(timed, Failure) else None
@@ -243,8 +248,8 @@ class Tuner:
     def _winner(self, workload: Workload, task: str, measured: int) -> Best:
         """Race the leaders in turns, compare each with PyTorch, and return the fastest that is right."""
         while True:
-            records = sorted((r for r in self.known(task) if not r.failure), key=lambda r: r.latency_s)
-            leaders = list(itertools.islice((r for r in records if self._makes(workload, r)), FINALISTS))
+            records = (r for r in _fastest(self.known(task)) if self._makes(workload, r))
+            leaders = list(itertools.islice(records, FINALISTS))
             if not leaders:
                 raise BrokenWorld(
                     f"not one program of the task '{describe(workload)}' works on {self.target.name}; "
@@ -275,10 +280,13 @@ class Tuner:
         """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
         plain = arguments(workload.arguments(), CHECK_SEED)
         candidates = {r.candidate: Candidate.parse(r.candidate) for r in leaders}
-        entries = {text: programs.program(workload, c) for text, c in candidates.items()}
+        held = self._leading.setdefault(key(workload), {})
         start = time.perf_counter()
-        built = dict(zip(entries, self.session.build(list(entries.values())), strict=True))
-        ready = {c: b for c, b in built.items() if isinstance(b, Built)}
+        entries = {text: programs.program(workload, c) for text, c in candidates.items() if text not in held}
+        new = self.session.build(list(entries.values()), keep=self._held) if entries else []
+        built: dict[str, Built | Failure] = {**held, **dict(zip(entries, new, strict=True))}
+        held.update((text, b) for text, b in built.items() if isinstance(b, Built))
+        ready = {text: b for text, b in built.items() if text in candidates and isinstance(b, Built)}
         given = [programs.given(workload, candidates[text], plain) for text in ready]
         raced = dict(zip(ready, self.session.race(list(ready.values()), given, RACE_ROUNDS), strict=True))
         self.clock.measuring += time.perf_counter() - start
@@ -302,6 +310,11 @@ class Tuner:
                 timed = Timed((*kept, *timed.runs_s))
             made.append(self._record(record.task, candidates[record.candidate], timed, checked=True))
         return made
+
+
+def _fastest(records: Sequence[Record]) -> list[Record]:
+    """Return the records that work, the fastest first."""
+    return sorted((r for r in records if not r.failure), key=lambda r: r.latency_s)
 
 
 def _in_both_spaces(record: Record) -> bool:

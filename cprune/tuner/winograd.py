@@ -164,13 +164,13 @@ class _Kernel:
                         self._vector(lanes, plane, (dy, z + left), lambda b: ZERO)
             with T.serial(0, self.columns) as t:
                 half = self._alloc((side, side, lanes), "local")
-                for i in range(side):
-                    for j in range(side):
+                with T.serial(0, side) as j:
+                    for i in range(side):
                         column = t * self.m + j
                         self._vector(
                             lanes, half, (i, j), lambda b: _sum(matrix[i], lambda k: plane[k, column, b])
                         )
-                for i in range(side):
+                with T.serial(0, side) as i:
                     for j in range(side):
                         place = (i * side + j, c, row * self.columns + t)
                         self._vector(lanes, spread, place, lambda b: _sum(matrix[j], lambda k: half[i, k, b]))
@@ -199,14 +199,14 @@ class _Kernel:
         w, m, side = self.w, self.m, self.side
         matrix = OUTPUT[m]
         half = self._alloc((m, side, w.out_block), "local")
-        for i in range(m):
-            for j in range(side):
+        with T.serial(0, side) as j:
+            for i in range(m):
                 self._vector(
                     w.out_block, half, (i, j), lambda b: _sum(matrix[i], lambda k: products[k * side + j, o, p, b])
                 )
-        for i in range(m):
+        with T.serial(0, m) as i:
             for j in range(m):
-                checks = [y + i < w.out_height] if i and w.out_height % m else []
+                checks = [y + i < w.out_height] if w.out_height % m else []
                 checks += [z + j < w.out_width] if j and w.out_width % m else []
                 if not checks:
                     self._write(n, chunk, y + i, z + j, half, i, j)
