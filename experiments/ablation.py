@@ -98,11 +98,8 @@ def replay(
         total += sum(entries[c].build_s for c in asked) / 2
         ready = [c for c in asked if entries[c].failure not in ("lower", "build")]
         spent = time.perf_counter()
-        assembly = [(c, "") for c in ready]
-        if strategy.needs_assembly and isinstance(strategy, search.MultiLevel):
-            for c in ready:  # the table keeps what was read from the assembly, not the assembly
-                strategy.hidden[strategy.index[c]] = entries[c].hidden or {}
-        chosen = strategy.choose(assembly, min(BATCH, limit - len(records)))
+        features = [(c, entries[c].hidden if strategy.needs_hidden else None) for c in ready]
+        chosen = strategy.choose(features, min(BATCH, limit - len(records)))
         total += time.perf_counter() - spent
         fresh = []
         for c in [*chosen, *(c for c in asked if c not in ready)]:
