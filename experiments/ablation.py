@@ -98,11 +98,8 @@ def replay(
         total += sum(entries[c].build_s for c in asked) / 2
         ready = [c for c in asked if entries[c].failure not in ("lower", "build")]
         spent = time.perf_counter()
-        assembly = [(c, "") for c in ready]
-        if strategy.needs_assembly and isinstance(strategy, search.MultiLevel):
-            for c in ready:  # the table keeps what was read from the assembly, not the assembly
-                strategy.hidden[strategy.index[c]] = entries[c].hidden or {}
-        chosen = strategy.choose(assembly, min(BATCH, limit - len(records)))
+        features = [(c, entries[c].hidden if strategy.needs_hidden else None) for c in ready]
+        chosen = strategy.choose(features, min(BATCH, limit - len(records)))
         total += time.perf_counter() - spent
         fresh = []
         for c in [*chosen, *(c for c in asked if c not in ready)]:
@@ -153,6 +150,7 @@ class Job:
     table: str
     strategy: str
     seed: int
+    goal_s: float = 0.0
 
 
 def level(job: Job) -> Trace:
@@ -196,8 +194,7 @@ WAYS = ("scratch", "start", "history", "both", "evolutionary+start", "before+sta
 @lru_cache(maxsize=64)
 def earlier(folder: Path, name: str, seed: int) -> tuple[Record, ...]:
     """Return the records of a full search of one table."""
-    table = {t.name: t for t in load_all(folder)}[name]
-    return replay(table.own(), "P", seed, FULL_TRIALS).records
+    return replay(tables(folder, "own")[name], "P", seed, FULL_TRIALS).records
 
 
 def left_out(job: Job) -> int:
@@ -224,11 +221,9 @@ def full_width(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=256)
-def scratch_best(folder: Path, name: str, seeds: int) -> float:
-    """Return the median latency that a full search from nothing ends with."""
-    table = tables(folder, "own")[name]
-    return statistics.median(replay(table, "P", 1000 + s, FULL_TRIALS).best_s[-1] for s in range(seeds))
+def full_search(job: Job) -> float:
+    """Return the latency that a full search from nothing ends with."""
+    return replay(tables(job.folder, "own")[job.table], "P", 1000 + job.seed, FULL_TRIALS).best_s[-1]
 
 
 def narrower(job: Job) -> tuple[int, float]:
@@ -244,13 +239,12 @@ def narrower(job: Job) -> tuple[int, float]:
         table,
         name if name in ("evolutionary", "before") else "P",
         job.seed,
-        FULL_TRIALS,
+        FULL_TRIALS if job.strategy == "scratch" else 24,
         start=() if job.strategy in ("scratch", "history") else start,
         history=history if job.strategy in ("history", "both") else (),
         trials=FULL_TRIALS if job.strategy == "scratch" else 8,
     )
-    goal = scratch_best(job.folder, job.table, 5)
-    return trace.trials(NEAR * goal) or FULL_TRIALS, trace.best_s[min(8, len(trace.best_s)) - 1] / goal
+    return trace.trials(NEAR * job.goal_s) or FULL_TRIALS, trace.best_s[min(8, len(trace.best_s)) - 1] / job.goal_s
 
 
 def transfer(folder: Path, seeds: int, jobs: int) -> None:
@@ -271,9 +265,12 @@ def transfer(folder: Path, seeds: int, jobs: int) -> None:
             f"\n{len(narrow)} pruned widths, {seeds} seeds: trials to 2 % of a {FULL_TRIALS}-trial search from nothing"
         )
         print(f"{'':20}{'median':>8}{'worst width':>13}{'<=4':>6}{'<=8':>6}{'<=16':>6}{'after 8, mean':>15}")
+        todo = [Job(folder, "own", name, "", seed) for name in narrow for seed in range(3)]
+        ends_s = list(pool.map(full_search, todo))
+        goal_s = {name: statistics.median(ends_s[3 * i : 3 * i + 3]) for i, name in enumerate(narrow)}
         for way in WAYS:
-            todo = [Job(folder, "own", name, way, seed) for name in narrow for seed in range(seeds)]
-            ends = list(pool.map(narrower, todo, chunksize=5))
+            todo = [Job(folder, "own", name, way, seed, goal_s[name]) for name in narrow for seed in range(seeds)]
+            ends = list(pool.map(narrower, todo, chunksize=seeds))
             trials = [t for t, _ in ends]
             each = [statistics.median(trials[i : i + seeds]) for i in range(0, len(trials), seeds)]
             within = "".join(f"{sum(t <= n for t in trials) / len(trials):6.0%}" for n in (4, 8, 16))

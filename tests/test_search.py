@@ -13,10 +13,10 @@ import pytest
 
 from cprune.targets.errors import UserError
 from cprune.tuner import models, space
-from cprune.tuner.features import Machine
+from cprune.tuner.features import Machine, hidden
 from cprune.tuner.models import Memory
 from cprune.tuner.records import Record
-from cprune.tuner.search import STRATEGIES, Evolutionary, Strategy, strategy
+from cprune.tuner.search import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Conv2d, key
 from experiments.ablation import NEAR, family, full_width, replay
@@ -74,7 +74,7 @@ def spend(search: Strategy, trials: int, price: Cost = cost, batch: int = 4) -> 
         asked = search.ask(n)
         if not asked:
             break
-        chosen = search.choose([(c, assembly(c) if search.needs_assembly else "") for c in asked], n)
+        chosen = search.choose([(c, hidden(assembly(c)) if search.needs_hidden else None) for c in asked], n)
         measured += chosen
         search.tell(told(chosen, price))
     return measured
@@ -170,7 +170,7 @@ def test_no_model_is_asked_before_a_dozen_points_are_known(monkeypatch: pytest.M
     for _ in range(3):
         asked = search.ask(4)
         assert len(asked) == 4
-        search.choose([(c, "ret") for c in asked], 4)
+        search.choose([(c, hidden("ret")) for c in asked], 4)
         search.tell(told(asked)[: 4 if _ < 2 else 3])
     search.ask(4)
 
@@ -237,9 +237,17 @@ def test_with_an_a_twice_as_many_are_built_once_a_dozen_are_known() -> None:
     assert len(search.ask(4)) == 8
 
 
-def test_p_alone_wants_no_assembly() -> None:
-    assert not make("P").needs_assembly
-    assert make("P+A").needs_assembly
+def test_hidden_features_come_back_from_the_records() -> None:
+    search = make("P+A")
+    record = replace(told([POINTS[0]])[0], hidden='{"fma":7.0}')
+    search.tell([record])
+    assert isinstance(search, MultiLevel)
+    assert search.hidden[POINTS.index(POINTS[0])] == {"fma": 7.0}
+
+
+def test_p_alone_wants_no_hidden_features() -> None:
+    assert not make("P").needs_hidden
+    assert make("P+A").needs_hidden
 
 
 def test_a_picks_by_what_only_the_assembly_tells() -> None:
@@ -251,10 +259,10 @@ def test_a_picks_by_what_only_the_assembly_tells() -> None:
     search = make("P+A", trials=80)
     for _ in range(10):
         asked = search.ask(4)
-        chosen = search.choose([(c, text(c)) for c in asked], 4)
+        chosen = search.choose([(c, hidden(text(c))) for c in asked], 4)
         search.tell(told(chosen, price.__getitem__))
     asked = search.ask(4)
-    chosen = search.choose([(c, text(c)) for c in asked], 4)
+    chosen = search.choose([(c, hidden(text(c))) for c in asked], 4)
     assert len(chosen) == 4
     left = [c for c in asked if c not in chosen]
     assert statistics.mean(map(price.__getitem__, chosen)) < statistics.mean(map(price.__getitem__, left))

@@ -289,3 +289,13 @@ def test_a_kernel_that_writes_out_of_bounds_is_caught_by_the_comparison(
 def test_an_unknown_search_is_answered_with_the_nearest(store: Store, target: Target) -> None:
     with pytest.raises(UserError, match="Did you mean 'evolutionary'"):
         Tuner(MockSession(lambda *_: Failure("run", "")), store, target, search="evolution").tune(CONV, 4)
+
+
+@pytest.mark.parametrize(("search", "known"), [("P", False), ("P+A", True)])
+def test_the_hidden_features_of_what_was_measured_are_recorded_where_they_were_read(
+    few: tuple[Candidate, ...], store: Store, target: Target, search: str, known: bool
+) -> None:
+    session = MockSession(Table(target, rank(few)), assembly="main:\n\tvfmadd231ps %zmm0, %zmm1, %zmm2\n\tretq\n")
+    Tuner(session, store, target, search=search).tune(CONV, 8)
+    records = store.of_task(key(CONV), target.fingerprint)
+    assert {json.loads(r.hidden)["fma"] if r.hidden else None for r in records} == {1.0 if known else None}

@@ -10,16 +10,19 @@ Answer = Callable[[Program, "Sequence[Array] | None"], "Timed | Failure"]
 
 
 class MockSession:
-    """Session whose timings are `answer(program, arguments)`; `asked` counts those without arguments.  It holds no models."""
+    """Session whose timings are `answer(program, arguments)`; `asked` counts those without arguments.
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer, self.asked, self.closed = answer, 0, False
+    Every program's assembly is `assembly`.  It holds no models.
+    """
+
+    def __init__(self, answer: Answer, assembly: str = "") -> None:
+        self.answer, self.assembly, self.asked, self.closed = answer, assembly, 0, False
 
     def build(
         self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()
     ) -> list[Built | Failure]:
         """Return every program as it is: a table needs no building."""
-        return [Built(index, program) for index, program in enumerate(programs)]
+        return [Built(index, program, self.assembly if assembly else "") for index, program in enumerate(programs)]
 
     def time(self, built: Built, *, slow_s: float = float("inf")) -> Timed | Failure:
         """Return what the function says."""

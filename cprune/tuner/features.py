@@ -11,7 +11,7 @@ A cell is NaN where the workload's kind or the candidate has no such thing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -22,8 +22,10 @@ from cprune.tuner.assembly import HIDDEN, hidden
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
 
-__all__ = ["HIDDEN", "Machine", "Table", "aligned", "hidden", "hidden_table", "knobs", "unlike", "visible", "work"]
+__all__ = ["HIDDEN", "Hidden", "Machine", "Table", "aligned", "hidden", "hidden_table", "knobs", "unlike", "visible", "work"]
 
+Hidden = Mapping[str, float]
+"""Hidden features of one program by the names of HIDDEN."""
 Floats = NDArray[np.float32]
 Column = NDArray[np.float64]
 
@@ -119,7 +121,7 @@ def _decisions(text: str) -> dict[str, float]:
     return found
 
 
-def hidden_table(features: Sequence[dict[str, float] | None]) -> Table:
+def hidden_table(features: Sequence[Hidden | None]) -> Table:
     """Return `asm.…` columns of what `hidden` returned for each row; NaN rows where the assembly is not known."""
     nothing = dict.fromkeys(HIDDEN, np.nan)
     rows = [[(one or nothing)[name] for name in HIDDEN] for one in features]

@@ -13,6 +13,7 @@ Every strategy asks for the refitted programs of a sibling (`start`) first.  The
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -21,7 +22,7 @@ import numpy as np
 
 from cprune.targets.errors import unknown
 from cprune.tuner import models
-from cprune.tuner.features import Floats, Machine, Table, hidden, hidden_table, knobs, visible
+from cprune.tuner.features import Floats, Hidden, Machine, Table, hidden_table, knobs, visible
 from cprune.tuner.models import Memory, Model, Samples
 from cprune.tuner.records import Record
 from cprune.tuner.space import Candidate, nearest
@@ -42,14 +43,14 @@ class Strategy(Protocol):
     """What the tuner asks.  Nothing that was measured is proposed again; an empty `ask` means the space is used up."""
 
     @property
-    def needs_assembly(self) -> bool:
-        """Tell whether `choose` wants the assembly text of what was built."""
+    def needs_hidden(self) -> bool:
+        """Tell whether `choose` wants the hidden features of what was built."""
 
     def ask(self, n: int) -> list[Candidate]:
         """Return what to build next so that `n` can be measured: up to `n`, or up to (ALPHA + 1) n with an A."""
 
-    def choose(self, built: Sequence[tuple[Candidate, str]], n: int) -> list[Candidate]:
-        """Return up to `n` of the candidates that were built (each with its assembly text or "") to be measured."""
+    def choose(self, built: Sequence[tuple[Candidate, Hidden | None]], n: int) -> list[Candidate]:
+        """Return up to `n` of the candidates that were built (with their hidden features, if known) to be measured."""
 
     def tell(self, records: Sequence[Record]) -> None:
         """Take note of what was measured or failed, in this session or in an earlier one."""
@@ -100,7 +101,7 @@ class _Points:
         self.queue = [self.index[near] for near in dict.fromkeys(refits)]
 
     @property
-    def needs_assembly(self) -> bool:
+    def needs_hidden(self) -> bool:
         """See `Strategy`."""
         return False
 
@@ -116,7 +117,7 @@ class _Points:
             found.append(self._take(i))
         return [self.space[i] for i in found]
 
-    def choose(self, built: Sequence[tuple[Candidate, str]], n: int) -> list[Candidate]:
+    def choose(self, built: Sequence[tuple[Candidate, Hidden | None]], n: int) -> list[Candidate]:
         """See `Strategy`."""
         return [candidate for candidate, _ in built[:n]]
 
@@ -257,14 +258,14 @@ class MultiLevel(_Points):
         self.recalled = -1  # how much the history held when it was asked last
         self.base: Model | None = None
         self.elsewhere: list[tuple[Candidate, Record]] = []  # records of points that this space does not have
-        self.hidden: dict[int, dict[str, float]] = {}
+        self.hidden: dict[int, Hidden] = {}
         self.passed: list[int] = []
         self.exploring: set[int] = set()
         self.explored = 0.0
         self._ranking: list[int] | None = None
 
     @property
-    def needs_assembly(self) -> bool:
+    def needs_hidden(self) -> bool:
         """See `Strategy`."""
         return self.uses_a
 
@@ -280,12 +281,10 @@ class MultiLevel(_Points):
             found.append(self.passed.pop(0))
         return [self.space[i] for i in found]
 
-    def choose(self, built: Sequence[tuple[Candidate, str]], n: int) -> list[Candidate]:
+    def choose(self, built: Sequence[tuple[Candidate, Hidden | None]], n: int) -> list[Candidate]:
         """See `Strategy`.  What explores is measured in any case."""
         points = [self.index[candidate] for candidate, _ in built]
-        for i, (_, assembly) in zip(points, built, strict=True):
-            if assembly:
-                self.hidden[i] = hidden(assembly)
+        self.hidden |= {i: found for i, (_, found) in zip(points, built, strict=True) if found}
         picked = points[:n]
         if len(points) > n:
             a = models.performance(self._samples(deep=True), self.seed, self.threads) if self._picky else None
@@ -302,6 +301,8 @@ class MultiLevel(_Points):
             candidate = Candidate.parse(record.candidate)
             if candidate not in self.index:
                 self.elsewhere.append((candidate, record))
+            elif record.hidden:
+                self.hidden[self.index[candidate]] = json.loads(record.hidden)
         self.passed = [i for i in self.passed if i not in self.latency_s]
         self._ranking = None
 

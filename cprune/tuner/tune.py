@@ -9,6 +9,7 @@ Building uses every core, timing has the machine for itself: a batch is built, t
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import statistics
 import time
@@ -19,7 +20,7 @@ from cprune.targets.errors import BrokenWorld, unknown
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
 from cprune.tuner import programs, reference, space
-from cprune.tuner.features import Machine
+from cprune.tuner.features import Hidden, Machine, hidden
 from cprune.tuner.models import Memory
 from cprune.tuner.records import Record, Store
 from cprune.tuner.search import DEFAULT, strategy
@@ -187,11 +188,12 @@ class Tuner:
             return False
         built, made = self._built(task, asked)
         ready = {c: b for c, b in built.items() if isinstance(b, Built)}
-        chosen = task.search.choose([(c, b.assembly) for c, b in ready.items()], n)
+        features = {c: hidden(b.assembly) if task.search.needs_hidden else None for c, b in ready.items()}
+        chosen = task.search.choose(list(features.items()), n)
         start = time.perf_counter()
         for candidate in chosen:
             timed = self.session.time(ready[candidate], slow_s=task.best_s * SLOW)
-            made.append(self._record(task.key, candidate, timed))
+            made.append(self._record(task.key, candidate, timed, hidden=features[candidate]))
             task.best_s = min(task.best_s, made[-1].latency_s)
         leading = self._leading.setdefault(task.key, {})
         leading.update((c.text(), b) for c, b in ready.items())
@@ -221,7 +223,7 @@ class Tuner:
                 failed.append(self._record(task.key, candidate, Failure("lower", lines[0][:300])))
         self.clock.lowering += time.perf_counter() - start
         start = time.perf_counter()
-        asm = task.search.needs_assembly
+        asm = task.search.needs_hidden
         built = dict(zip(lowered, self.session.build(list(lowered.values()), assembly=asm, keep=self._held), strict=True))
         self.clock.building += time.perf_counter() - start
         failed += [self._record(task.key, c, b) for c, b in built.items() if isinstance(b, Failure)]
@@ -231,7 +233,14 @@ class Tuner:
     def _held(self) -> list[Built]:
         return [built for leading in self._leading.values() for built in leading.values()]
 
-    def _record(self, task: str, candidate: Candidate, timed: Timed | Failure, checked: bool = False) -> Record:
+    def _record(
+        self,
+        task: str,
+        candidate: Candidate,
+        timed: Timed | Failure,
+        checked: bool = False,
+        hidden: Hidden | None = None,
+    ) -> Record:
         failure = timed if isinstance(timed, Failure) else None
         return Record(
             task=task,
@@ -242,6 +251,7 @@ class Tuner:
             reason=failure.reason if failure else "",
             checked=checked,
             space=self.spaces,
+            hidden=json.dumps(hidden, sort_keys=True, separators=(",", ":")) if hidden else "",
             created=time.time(),
         )
 
