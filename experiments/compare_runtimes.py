@@ -2,8 +2,9 @@
 
     python experiments/compare_runtimes.py --trials 64
 
-Batch 1, the same number of threads for all, random weights.  The records stay in --records, so that a second run only
-measures.  EfficientNet-Lite0 needs `pip install --no-deps efficientnet-lite-pytorch`.
+Batch 1, the same number of threads for all, random weights.  The outputs of all three are compared: a winner with a
+wrong result ends the script.  The records stay in --records, so that a second run only measures.  EfficientNet-Lite0
+needs `pip install --no-deps efficientnet-lite-pytorch`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cprune.bench import bench
 from cprune.config import Settings
 from cprune.progress import of_terminal
+from cprune.tuner.records import Store
 
 MODELS = (
     *("resnet20", "resnet56", "resnet18", "vgg16_bn"),
@@ -57,6 +60,14 @@ def main() -> None:
         )
     mean = math.exp(sum(map(math.log, rows)) / len(rows))
     print(f"geometric mean of tvm/onnxruntime over {len(rows)} networks: {mean:.3f}")
+    with Store(given.records) as store:
+        tried = store.all()
+    wrong = sum(record.failure == "check" for record in tried)
+    failed = sum(record.failure not in ("", "check") for record in tried)
+    print(f"{len(tried)} programs tried, {failed} failed, {wrong} gave a wrong result and were dropped")
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ours, worker = (resource.getrusage(who).ru_maxrss / 2**20 for who in processes)
+    print(f"peak memory: {ours:.2f} GB (with PyTorch and ONNX Runtime), measuring process {worker:.2f} GB")
 
 
 if __name__ == "__main__":
