@@ -15,6 +15,7 @@ from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Failure, Session
 
 NOISY = 0.15
+LOOKS = 4
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,47 @@ class Comparison:
     new_ms: Interval
     ratio: Interval
 
+    def faster(self, beta: float) -> bool:
+        """Tell whether the new model takes at most `beta` of the time, and less time in any case."""
+        return self.ratio.median <= beta and self.ratio.high < 1
+
     @property
     def noisy(self) -> bool:
         """Tell whether the rounds spread so far that the machine must be busy with something else."""
         return (self.ratio.high - self.ratio.low) > NOISY * self.ratio.median
 
 
-def compare(session: Session, old: str, new: str, inputs: Sequence[Array], rounds: int, run_ms: float) -> Comparison:
-    """Time two held models in turns; measured once more if the machine was noisy.
+def compare(
+    session: Session,
+    old: str,
+    new: str,
+    inputs: Sequence[Array],
+    rounds: int,
+    run_ms: float,
+    beta: float | None = None,
+) -> Comparison:
+    """Time two held models in turns: `rounds` of them, and more while the machine is too noisy to tell.
+
+    Every further look doubles the number of rounds and counts all of them, so that a small gain is seen in noise, at
+    most LOOKS times (8 times `rounds` in all).  With `beta` the question is whether `new` is faster, else the answer
+    only has to be steady.  (Four looks at an interval of 95 % take a model without any gain for a faster one more
+    often than one look, but its median would have to be below `beta` as well.)
 
     Raises BrokenWorld if a model that was checked before fails to run.
     """
-    for attempt in range(2):
-        runs = session.time_models((old, new), inputs, rounds * (attempt + 1), run_ms)
+    pool: dict[str, list[float]] = {old: [], new: []}
+    for look in range(LOOKS):
+        runs = session.time_models((old, new), inputs, rounds * 2 ** max(0, look - 1), run_ms)
         if isinstance(runs, Failure):
             raise BrokenWorld(f"a compiled model stopped running ({runs.stage}): {runs.reason}")
+        for key in pool:
+            pool[key] += runs[key]
         found = Comparison(
-            interval([1e3 * s for s in runs[old]]),
-            interval([1e3 * s for s in runs[new]]),
-            interval([b / a for a, b in zip(runs[old], runs[new], strict=True)]),
+            interval([1e3 * s for s in pool[old]]),
+            interval([1e3 * s for s in pool[new]]),
+            interval([b / a for a, b in zip(pool[old], pool[new], strict=True)]),
         )
-        if not found.noisy:
+        if not found.noisy and (beta is None or found.faster(beta) or found.ratio.low > beta):
             break
     return found
 

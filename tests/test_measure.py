@@ -53,12 +53,32 @@ def test_a_drift_that_hits_both_models_leaves_the_ratio_alone() -> None:
     assert found.old_ms.median == pytest.approx(1.7)
 
 
-def test_a_noisy_comparison_is_measured_once_more() -> None:
+def test_a_noisy_comparison_gets_more_rounds_and_all_of_them_count() -> None:
     noisy = {"a": (1.0,) * 6, "b": (0.5, 0.9, 1.3, 0.7, 1.1, 1.5)}
-    calm = {"a": (1.0,) * 6, "b": (0.9,) * 6}
+    calm = {"a": (1.0,) * 30, "b": (0.9,) * 30}
     turns = _Turns(noisy, calm)
     assert compare(turns, "a", "b", (), 6, 1.0).ratio == Interval(0.9, 0.9, 0.9)
     assert turns.answers == []
+
+
+def test_a_gain_that_the_first_rounds_leave_open_is_looked_at_again() -> None:
+    # six rounds give their range, 0.93 to 1.01: 1 is in it.  Of twelve the third and the tenth count: 0.95 to 0.99.
+    first = {"a": (1.0,) * 6, "b": (0.93, 0.95, 0.97, 0.97, 0.99, 1.01)}
+    turns = _Turns(first, first, first)
+    found = compare(turns, "a", "b", (), 6, 1.0, beta=0.99)
+    assert found.ratio == Interval(0.97, 0.95, 0.99)
+    assert found.faster(0.99)
+    assert len(turns.answers) == 1
+
+
+def test_what_is_clearly_no_gain_is_not_looked_at_again_and_what_stays_open_only_four_times() -> None:
+    slower, open_ = {"a": (1.0,) * 6, "b": (1.02,) * 6}, {"a": (1.0,) * 6, "b": (0.98,) * 3 + (1.01,) * 3}
+    turns = _Turns(slower, slower)
+    assert not compare(turns, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
+    assert len(turns.answers) == 1
+    turns = _Turns(*[open_] * 5)
+    assert not compare(turns, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
+    assert len(turns.answers) == 1
 
 
 def test_a_model_that_stops_running_is_a_broken_world() -> None:
