@@ -13,6 +13,8 @@ a step that fails on time    next visit prunes one step more      the same
 a step that fails on         task excluded for good               the same; of several groups, the halves and
 accuracy                                                          quarters are still tried, and each alone
 short-term training          plain                                BatchNorm recalibrated, distillation
+no task is left              long training, the end               long training; if that leaves room, every task
+                                                                  may be tried again from there
 end                          long training, 10x tuning            long training, equal trials for both models;
                                                                   steps back if the test set says so
 ===========================  ===================================  ==============================================
@@ -59,6 +61,7 @@ from cprune.tuner.workload import describe
 
 MODEL_TOLERANCE = 1e-3
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
+ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
 
 
@@ -219,6 +222,8 @@ class Loop:
         self.noise_told = False
         self.history: list[Step] = []
         self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
+        self.trained: dict[int, tuple[Network, float]] = {}  # after long training, by step
+        self.renewed: set[int] = set()  # steps whose model went on after long training
         self.held = "before"  # the session's name of the current model
         tuner.on_trial = progress.advance
 
@@ -293,7 +298,7 @@ class Loop:
                     "seconds": self.seconds.since(dict.fromkeys(self.seconds.now(), 0.0)),
                 }
             )
-        self.start, self.before, self.current = start, tuned, tuned
+        self.start, self.before, self.current, self.accuracy = start, tuned, tuned, decide
         self.first_widths = widths(tuned.graph)
         self.progress.say(
             f"tuned: {latency.median:.3f} ms [{latency.low:.3f}, {latency.high:.3f}], "
@@ -313,9 +318,8 @@ class Loop:
 
     def steps(self) -> Iterator[Step]:
         """Yield every visit to a task until no task is left or the limits of the settings are reached."""
-        kept = [e for e in self.events if e["event"] == "step"]
-        index = len(kept)
-        excluded, rejected = self._replayed(kept)
+        excluded, rejected = self._replayed()
+        index = len(self.history)
         while index < self.settings.max_steps:
             scores = self._scores(self.current)
             memory = Memory(frozenset(excluded), rejected)
@@ -333,7 +337,10 @@ class Loop:
             )
             if proposal is None:
                 self.progress.say("no task is left")
-                return
+                if not self._renew():
+                    return
+                excluded, rejected = set(), {}
+                continue
             step = self._visit(index, proposal, scores)
             if step.verdict != "accepted":
                 self.session.drop(f"step{index}")
@@ -347,33 +354,55 @@ class Loop:
             yield step
             index += 1
 
-    def _replayed(self, kept: list[dict[str, Any]]) -> tuple[set[str], dict[str, int]]:
+    def _replayed(self) -> tuple[set[str], dict[str, int]]:
         """Go to the last accepted model of an earlier life, and return what was excluded and rejected."""
         excluded: set[str] = set()
         rejected: dict[str, int] = {}
         last: int | None = None
-        for event in kept:
+        for event in self.events:
+            if event["event"] == "renewed":
+                self.renewed.add(event["index"])
+                self.accuracy = event["accuracy"]
+                excluded, rejected = set(), {}
+            if event["event"] != "step":
+                continue
             self.loop_trials += event["trials"]
             self.history.append(_step_of(event))
             if event["verdict"] == "accepted":
-                last, rejected = event["index"], {}
+                last, rejected, self.accuracy = event["index"], {}, event["accuracy"]
             elif event["verdict"] == "excluded":
                 excluded.add(event["key"])
             else:
                 rejected[event["key"]] = rejected.get(event["key"], 0) + 1
         if last is not None:
-            self.current = self._again(last)
+            folder = self.keeper.final_dir(last) if last in self.renewed else self.keeper.step_dir(last)
+            assert folder is not None
+            self.current = self._again(networks.load(folder), self.before)
             self._load(f"step{last}", self.current)
             self._hold(f"step{last}")
-        if kept:
-            self.progress.say(f"resumed after {len(kept)} steps")
+        if self.history:
+            self.progress.say(f"resumed after {len(self.history)} steps")
         return excluded, rejected
 
-    def _again(self, index: int) -> Tuned:
-        folder = self.keeper.step_dir(index)
-        assert folder is not None
-        network = networks.load(folder)
-        return self._tuned(network, self.start.layout, self.settings.loop_trials, self._siblings(self.before), "")
+    def _again(self, network: Network, wider: Tuned) -> Tuned:
+        """Return a network whose tasks were tuned before."""
+        return self._tuned(network, self.start.layout, self.settings.loop_trials, self._siblings(wider), "")
+
+    def _renew(self) -> bool:
+        """Train the current model long, and go on with it if that helps and leaves room for more."""
+        last = max((s.index for s in self.history if s.verdict == "accepted"), default=None)
+        if last is None or last in self.renewed:
+            return False
+        network, accuracy = self._long_trained(last)
+        room = accuracy - self.start.floor
+        if accuracy <= self.accuracy or room < ROOM * (self.start.decide - self.start.floor) or not room > 0:
+            return False
+        self.renewed.add(last)
+        self.accuracy = accuracy
+        self.current = self._again(network, self.current)
+        self.keeper.append({"event": "renewed", "index": last, "accuracy": accuracy})
+        self.progress.say(f"{accuracy:.2%} on held-out data after long training: every task is tried again")
+        return True
 
     def _hold(self, key: str) -> None:
         """Make the model `key` of the session the one that candidates are compared with."""
@@ -421,8 +450,7 @@ class Loop:
             return verdict("rejected", f"not clearly faster: {told}", found)
         network = new.network
         seed = self.settings.seed * 1000 + index
-        last = next((s.accuracy for s in reversed(self.history) if s.verdict == "accepted"), self.start.decide)
-        floor = max(self.start.floor, self.settings.alpha * (last or 0.0))
+        floor = max(self.start.floor, self.settings.alpha * self.accuracy)
         with self.seconds.spent("train"):
             self.trainer.recalibrate(network, seed)
         try:
@@ -439,7 +467,7 @@ class Loop:
             networks.save(network, folder)
         else:
             self.remembered[index] = network
-        self.current = new
+        self.current, self.accuracy = new, accuracy
         self._hold(f"step{index}")
         return verdict("accepted", f"{1 / found.ratio.median:.3f}x faster", found, accuracy)
 
@@ -559,6 +587,8 @@ class Loop:
 
     def _long_trained(self, index: int) -> tuple[Network, float]:
         """Return the model after step `index`, trained long if that helps, and its accuracy on held-out data."""
+        if index in self.trained:
+            return self.trained[index]
         folder = self.keeper.final_dir(index)
         for event in self.events:
             if event["event"] == "trained" and event["index"] == index and folder is not None:
@@ -584,6 +614,7 @@ class Loop:
         if folder is not None:
             networks.save(network, folder)
         self.keeper.append({"event": "trained", "index": index, "before": before, "accuracy": after})
+        self.trained[index] = network, after
         return network, after
 
     # -- helpers
