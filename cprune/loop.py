@@ -13,7 +13,7 @@ a step that fails on time    next visit prunes one step more      the same
 a step that fails on         task excluded for good               the same; of several groups, the halves and
 accuracy                                                          quarters are still tried, and each alone
 short-term training          plain                                BatchNorm recalibrated, distillation
-no task is left              long training, the end               long training; if that leaves room, every task
+accuracy is nearly used up   long training, the end               long training; if that leaves room, every task
                                                                   may be tried again from there
 end                          long training, 10x tuning            long training, equal trials for both models;
                                                                   steps back if the test set says so
@@ -224,6 +224,7 @@ class Loop:
         self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
         self.trained: dict[int, tuple[Network, float]] = {}  # after long training, by step
         self.renewed: set[int] = set()  # steps whose model went on after long training
+        self.hopeful = True  # long training helped, or was not tried yet
         self.held = "before"  # the session's name of the current model
         tuner.on_trial = progress.advance
 
@@ -321,6 +322,10 @@ class Loop:
         excluded, rejected = self._replayed()
         index = len(self.history)
         while index < self.settings.max_steps:
+            if self.hopeful and self.history[-1:] and self.history[-1].verdict == "excluded" and not self._roomy():
+                self.hopeful = self._renew()  # what comes now would be excluded as well
+                if self.hopeful:
+                    excluded, rejected = set(), {}
             scores = self._scores(self.current)
             memory = Memory(frozenset(excluded), rejected)
             proposal = next(
@@ -388,14 +393,18 @@ class Loop:
         """Return a network whose tasks were tuned before."""
         return self._tuned(network, self.start.layout, self.settings.loop_trials, self._siblings(wider), "")
 
+    def _roomy(self, accuracy: float | None = None) -> bool:
+        """Tell whether an accuracy (default: the current model's) leaves enough of the allowed loss to go on."""
+        room = (self.accuracy if accuracy is None else accuracy) - self.start.floor
+        return room > 0 and room >= ROOM * (self.start.decide - self.start.floor)
+
     def _renew(self) -> bool:
         """Train the current model long, and go on with it if that helps and leaves room for more."""
         last = max((s.index for s in self.history if s.verdict == "accepted"), default=None)
         if last is None or last in self.renewed:
             return False
         network, accuracy = self._long_trained(last)
-        room = accuracy - self.start.floor
-        if accuracy <= self.accuracy or room < ROOM * (self.start.decide - self.start.floor) or not room > 0:
+        if accuracy <= self.accuracy or not self._roomy(accuracy):
             return False
         self.renewed.add(last)
         self.accuracy = accuracy
