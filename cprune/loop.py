@@ -570,11 +570,17 @@ class Loop:
     def _last_model(self) -> tuple[Network, float, str]:
         """Return the newest accepted model that keeps the promise after long training, its test accuracy, a status.
 
-        A model is looked at with the test set only if it keeps the floor on held-out data.
+        A model is looked at with the test set only if it keeps the floor on held-out data.  Where long training did not
+        help a model, the ones before it are looked at as they are.
         """
         accepted = [s for s in self.history if s.verdict == "accepted"]
+        helped = True
         for back, step in enumerate(reversed(accepted)):
-            network, decided = self._long_trained(step.index)
+            if helped or step.index in self.renewed:
+                network, decided = self._long_trained(step.index)
+                helped = decided > (step.accuracy or 0.0)
+            else:
+                network, decided = self._accepted(step.index), step.accuracy or 0.0
             if decided < self.start.floor:
                 told = f"{decided:.2%} on held-out data is below {self.start.floor:.2%}"
             else:
@@ -602,8 +608,7 @@ class Loop:
         for event in self.events:
             if event["event"] == "trained" and event["index"] == index and folder is not None:
                 return networks.load(folder), event["accuracy"]
-        kept = self.keeper.step_dir(index)
-        short = networks.load(kept) if kept is not None else self.remembered[index]
+        short = self._accepted(index)
         network = deepcopy(short)
         self.progress.say(f"long training of the model after step {index}")
         schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
@@ -627,6 +632,11 @@ class Loop:
         return network, after
 
     # -- helpers
+
+    def _accepted(self, index: int) -> Network:
+        """Return the model as it was accepted."""
+        folder = self.keeper.step_dir(index)
+        return networks.load(folder) if folder is not None else self.remembered[index]
 
     def _tuned(
         self,
