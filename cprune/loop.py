@@ -322,7 +322,7 @@ class Loop:
         excluded, rejected = self._replayed()
         index = len(self.history)
         while index < self.settings.max_steps:
-            if self.hopeful and self.history[-1:] and self.history[-1].verdict == "excluded" and not self._roomy():
+            if self.hopeful and self._excluded_last() and not self._roomy():
                 self.hopeful = self._renew()  # what comes now would be excluded as well
                 if self.hopeful:
                     excluded, rejected = set(), {}
@@ -392,6 +392,9 @@ class Loop:
     def _again(self, network: Network, wider: Tuned) -> Tuned:
         """Return a network whose tasks were tuned before."""
         return self._tuned(network, self.start.layout, self.settings.loop_trials, self._siblings(wider), "")
+
+    def _excluded_last(self) -> bool:
+        return bool(self.history) and self.history[-1].verdict == "excluded"
 
     def _roomy(self, accuracy: float | None = None) -> bool:
         """Tell whether an accuracy (default: the current model's) leaves enough of the allowed loss to go on."""

@@ -92,8 +92,12 @@ def _halved(layers: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _matter(layer: str, graph: Graph, size: int, scores: Scores) -> float:
     """Return the mean score of the `size` channels that a layer would lose."""
-    groups = graph.groups_of(layer)
-    return min((float(np.sort(scores[g])[:size].mean()) for g in groups), default=0.0)
+    return min((_least(scores[g], size) for g in graph.groups_of(layer)), default=0.0)
+
+
+def _least(scores: NDArray[np.float64], size: int) -> float:
+    """Return the mean of the `size` lowest scores."""
+    return float(np.sort(scores)[:size].mean())
 
 
 def _fitting(
@@ -133,7 +137,7 @@ def _starts(layers: Sequence[str], graph: Graph, size: int, scores: Scores) -> l
         groups = graph.groups_of(layer)
         if not groups:
             return []
-        cheap = sorted(groups, key=lambda g: float(np.sort(scores[g])[:size].mean()))
+        cheap = sorted(groups, key=lambda g: _least(scores[g], size))
         options.append([(g,) for g in cheap] + ([tuple(groups)] if len(groups) > 1 else []))
     most = max(len(choice) for choice in options)
     found = []

@@ -34,6 +34,7 @@ from experiments.tables import Recorded, load_all
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02
 FULL_TRIALS = 64
+WARM_TRIALS = 24  # a warm search on a pruned width that needs more is ended, and counts as FULL_TRIALS
 LEVELS = ("before", "random", "evolutionary", "P", "P+A", "P+V+A")
 
 
@@ -239,7 +240,7 @@ def narrower(job: Job) -> tuple[int, float]:
         table,
         name if name in ("evolutionary", "before") else "P",
         job.seed,
-        FULL_TRIALS if job.strategy == "scratch" else 24,
+        FULL_TRIALS if job.strategy == "scratch" else WARM_TRIALS,
         start=() if job.strategy in ("scratch", "history") else start,
         history=history if job.strategy in ("history", "both") else (),
         trials=FULL_TRIALS if job.strategy == "scratch" else 8,
