@@ -94,9 +94,7 @@ class LocalSession:
         assert isinstance(answer, (Timed, Failure))
         return answer
 
-    def race(
-        self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int
-    ) -> list[Timed | Failure]:
+    def race(self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
         """See `Session.race`.  If the worker dies of one program, each is run alone."""
         timing = self.target.timing
         answers: Any = self._absent(entries)

@@ -29,9 +29,7 @@ class MockSession:
         self.asked += 1
         return self.answer(built.program, None)
 
-    def race(
-        self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int
-    ) -> list[Timed | Failure]:
+    def race(self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
         """Return what the function says of each, output included."""
         return [self.answer(built.program, args) for built, args in zip(entries, given, strict=True)]
 

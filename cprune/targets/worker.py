@@ -72,6 +72,7 @@ class Worker:
         """
         if keep is not None:
             self.programs = {handle: held for handle, held in self.programs.items() if handle in keep}
+
         def one(handle: int, program: Program) -> str | Failure:
             try:
                 library = _built(program.module, "main", target)
@@ -97,9 +98,7 @@ class Worker:
         except Exception as error:
             return Failure("run", first_line(error))
 
-    def race(
-        self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float
-    ) -> list[Timed | Failure]:
+    def race(self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float) -> list[Timed | Failure]:
         """Time programs in turns and return their outputs."""
         found: dict[int, Any] = {}
         for handle, arrays in zip(handles, given, strict=True):

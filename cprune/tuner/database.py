@@ -50,7 +50,7 @@ class Database:
                 url = url.set(drivername="postgresql+psycopg")
             if url.get_backend_name() != "sqlite" or url.query or url.database in (None, "", ":memory:"):
                 secret = [key for key in url.query if "pass" in key]
-                shown = url.update_query_dict({key: "hidden" for key in secret})
+                shown = url.update_query_dict(dict.fromkeys(secret, "hidden"))
                 return cls(url, shown.render_as_string(hide_password=True))
             path = Path(str(url.database))
         else:

@@ -1,9 +1,9 @@
 """What a record that comes from elsewhere must look like before it goes into a store.
 
 A record is believed when a task is tuned: models learn from it, and its candidate is built and run here.  So a workload
-must have a shape, and a knob a number that a sketch could have.  A trace is a program for TVM's scheduler, and TVM knows
-annotations that compile whatever text they hold (`pragma_import_llvm`), so a trace may hold only the instructions that
-MetaSchedule's rules for a CPU write.
+must have a shape, and a knob a number that a sketch could have.  A trace is a program for TVM's scheduler, and TVM
+knows annotations that compile whatever text they hold (`pragma_import_llvm`), so a trace may hold only the instructions
+that MetaSchedule's rules for a CPU write.
 
 What is sound but of another version of cprune (an operator or a knob that this one lacks) is no reason to refuse
 anything else: it is of no use here, and left out.

@@ -22,7 +22,19 @@ from cprune.tuner.assembly import HIDDEN, hidden
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
 
-__all__ = ["HIDDEN", "Hidden", "Machine", "Table", "aligned", "hidden", "hidden_table", "knobs", "unlike", "visible", "work"]
+__all__ = [
+    "HIDDEN",
+    "Hidden",
+    "Machine",
+    "Table",
+    "aligned",
+    "hidden",
+    "hidden_table",
+    "knobs",
+    "unlike",
+    "visible",
+    "work",
+]
 
 Hidden = Mapping[str, float]
 """Hidden features of one program by the names of HIDDEN."""

@@ -1,7 +1,8 @@
 """Spend trials on tasks: propose, lower, build, time, record; then race the leaders and compare them with PyTorch.
 
 Every task may have `trials` trials, the one from which the whole model gains most at the time goes first, and a task
-whose last trials brought nothing ends early.  All of this is decided from the records alone, and whatever was ever recorded for a task on this target counts as spent: tuning again measures nothing.
+whose last trials brought nothing ends early.  All of this is decided from the records alone, and whatever was ever
+recorded for a task on this target counts as spent: tuning again measures nothing.
 
 Building uses every core, timing has the machine for itself: a batch is built, then it is timed.
 """
@@ -13,7 +14,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cprune.targets.errors import BrokenWorld, unknown
@@ -71,8 +72,8 @@ class Clock:
 class Tuner:
     """Tunes tasks on one session, on one store.
 
-    `search` names the strategy (`cprune.tuner.search`).  `spaces` is "sketch", or "metaschedule" for TVM's generic space of every task (to compare with); records of one are
-    not seen by the other.
+    `search` names the strategy (`cprune.tuner.search`).  `spaces` is "sketch", or "metaschedule" for TVM's generic
+    space of every task (to compare with); records of one are not seen by the other.
     """
 
     def __init__(
@@ -208,9 +209,7 @@ class Tuner:
             self.on_trial()
         return True
 
-    def _built(
-        self, task: _Task, asked: Sequence[Candidate]
-    ) -> tuple[dict[Candidate, Built | Failure], list[Record]]:
+    def _built(self, task: _Task, asked: Sequence[Candidate]) -> tuple[dict[Candidate, Built | Failure], list[Record]]:
         """Return what was built, and the records of what could not be."""
         start = time.perf_counter()
         lowered: dict[Candidate, Program] = {}
@@ -224,7 +223,9 @@ class Tuner:
         self.clock.lowering += time.perf_counter() - start
         start = time.perf_counter()
         asm = task.search.needs_hidden
-        built = dict(zip(lowered, self.session.build(list(lowered.values()), assembly=asm, keep=self._held), strict=True))
+        built = dict(
+            zip(lowered, self.session.build(list(lowered.values()), assembly=asm, keep=self._held), strict=True)
+        )
         self.clock.building += time.perf_counter() - start
         failed += [self._record(task.key, c, b) for c, b in built.items() if isinstance(b, Failure)]
         return {**built}, failed

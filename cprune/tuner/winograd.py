@@ -101,22 +101,21 @@ class _Kernel:
     def func(self) -> Any:
         w = self.w
         x_shape, *_, bias_shape, out_shape = w.arguments()
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name("main")
-                T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            T.func_attr({"global_symbol": "main", "tirx.noalias": True})
 
-                def argument(name: str, shape: Shape) -> Any:
-                    return T.arg(name, T.buffer(shape, "float32", layout=None))
+            def argument(name: str, shape: Shape) -> Any:
+                return T.arg(name, T.buffer(shape, "float32", layout=None))
 
-                self.x = argument("x", x_shape)
-                self.residual = argument("residual", out_shape) if w.residual else None
-                self.weight = argument("weight", weight_shape(w, self.m))
-                self.bias = argument("bias", bias_shape)
-                self.out = argument("out", out_shape)
-                pieces = w.batch * self.bands * self.groups
-                with (T.parallel if pieces > 1 else T.serial)(0, pieces) as piece:
-                    self._piece(piece)
+            self.x = argument("x", x_shape)
+            self.residual = argument("residual", out_shape) if w.residual else None
+            self.weight = argument("weight", weight_shape(w, self.m))
+            self.bias = argument("bias", bias_shape)
+            self.out = argument("out", out_shape)
+            pieces = w.batch * self.bands * self.groups
+            with (T.parallel if pieces > 1 else T.serial)(0, pieces) as piece:
+                self._piece(piece)
         return builder.get()
 
     def _alloc(self, shape: Shape, scope: str = "global") -> Any:
@@ -167,9 +166,7 @@ class _Kernel:
                 with T.serial(0, side) as j:
                     for i in range(side):
                         column = t * self.m + j
-                        self._vector(
-                            lanes, half, (i, j), lambda b: _sum(matrix[i], lambda k: plane[k, column, b])
-                        )
+                        self._vector(lanes, half, (i, j), lambda b: _sum(matrix[i], lambda k: plane[k, column, b]))
                 with T.serial(0, side) as i:
                     for j in range(side):
                         place = (i * side + j, c, row * self.columns + t)
