@@ -5,7 +5,7 @@
     python experiments/ablation.py --part transfer       with records of other tasks, and on pruned widths
 
 A trial is one measured candidate; failures count.  Seconds are modelled: what building took (two at a time) of all that
-was built, what measuring took of all that was measured, both from the table, plus what the strategy itself took here.
+was built, what measuring took of all that was measured, both from the table, plus the processor time of the strategy here.
 A search that does not get there within LIMIT trials counts as LIMIT.  Medians over seeds, geometric means over tables.
 """
 
@@ -79,7 +79,7 @@ def replay(
     """Search a table; ends after `limit` trials, at `goal_s`, or with the space."""
     entries = {entry.candidate: entry for entry in table.entries}
     rng = random.Random(f"{seed} {table.name}")
-    spent = time.perf_counter()
+    spent = time.process_time()
     strategy: search.Strategy
     if name == "before":
         strategy = Before(table.space, rng, trials, start)
@@ -88,20 +88,20 @@ def replay(
             name, table.workload, table.space, rng, trials, table.machine, start, Memory(table.machine, history)
         )
     best, seconds, built, failed, records = [], [], [], [], list[Record]()
-    total, made = time.perf_counter() - spent, 0
+    total, made = time.process_time() - spent, 0
     while len(records) < limit:
-        spent = time.perf_counter()
+        spent = time.process_time()
         asked = strategy.ask(min(BATCH, limit - len(records)))
-        total += time.perf_counter() - spent
+        total += time.process_time() - spent
         if not asked:
             break
         made += len(asked)
         total += sum(entries[c].build_s for c in asked) / 2
         ready = [c for c in asked if entries[c].failure not in ("lower", "build")]
-        spent = time.perf_counter()
+        spent = time.process_time()
         features = [(c, entries[c].hidden if strategy.needs_hidden else None) for c in ready]
         chosen = strategy.choose(features, min(BATCH, limit - len(records)))
-        total += time.perf_counter() - spent
+        total += time.process_time() - spent
         fresh = []
         for c in [*chosen, *(c for c in asked if c not in ready)]:
             total += entries[c].measure_s
@@ -111,9 +111,9 @@ def replay(
             built.append(made)
             failed.append(int(bool(entries[c].failure)) + (failed[-1] if failed else 0))
         records += fresh
-        spent = time.perf_counter()
+        spent = time.process_time()
         strategy.tell(fresh)
-        total += time.perf_counter() - spent
+        total += time.process_time() - spent
         if best and best[-1] <= goal_s:
             break
     return Trace(tuple(best), tuple(seconds), tuple(built), tuple(failed), tuple(records))

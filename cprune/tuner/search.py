@@ -233,7 +233,8 @@ class MultiLevel(_Points):
     * Without enough records of the kind (`models.MIN_VALID`) no model is asked: refits and points that fill the space.
     * The proposals of a batch are no near-copies (APART), and a share of them (EXPLORE) fills the space.
     * A is asked once enough points were measured whose assembly is known; until then nothing is compiled in vain.
-      A point that A passed over comes back when no fresh one is left.
+      A point that A passed over may be proposed once more (A may be wrong about a kind of program for long), one
+      that it passed over twice comes back when no fresh one is left.
     """
 
     def __init__(
@@ -259,6 +260,7 @@ class MultiLevel(_Points):
         self.base: Model | None = None
         self.elsewhere: list[tuple[Candidate, Record]] = []  # records of points that this space does not have
         self.hidden: dict[int, Hidden] = {}
+        self.doubted: set[int] = set()
         self.passed: list[int] = []
         self.exploring: set[int] = set()
         self.explored = 0.0
@@ -291,7 +293,12 @@ class MultiLevel(_Points):
             if a is not None:
                 score = dict(zip(points, a(self._rows(points, deep=True)).tolist(), strict=True))
                 picked = sorted(points, key=lambda i: (i not in self.exploring, -score[i]))[:n]
-        self.passed += [i for i in points if i not in picked]
+        for i in (i for i in points if i not in picked):
+            if i in self.doubted:
+                self.passed.append(i)
+            else:
+                self.doubted.add(i)
+                self.fresh[i] = True
         return [self.space[i] for i in picked]
 
     def tell(self, records: Sequence[Record]) -> None:
