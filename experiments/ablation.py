@@ -5,7 +5,7 @@
     python experiments/ablation.py --part transfer       with records of other tasks, and on pruned widths
 
 A trial is one measured candidate; failures count.  Seconds are modelled: what building took (two at a time) of all that
-was built, what measuring took of all that was measured, both from the table, plus the processor time of the strategy here.
+was built, what measuring took of all that was measured, both from the table, plus the strategy's own processor time.
 A search that does not get there within LIMIT trials counts as LIMIT.  Medians over seeds, geometric means over tables.
 """
 
