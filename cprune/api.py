@@ -11,13 +11,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from cprune import deploy
 from cprune import network as networks
 from cprune.capture import capture
 from cprune.config import Settings
@@ -30,9 +31,10 @@ from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
 from cprune.step import channel_step
-from cprune.targets.errors import UserError
-from cprune.targets.local import LocalSession
-from cprune.targets.target import Target, find
+from cprune.targets.connect import connect
+from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.session import Session
+from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.trainer import CallableTrainer, DataTrainer, Trainer
 from cprune.tuner.records import Store
 from cprune.tuner.search import DEFAULT
@@ -80,7 +82,7 @@ def prune(
     train: Callable[[nn.Module], object] | None = None,
     test: Callable[[nn.Module], float] | None = None,
     calibrate: Callable[[nn.Module], object] | None = None,
-    target: str = "local",
+    target: str | Target = "local",
     threads: int | None = None,
     min_acc: float | None = None,
     out: str | Path | None = None,
@@ -105,11 +107,11 @@ def prune(
     where = find(target, threads)
     trainer = CallableTrainer(evaluate, train, test, calibrate)
     network = capture(model, inputs)
-    config = _config(type(model).__name__, "functions", None, where, chosen, records)
-    with tempfile.TemporaryDirectory(prefix="cprune-") as scratch:
+    told = progress or Silent()
+    with tempfile.TemporaryDirectory(prefix="cprune-") as scratch, connect(where, told.wait, told.say) as machine:
+        config = _config(type(model).__name__, "functions", None, machine[1], chosen, records)
         folder = RunFolder.create(out if out is not None else Path(scratch) / "run", config)
-        told = progress or Silent()
-        result, pruned = _drive(folder, config, network, inputs, trainer, where, chosen, told, lambda _: None)
+        result, pruned = _drive(folder, config, network, inputs, trainer, machine, chosen, told, lambda _: None)
         return Result(pruned, result, folder.path if out is not None else None)
 
 
@@ -118,7 +120,7 @@ def run(
     model: str = DEFAULT_MODEL,
     weights: Path | None = None,
     data: str | None = None,
-    target: str = "local",
+    target: str | Target = "local",
     threads: int | None = None,
     out: Path | None = None,
     records: str | None = None,
@@ -131,24 +133,35 @@ def run(
     spec = data or DEFAULT_DATA
     source = _Source(model, weights, spec, settings.seed)
     network, inputs, trainer, name = source.opened(where, settings)
-    config = _config(name, spec, weights, where, settings, records, model)
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = RunFolder.create(out or Path("runs") / f"{name.replace(':', '.')}-{stamp}", config)
     told = progress or Silent()
-    told.say(f"run folder {folder.path}")
-    try:
-        result, _ = _drive(folder, config, network, inputs, trainer, where, settings, told, on_step)
-    except UserError:
-        if not folder.journal.exists():  # nothing was measured: the folder may be used again
-            shutil.rmtree(folder.path)
-        raise
+    with connect(where, told.wait, told.say) as machine:
+        config = _config(name, spec, weights, machine[1], settings, records, model)
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder.create(out or Path("runs") / f"{name.replace(':', '.')}-{stamp}", config)
+        told.say(f"run folder {folder.path}")
+        try:
+            result, _ = _drive(folder, config, network, inputs, trainer, machine, settings, told, on_step)
+        except UserError:
+            if not folder.journal.exists():  # nothing was measured: the folder may be used again
+                shutil.rmtree(folder.path)
+            raise
+        except BrokenWorld as error:
+            raise BrokenWorld(f"{error}\nWhat was measured is kept. Go on with: cprune resume {folder.path}") from error
     return folder, result
 
 
 def resume(
-    path: Path, *, progress: Progress | None = None, on_step: Callable[[Step], None] = lambda _: None
+    path: Path,
+    *,
+    tracker: str = "",
+    device_timeout_s: float | None = None,
+    progress: Progress | None = None,
+    on_step: Callable[[Step], None] = lambda _: None,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Go on with the run in `path`: nothing that was accepted or measured is done again."""
+    """Go on with the run in `path`: nothing that was accepted or measured is done again.
+
+    `tracker` and `device_timeout_s` replace what the run was started with.
+    """
     folder = RunFolder.open(path)
     config = folder.config()
     try:
@@ -159,16 +172,32 @@ def resume(
         raise UserError(f"{folder.run_json} is no configuration of a run ({error} is missing)") from error
     if data == "functions":
         raise UserError(f"{path} was started from Python; its functions are not stored", "Call cprune.prune again.")
-    where = find(stored["name"], stored["threads"])
-    if where.fingerprint != stored["fingerprint"]:
-        raise UserError(
-            f"this machine is not the one that {path} was measured on ({stored['cpu']}, {stored['threads']} threads)",
-            "Resume it there, or start a new run here.",
-        )
+    where = _stored_target(stored, folder)
+    where = replace(
+        where, tracker=tracker or where.tracker, device_timeout_s=device_timeout_s or where.device_timeout_s
+    )
     network, inputs, trainer, _ = _Source(spec, weights, data, settings.seed).opened(where, settings)
     told = progress or Silent()
-    result, _ = _drive(folder, config, network, inputs, trainer, where, settings, told, on_step)
+    with connect(where, told.wait, told.say) as machine:
+        if machine[1].fingerprint != stored["fingerprint"]:
+            here = "this machine" if where.transport == "local" else f"the device under the key {where.key!r}"
+            raise UserError(
+                f"{here} is not the one that {path} was measured on ({stored['cpu']}, {stored['threads']} threads); "
+                f"it is {machine[1].cpu}",
+                "Resume it there, or start a new run here.",
+            )
+        result, _ = _drive(folder, config, network, inputs, trainer, machine, settings, told, on_step)
     return folder, result
+
+
+def _stored_target(stored: Any, folder: RunFolder) -> Target:
+    """Return the target of a `run.json`: this machine is looked at again, another one is taken as it was described."""
+    try:
+        if stored.get("transport", "local") == "local":
+            return find(stored["name"], stored["threads"])
+        return from_dict(stored, str(folder.run_json))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder.run_json} is no configuration of a run (its target is damaged: {error})") from error
 
 
 @dataclass(frozen=True)
@@ -200,7 +229,7 @@ class _Source:
                     f"{data.classes} classes"
                 )
         network = capture(loaded.model, loaded.example_inputs)
-        trainer = DataTrainer(data, loaded.model, target.threads, settings.distil)
+        trainer = DataTrainer(data, loaded.model, host_threads(target), settings.distil)
         return network, loaded.example_inputs, trainer, loaded.name
 
 
@@ -225,11 +254,30 @@ class _FolderKeeper:
 
 @contextmanager
 def opened_tuner(
-    target: Target, records: str | Path, seed: int, spaces: str = "sketch", search: str | None = None
-) -> Iterator[tuple[LocalSession, Tuner]]:
-    """Open the record store and a session on `target`, and close both afterwards."""
-    with Store(records) as store, LocalSession(target) as session:
-        yield session, Tuner(session, store, target, seed, spaces=spaces, search=search or DEFAULT)
+    target: Target,
+    records: str | Path,
+    seed: int,
+    progress: Progress,
+    spaces: str = "sketch",
+    search: str | None = None,
+) -> Iterator[tuple[Session, Tuner]]:
+    """Open the record store and a session on `target`, and close both afterwards.
+
+    The tuner's target is what the session found, with the device's processor.
+    """
+    with Store(records) as store, connect(target, progress.wait, progress.say) as (session, found):
+        _say_if_strange(store, found, progress)
+        yield session, Tuner(session, store, found, seed, spaces=spaces, search=search or DEFAULT)
+
+
+def _say_if_strange(store: Store, target: Target, progress: Progress) -> None:
+    """Say so if the store knows other machines and not this one."""
+    known = store.targets()
+    if known and target.fingerprint not in known:
+        progress.say(
+            f"the records in {store.name} are of {len(known)} other machine{'s' if len(known) > 1 else ''}, none "
+            f"of this one ({target.cpu}, {target.threads} threads): it is measured from the beginning"
+        )
 
 
 def _drive(
@@ -238,15 +286,15 @@ def _drive(
     network: Network,
     inputs: tuple[Tensor, ...],
     trainer: Trainer,
-    target: Target,
+    machine: tuple[Session, Target],
     settings: Settings,
     progress: Progress,
     on_step: Callable[[Step], None],
 ) -> tuple[dict[str, Any], Network]:
-    with (
-        folder.lock(),
-        opened_tuner(target, config["records"] or folder.records, settings.seed) as (session, tuner),
-    ):
+    session, target = machine
+    with folder.lock(), Store(config["records"] or folder.records) as store:
+        _say_if_strange(store, target, progress)
+        tuner = Tuner(session, store, target, settings.seed)
         loop = Loop(network, inputs, trainer, session, tuner, settings, _FolderKeeper(folder), progress)
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings))
@@ -255,6 +303,8 @@ def _drive(
             write_report(folder)
         outcome = loop.finish()
         networks.save(outcome.network, folder.path)
+        programs = {task: best.candidate for task, best in outcome.after.best.items()}
+        deploy.keep_programs(folder.programs, outcome.after.lowered, programs, target)
         write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
         result = result_of(outcome, config)
         write_json(folder.result, result)

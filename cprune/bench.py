@@ -38,14 +38,14 @@ from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
-from cprune.targets.target import find
+from cprune.targets.target import Target, find
 from cprune.zoo import load_model
 
 
 def bench(
     model: str,
     weights: Path | None,
-    target: str,
+    target: str | Target,
     threads: int | None,
     settings: Settings,
     records: str | None,
@@ -54,12 +54,17 @@ def bench(
 ) -> dict[str, Any]:
     """Return the contract's object: a row per runtime, and tuned TVM's latency over ONNX Runtime's."""
     where = find(target, threads)
+    if where.transport != "local":
+        raise UserError(
+            "cprune bench compares runtimes on this machine",
+            f"For a latency on {where.name}: cprune tune --target {where.name}, and cprune verify of what it wrote.",
+        )
     name, network, inputs = _opened(model, weights, settings.seed)
     torch.set_num_threads(where.threads)
     store = records or _records_of(model) or default_records(where.name)
     with (
         closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
-        opened_tuner(where, store, settings.seed) as (session, tuner),
+        opened_tuner(where, store, settings.seed, progress) as (session, tuner),
     ):
         tuned = Loop.only_tuning(network, inputs, session, tuner, settings, progress)
         programs = {task: best.candidate for task, best in tuned.best.items()}

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cprune import __version__, cli_records
+from cprune import __version__, cli_devices, cli_records
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
     from cprune.config import Settings
     from cprune.loop import Step
+    from cprune.targets.target import Target
 
 INTERRUPTED = 130  # what shells expect of a command ended by Ctrl-C
 
@@ -33,6 +35,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_records.app, name="records")
+app.add_typer(cli_devices.app, name="devices")
+app.command("tracker")(cli_devices.tracker_command)
+app.command("doctor")(cli_devices.doctor_command)
+app.command("export")(cli_devices.export_command)
+app.command("verify")(cli_devices.verify_command)
 
 Model = Annotated[
     str,
@@ -43,7 +50,20 @@ DataSpec = Annotated[
     str | None,
     typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR, cifar10:DIR or MODULE:FUNCTION"),
 ]
-TargetName = Annotated[str, typer.Option("--target", "-t", help="the machine to be fast on")]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="the machine to be fast on: a name from `cprune targets`, or a TOML file")
+]
+Tracker = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc-tracker",
+        metavar="HOST:PORT",
+        help="the tracker that knows the device; default: the target's, TVM_TRACKER_HOST and _PORT, or 127.0.0.1:9190",
+    ),
+]
+DeviceTimeout = Annotated[
+    str | None, typer.Option(help="how long to wait for a device that is gone: 90s or 10m; default 10m")
+]
 Threads = Annotated[int | None, typer.Option(help="threads of the compiled model; default: all cores")]
 Trials = Annotated[int | None, typer.Option(help="programs tried per task, default 32")]
 Seed = Annotated[int | None, typer.Option(help="everything random follows from it, default 0")]
@@ -59,6 +79,8 @@ def run_command(
     weights: Weights = None,
     data: DataSpec = None,
     target: TargetName = "local",
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
     min_acc: Annotated[str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")] = None,
     max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,
     trials: Trials = None,
@@ -99,7 +121,7 @@ def run_command(
         model=model,
         weights=weights,
         data=data,
-        target=target,
+        target=_machine(target, rpc_tracker, device_timeout),
         threads=threads,
         out=out,
         records=records,
@@ -111,11 +133,24 @@ def run_command(
 
 
 @app.command()
-def resume(directory: Annotated[Path, typer.Argument(help="a run folder")], as_json: Json = False) -> None:
+def resume(
+    directory: Annotated[Path, typer.Argument(help="a run folder")],
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was stopped, killed or cut off; nothing measured is measured again."""
     from cprune import api
+    from cprune.config import duration
 
-    folder, result = api.resume(directory, progress=_progress(), on_step=_say_step)
+    timeout_s = duration(device_timeout) if device_timeout is not None else None
+    folder, result = api.resume(
+        directory,
+        tracker=rpc_tracker or "",
+        device_timeout_s=timeout_s,
+        progress=_progress(),
+        on_step=_say_step,
+    )
     _finished(folder.path, result, as_json)
 
 
@@ -135,6 +170,8 @@ def explain(
     model: Model = "resnet-fashion",
     weights: Weights = None,
     target: TargetName = "local",
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
     trials: Trials = None,
     threads: Threads = None,
     seed: Seed = None,
@@ -145,7 +182,8 @@ def explain(
     from cprune import inspect_model
 
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
-    told = inspect_model.explain(model, weights, target, threads, settings, records, _progress())
+    where = _machine(target, rpc_tracker, device_timeout)
+    told = inspect_model.explain(model, weights, where, threads, settings, records, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -157,6 +195,8 @@ def bench(
     model: Model = "resnet-fashion",
     weights: Weights = None,
     target: TargetName = "local",
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
     trials: Trials = None,
     threads: Threads = None,
     seed: Seed = None,
@@ -171,7 +211,8 @@ def bench(
     from cprune import bench as benchmark
 
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
-    told = benchmark.bench(model, weights, target, threads, settings, records, rounds, _progress())
+    where = _machine(target, rpc_tracker, device_timeout)
+    told = benchmark.bench(model, weights, where, threads, settings, records, rounds, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -183,6 +224,8 @@ def tune(
     model: Model = "resnet-fashion",
     weights: Weights = None,
     target: TargetName = "local",
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
     trials: Trials = None,
     time_limit: Annotated[
         str | None, typer.Option(help="propose nothing new after so long: 90, 90s, 5m or 1h; default: no limit")
@@ -206,8 +249,9 @@ def tune(
 
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
     limit = duration(time_limit) if time_limit is not None else float("inf")
-    where = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
-    told = tune_model.tune(model, weights, target, threads, settings, records, space, search, limit, where, _progress())
+    folder = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
+    where = _machine(target, rpc_tracker, device_timeout)
+    told = tune_model.tune(model, weights, where, threads, settings, records, space, search, limit, folder, _progress())
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -223,6 +267,8 @@ def profile(
     model: Model = "resnet-fashion",
     weights: Weights = None,
     target: TargetName = "local",
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
     trials: Trials = None,
     widths: Annotated[int, typer.Option(min=1, help="widths of every task, at most")] = 12,
     width_trials: Annotated[int, typer.Option(min=1, help="programs tried per narrower width")] = 12,
@@ -239,7 +285,8 @@ def profile(
 
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
     options = profiling.Options(widths, width_trials)
-    told = profiling.profile(model, weights, target, threads, settings, records, options, _progress())
+    where = _machine(target, rpc_tracker, device_timeout)
+    told = profiling.profile(model, weights, where, threads, settings, records, options, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -271,16 +318,23 @@ def models_command(as_json: Json = False) -> None:
 @app.command("targets")
 def targets_command(as_json: Json = False) -> None:
     """List the machines that can be pruned for, and what this one is."""
+    from cprune.targets.presets import CPUS, KINDS
     from cprune.targets.target import find, names
 
     rows = [find(name).to_dict() for name in names()]
     if as_json:
-        typer.echo(json.dumps({"targets": rows}))
+        typer.echo(json.dumps({"targets": rows, "processors": {kind: list(made.cpus) for kind, made in KINDS.items()}}))
         return
-    table = _table("name", "processor", "threads", "float lanes", "fingerprint")
+    table = _table("name", "reached", "processor", "threads", "float lanes")
     for row in rows:
-        table.add_row(row["name"], row["cpu"], str(row["threads"]), str(row["vector"]), row["fingerprint"])
+        how = "here" if row["transport"] == "local" else f"tracker, key {row['key']}"
+        table.add_row(row["name"], how, row["cpu"], str(row["threads"]), str(row["vector"]))
     _print(table)
+    table = _table("processor", "threads", "what it is")
+    for name, cpu in CPUS.items():
+        table.add_row(name, str(cpu.cores), cpu.about)
+    _print(table)
+    typer.echo("With a processor: --target android-arm64:cortex-a76. A TOML file for your own: docs/devices.md")
 
 
 def _version(value: bool) -> None:
@@ -313,6 +367,24 @@ def _toml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
+
+
+def _machine(target: str, rpc_tracker: str | None, device_timeout: str | None) -> Target:
+    """Return the target with what the options say of the way to it."""
+    from cprune.config import duration
+    from cprune.targets.target import find
+
+    found = find(target)
+    if found.transport == "local":
+        if rpc_tracker is not None or device_timeout is not None:
+            option = "--rpc-tracker" if rpc_tracker is not None else "--device-timeout"
+            raise UserError(f"{option} is about another machine", "Say which with --target; see: cprune targets")
+        return found
+    if rpc_tracker is not None:
+        found = replace(found, tracker=rpc_tracker)
+    if device_timeout is not None:
+        found = replace(found, device_timeout_s=duration(device_timeout))
+    return found
 
 
 def _settings(values: dict[str, Any]) -> Settings:

@@ -1,16 +1,16 @@
-"""The compiled model as files: what `cprune tune` writes, and how to run it.
+"""The compiled model as files: what `cprune tune` and `cprune export` write, and how to run it.
 
 A folder holds `model.so` (code for one kind of machine), `weights.safetensors` (packed, in the order in which the code
-takes them) and `model.json` (shapes, threads, what it was compiled for).  Nothing in it is unpickled.  The code in
-`model.so` runs when it is loaded: open only folders that you trust, as with any program.
+takes them), `model.json` (shapes, threads, what it was compiled for) and `example.safetensors` (an input, and what
+PyTorch makes of it).  Nothing in it is unpickled.  The code in `model.so` runs when it is loaded: open only folders
+that you trust, as with any program.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,53 @@ from typing import Any
 import numpy as np
 
 from cprune.compile import linked
+from cprune.journal import write_json
 from cprune.lower import Lowered
+from cprune.targets.build import export
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Model
 from cprune.targets.target import Target
+from cprune.tuner.space import Candidate
 
-COMPILERS = ("cc", "gcc", "clang")
+
+def keep_programs(path: Path, lowered: Lowered, programs: Mapping[str, Candidate], target: Target) -> None:
+    """Write into `path` what is needed to compile this model again without measuring anything."""
+    told = {
+        "format": 1,
+        "target": target.to_dict(),
+        "inputs": [list(shape) for _, shape in lowered.inputs],
+        "layout": {"block": lowered.layout.block, "narrow": list(lowered.layout.narrow)},
+        "programs": {task.key: programs[task.key].text() for task in lowered.tasks()},
+    }
+    write_json(path, told)
 
 
-def write(folder: Path, name: str, lowered: Lowered, model: Model, target: Target, facts: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Example:
+    """An input of the model and what PyTorch makes of it."""
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+def write(
+    folder: Path, name: str, lowered: Lowered, model: Model, target: Target, example: Example, facts: dict[str, Any]
+) -> None:
     """Compile `model` for `target` into `folder`.  `facts` (latency, trials) go into model.json as they are.
 
-    Raises UserError where no C compiler is there to link with.
+    Raises UserError where there is nothing to link with.
     """
     import tvm
     from safetensors.numpy import save_file
 
-    linker = next((found for c in COMPILERS if (found := shutil.which(c))), None)
-    if linker is None:
-        raise UserError("no C compiler to link the compiled model with", "Install one, for example: apt install gcc")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         compiled = tvm.compile(linked(model), tvm.target.Target(json.loads(target.compiler)))
-        compiled.export_library(str(folder / "model.so"), cc=linker)
+        export(compiled, folder / "model.so", target.triple)
         save_file({f"{i:05}": w for i, w in enumerate(model.weights)}, folder / "weights.safetensors")
+        arrays = {f"input.{i}": x for i, x in enumerate(example.inputs)}
+        arrays |= {f"output.{i}": x for i, x in enumerate(example.outputs)}
+        save_file({n: np.ascontiguousarray(x, np.float32) for n, x in arrays.items()}, folder / "example.safetensors")
         told = {
             "format": 1,
             "model": name,
@@ -83,18 +106,9 @@ def open_compiled(folder: str | os.PathLike[str]) -> CompiledModel:
     The number of threads is TVM's to choose when it is first imported: set TVM_NUM_THREADS to the `threads` of
     model.json to have it as it was measured.  Raises UserError for a folder that holds none, or is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     where = Path(folder)
-    try:
-        told = json.loads((where / "model.json").read_text(encoding="utf-8"))
-        os.environ.setdefault("TVM_NUM_THREADS", str(told["target"]["threads"]))
-        arrays = load_file(where / "weights.safetensors")
-    except OSError as error:
-        raise UserError(f"{where} holds no compiled model ({error.strerror}: {error.filename})") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"the compiled model in {where} is damaged ({error})", "Write it again: cprune tune") from error
+    told, weights = read(where)
+    os.environ.setdefault("TVM_NUM_THREADS", str(told["target"]["threads"]))
     import tvm
 
     try:
@@ -103,4 +117,45 @@ def open_compiled(folder: str | os.PathLike[str]) -> CompiledModel:
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{where / 'model.so'} cannot be loaded here ({first})") from error
-    return CompiledModel(told, main, tuple(tvm.runtime.tensor(arrays[n]) for n in sorted(arrays)))
+    return CompiledModel(told, main, tuple(tvm.runtime.tensor(w) for w in weights))
+
+
+def read(where: Path) -> tuple[dict[str, Any], tuple[Array, ...]]:
+    """Return what `model.json` of a compiled folder tells, and its weights in order.
+
+    Raises UserError for a folder that holds no compiled model, or is damaged.
+    """
+    try:
+        told = json.loads((where / "model.json").read_text(encoding="utf-8"))
+        if not isinstance(told["target"]["threads"], int) or not isinstance(told["inputs"], list):
+            raise ValueError("model.json is of something else")
+        return told, tuple(array for _, array in sorted(_arrays(where / "weights.safetensors").items()))
+    except OSError as error:
+        raise UserError(f"{where} holds no compiled model ({error.strerror}: {error.filename})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the compiled model in {where} is damaged ({error})", "Write it again: cprune tune") from error
+
+
+def read_example(where: Path) -> Example:
+    """Return the example of a compiled folder.  Raises UserError if there is none, or it is damaged."""
+    try:
+        arrays = _arrays(where / "example.safetensors")
+        inputs = tuple(arrays[f"input.{i}"] for i in range(len(arrays)) if f"input.{i}" in arrays)
+        outputs = tuple(arrays[f"output.{i}"] for i in range(len(arrays)) if f"output.{i}" in arrays)
+    except OSError as error:
+        raise UserError(f"{where} holds no example ({error.strerror}: {error.filename})") from error
+    except ValueError as error:
+        raise UserError(f"the example in {where} is damaged ({error})", "Write it again: cprune export") from error
+    if not inputs or not outputs:
+        raise UserError(f"the example in {where} has no input or no output", "Write it again: cprune export")
+    return Example(inputs, outputs)
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from error

@@ -11,14 +11,14 @@ from cprune.config import Settings
 from cprune.loop import Loop
 from cprune.progress import Progress
 from cprune.stores import default_records
-from cprune.targets.target import find
+from cprune.targets.target import Target, find
 from cprune.zoo import load_model
 
 
 def explain(
     model: str,
     weights: Path | None,
-    target: str,
+    target: str | Target,
     threads: int | None,
     settings: Settings,
     records: str | None,
@@ -28,7 +28,7 @@ def explain(
     loaded = load_model(model, weights, None, settings.seed)
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
-    with opened_tuner(where, records or default_records(where.name), settings.seed) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
     tasks = tasks_of(tuned, settings.step_join)
     free = {layer for group in tuned.graph.groups for layer in group.layers}

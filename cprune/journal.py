@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "analysis.json"
 
     @property
+    def programs(self) -> Path:
+        """The program of every task of the final model; see `cprune.deploy.keep_programs`."""
+        return self.path / "programs.json"
+
+    @property
     def result(self) -> Path:
         """The outcome; missing as long as the run is not finished."""
         return self.path / "result.json"

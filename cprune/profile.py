@@ -25,7 +25,7 @@ from cprune.step import channel_step
 from cprune.stores import default_records
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
-from cprune.targets.target import find
+from cprune.targets.target import Target, find
 from cprune.tuner import programs
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Best, Tuner
@@ -51,7 +51,7 @@ class Options:
 def profile(
     model: str,
     weights: Path | None,
-    target: str,
+    target: str | Target,
     threads: int | None,
     settings: Settings,
     records: str | None,
@@ -64,7 +64,7 @@ def profile(
     loaded = load_model(model, weights, None, settings.seed)
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
-    with opened_tuner(where, records or default_records(where.name), settings.seed) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
         grain = max(4, where.vector // 2)

@@ -22,6 +22,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """Print a line."""
 
+    def wait(self, text: str) -> None:
+        """Show what is waited for, about once a second; "" when it goes on."""
+
 
 class Silent:
     """Says nothing."""
@@ -38,12 +41,16 @@ class Silent:
     def say(self, text: str) -> None:
         """Do nothing."""
 
+    def wait(self, text: str) -> None:
+        """Do nothing."""
+
 
 class Plain:
-    """Plain lines on standard error: one when something begins, and one every ten seconds of a long bar."""
+    """Plain lines on standard error: one when something begins, and one every ten seconds of a long bar or wait."""
 
     def __init__(self) -> None:
         self.text, self.total, self.count, self.last = "", 0, 0, 0.0
+        self.waited = 0.0
 
     def start(self, text: str, total: int) -> None:
         """Print what begins."""
@@ -65,6 +72,14 @@ class Plain:
         """Print a line."""
         print(text, file=sys.stderr, flush=True)
 
+    def wait(self, text: str) -> None:
+        """Print what is waited for, now and then."""
+        if not text:
+            self.waited = 0.0
+        elif time.monotonic() - self.waited > 10:
+            self.waited = time.monotonic()
+            self.say(text)
+
 
 class Bars:
     """A rich progress bar on standard error."""
@@ -83,6 +98,7 @@ class Bars:
         )
         self.bar = RichProgress(*columns, console=self.console, transient=True)
         self.task: Any = None
+        self.waiting: Any = None
 
     def start(self, text: str, total: int) -> None:
         """Begin a bar."""
@@ -100,11 +116,25 @@ class Bars:
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
-            self.bar.stop()
+            if self.waiting is None:
+                self.bar.stop()
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def wait(self, text: str) -> None:
+        """Show the text in a line of its own below the bar."""
+        if text and self.waiting is None:
+            self.bar.start()
+            self.waiting = self.bar.add_task(text, total=None)
+        elif text:
+            self.bar.update(self.waiting, description=text)
+        elif self.waiting is not None:
+            self.bar.remove_task(self.waiting)
+            self.waiting = None
+            if self.task is None:
+                self.bar.stop()
 
 
 def of_terminal() -> Progress:

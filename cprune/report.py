@@ -486,12 +486,14 @@ def _measured(run: Run) -> Section:
     starts = sum(event["event"] == "start" for event in run.events)
     if starts > 1:
         rows.append(("started", f"{starts} times (the run was resumed)"))
-    paragraphs = (
+    paragraphs: tuple[str, ...] = (
         "Latency is the median of repeated runs with the interval of that median.  What is compared is"
         " measured in turn (interleaved), so that a machine that gets slower does so for both.",
         "Before and after are measured together at the end, both tuned with equal trials per task."
         "  Decisions along the way look at held-out data; the test set is read once before and once after.",
     )
+    if str(_find(run, "cpu") or "").startswith("emulated"):
+        paragraphs = ("The device was EMULATED: its latencies say nothing of a real one.", *paragraphs)
     return Section(
         "measured",
         "How it was measured",

@@ -10,7 +10,7 @@ def default_records(target: str = "local") -> Path:
     """Return the store that commands without a run folder share: in the user's cache, one for each target's name."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cprune"
     base.mkdir(parents=True, exist_ok=True)
-    return base / f"records-{target}.sqlite"
+    return base / f"records-{target.replace(os.sep, '-')}.sqlite"
 
 
 def named(records: str | None) -> str | Path:

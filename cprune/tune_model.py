@@ -10,19 +10,20 @@ from cprune.api import opened_tuner
 from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
+from cprune.export import example_of
 from cprune.loop import Loop
 from cprune.measure import compare
 from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.targets.target import find
+from cprune.targets.target import Target, find
 from cprune.zoo import load_model
 
 
 def tune(
     model: str,
     weights: Path | None,
-    target: str,
+    target: str | Target,
     threads: int | None,
     settings: Settings,
     records: str | None,
@@ -44,7 +45,10 @@ def tune(
     network = capture(loaded.model, loaded.example_inputs)
     where = find(target, threads)
     inputs = [x.detach().numpy() for x in loaded.example_inputs]
-    with opened_tuner(where, records or default_records(where.name), settings.seed, spaces, search) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed, progress, spaces, search) as (
+        session,
+        tuner,
+    ):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress, time_limit_s)
         compiled = relax_model(tuned.lowered, {task: best.candidate for task, best in tuned.best.items()})
         failed = session.load("model", compiled)
@@ -58,5 +62,6 @@ def tune(
             "seconds": {name: round(value, 1) for name, value in vars(tuner.clock).items()},
         }
         progress.say("compiling")
-        deploy.write(out, loaded.name, tuned.lowered, compiled, where, facts)
+        example = example_of(network, [tuple(x.shape) for x in loaded.example_inputs])
+        deploy.write(out, loaded.name, tuned.lowered, compiled, tuner.target, example, facts)
     return {"model": loaded.name, "target": where.name, "threads": where.threads, "folder": str(out), **facts}

@@ -22,7 +22,7 @@ TARGET = "8f3a11c0"
 def time_once(session: Session, program: Program, slow_s: float = math.inf) -> Timed | Failure:
     """Build one program and time it."""
     built = session.build([program])[0]
-    return session.time(built, slow_s=slow_s) if isinstance(built, Built) else built
+    return session.time([built], slow_s=slow_s)[0] if isinstance(built, Built) else built
 
 
 def run_once(session: Session, program: Program, given: Sequence[Array]) -> Timed | Failure:

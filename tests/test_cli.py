@@ -32,7 +32,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("--help", capsys=capsys)
     assert code == 0
-    for command in ("run", "resume", "report", "explain", "bench", "models", "targets", "records"):
+    commands = ("run", "resume", "report", "explain", "bench", "models", "targets", "records")
+    for command in (*commands, "tune", "profile", "devices", "tracker", "doctor", "export", "verify"):
         assert f"  {command} " in out
 
 
@@ -61,7 +62,7 @@ def test_an_unknown_model_is_answered_with_the_nearest(capsys: pytest.CaptureFix
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Known: local" in refused(capsys, "run", "-t", "phone")
+    assert "Known: android-arm64, linux-arm64" in refused(capsys, "run", "-t", "phone")
 
 
 def test_a_zoo_model_without_data_is_asked_for_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,3 +192,58 @@ def test_explain_shows_groups_frozen_and_tasks(tmp_path: Path, capsys: pytest.Ca
     assert 0.9 < told["prunable_latency_share"] <= 1
     by_layer = {t["layers"][0]: t for t in told["tasks"] if t["layers"]}
     assert by_layer["layer1.0.conv1"]["uses"] == 3
+
+
+# -- other machines
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "--rpc-tracker", "127.0.0.1:9190"), "--rpc-tracker is about another machine"),
+        (("tune", "--device-timeout", "5m"), "--device-timeout is about another machine"),
+        (("run", "--target", "linux-arm64", "--rpc-tracker", "nowhere"), "'nowhere' is no address of a tracker"),
+        (("run", "--target", "linux-arm46"), "Did you mean 'linux-arm64'?"),
+        (("run", "--target", "linux-arm64", "--device-timeout", "long"), "'long' is no length of time"),
+        (("bench", "--target", "linux-arm64"), "compares runtimes on this machine"),
+        (("devices", "--rpc-tracker", "127.0.0.1:1"), "cprune tracker --port 1"),
+        (("devices", "serve", "--key", "a:b"), "a key has no colon"),
+        (("devices", "serve", "--key", "a", "--tracker", "x"), "'x' is no address of a tracker"),
+        (("devices", "bundle", "server.tar.gz", "--target", "linux-riscv64"), "there is no bundle for linux-riscv64"),
+        (("devices", "bundle", "server.zip"), "should end in .tar.gz"),
+        (("export", "nothing"), "nothing"),
+        (("verify", "nothing"), "holds no compiled model"),
+    ],
+)
+def test_a_mistake_about_a_device_is_answered(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, *words)
+
+
+def test_targets_lists_machines_and_processors(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("targets", "--json", capsys=capsys)
+    assert code == 0
+    told = json.loads(out)
+    assert [t["name"] for t in told["targets"]] == [
+        *("local", "linux-arm64", "android-arm64", "linux-x86_64", "linux-riscv64")
+    ]
+    assert "raspberry-pi-5" in told["processors"]["linux-arm64"]
+
+
+def test_doctor_finds_this_machine_well(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("doctor", "--json", capsys=capsys)
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert {"compiler", "linker", "kernel", "clock"} <= checks.keys()
+    assert checks["kernel"]["ok"]
+    assert "computes what PyTorch does" in checks["kernel"]["detail"]
+    assert code in (0, 1)  # how steady the clock of a test machine is, nobody knows
+
+
+def test_doctor_stops_at_what_explains_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("doctor", "--target", "linux-x86_64", "--rpc-tracker", "127.0.0.1:1", "--json", capsys=capsys)
+    assert code == 1
+    *_, last = json.loads(out)["checks"]
+    assert last["name"] in ("tracker", "linker")
+    assert not last["ok"]
+    assert last["detail"] or last["advice"]

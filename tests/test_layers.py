@@ -24,7 +24,8 @@ MAY_NAME = {
         *("cprune/lower.py", "cprune/compile.py", "cprune/step.py", "cprune/deploy.py"),
         *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
         *("cprune/tuner/programs.py", "cprune/tuner/winograd.py", "cprune/tuner/tvm_database.py", "cprune/foreign.py"),
-        *("cprune/targets/worker.py", "cprune/targets/build.py", "cprune/targets/rpc.py"),
+        *("cprune/targets/worker.py", "cprune/targets/builder.py", "cprune/targets/client.py"),
+        "cprune/targets/serve.py",  # runs on the device, beside nothing else of ours
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),
     "torch": (
@@ -38,6 +39,7 @@ MAY_NAME = {
             "cprune/deploy.py",
             "cprune/loop.py",
             "cprune/api.py",
+            "cprune/export.py",
         ),
         *("cprune/size.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
@@ -48,7 +50,7 @@ MAY_NAME = {
 
 HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxruntime")
 LIGHT = (
-    *("cprune/__init__.py", "cprune/cli.py", "cprune/cli_records.py", "cprune/stores.py"),
+    *("cprune/__init__.py", "cprune/cli.py", "cprune/cli_records.py", "cprune/cli_devices.py", "cprune/stores.py"),
     *("cprune/journal.py", "cprune/report.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",

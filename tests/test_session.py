@@ -91,7 +91,7 @@ def test_what_was_built_is_built_again_when_the_worker_was_replaced(own: LocalSe
     (built,) = own.build([doubled()])
     assert isinstance(built, Built)
     os.kill(own.worker_pid, signal.SIGKILL)  # type: ignore[arg-type]
-    answers = [own.time(built) for _ in range(2)]
+    answers = [own.time([built])[0] for _ in range(2)]
     assert isinstance(answers[-1], Timed)
 
 

@@ -4,6 +4,7 @@ Exception
 └── CpruneError
     ├── UserError      a mistake of the user: what is wrong, where, what to type instead
     └── BrokenWorld    a tool, a device or a disk that went away; the run can be resumed
+        └── DeviceLost  no device answers any more
 
 Both end a command with exit code 2 and one message, never with a traceback.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class CpruneError(Exception):
@@ -31,6 +33,17 @@ class UserError(CpruneError):
 
 class BrokenWorld(CpruneError):
     """The world around the run broke (worker cannot start, disk full, tool missing); nothing recorded is lost."""
+
+
+class DeviceLost(BrokenWorld):
+    """No device answers any more.
+
+    `answers` are those of the request that was interrupted, None for what was not answered: they are to be kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.answers: list[Any] = []
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -79,8 +79,8 @@ class Session(Protocol):
         Nothing is timed meanwhile, so building never disturbs a measurement.
         """
 
-    def time(self, built: Built, *, slow_s: float = float("inf")) -> Timed | Failure:
-        """Return the runs of a built program on random arguments.
+    def time(self, entries: Sequence[Built], *, slow_s: float = float("inf")) -> list[Timed | Failure]:
+        """Return the runs of built programs on random arguments, one program after the other (on each device).
 
         A first call slower than `slow_s` seconds ends the timing there: that one run is returned.
         """

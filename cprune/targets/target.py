@@ -1,6 +1,28 @@
 """What a machine is: the compiler's target, its threads, its vectors, and how a timing is taken on it.
 
-TVM is imported only where the processor's name is asked for.
+A target is `local`, the name of another kind of machine (`android-arm64`, with a processor `android-arm64:cortex-a76`)
+or a TOML file:
+
+    like = "android-arm64:cortex-a76"   # what is not said below
+    name = "my phone"
+    key = "pixel"                       # what its server told the tracker
+    tracker = "127.0.0.1:9190"
+    device_timeout_s = 600.0            # how long to wait for a device that is gone
+    threads = 2
+    vector = 4                          # float32 lanes
+    vector_registers = 32
+    [compiler]                          # TVM's target, instead of the one of `like`
+    kind = "llvm"
+    mtriple = "aarch64-linux-android"
+    mcpu = "cortex-a76"
+    [timing]
+    repeats = 5
+    min_run_ms = 2.0
+    deadline_s = 20.0
+    cooldown_s = 0.0
+    hot_c = 80.0
+
+TVM is imported only where this machine's processor is asked for.
 """
 
 from __future__ import annotations
@@ -9,21 +31,42 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cprune.targets.errors import UserError, unknown
+from cprune.targets.presets import CPUS, KINDS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How one candidate is timed: `repeats` runs, each long enough to last `min_run_ms`."""
+    """How one candidate is timed: `repeats` runs, each long enough to last `min_run_ms`.
+
+    `cooldown_s` is a pause before every run, for a machine that gets hot.  While a device says that its processor is
+    hotter than `hot_c` degrees Celsius it is left alone (0: never).
+    """
 
     repeats: int = 5
     min_run_ms: float = 2.0
     deadline_s: float = 20.0
+    cooldown_s: float = 0.0
+    hot_c: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense.  Raises UserError."""
+        for field, least in (("repeats", 1), ("min_run_ms", 0), ("deadline_s", 0.1), ("cooldown_s", 0), ("hot_c", 0)):
+            value = getattr(self, field)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= least:
+                raise UserError(f"timing.{field} = {value!r}: a number of at least {least} is needed")
 
 
 @dataclass(frozen=True)
@@ -32,7 +75,9 @@ class Target:
 
     `compiler` is the TVM target as JSON text.  `threads` is what TVM's pool is started with and checked against.
     `vector` is the number of float32 lanes of a vector register, `vector_registers` how many there are: the
-    sketches size their register tiles with them.
+    sketches size their register tiles with them.  `transport` is "local", or "rpc" for a device that the tracker at
+    `tracker` (HOST:PORT) knows under `key`; what its processor is, `cpu` says only once the device was asked.
+    For a device that is gone a session waits `device_timeout_s`.
     """
 
     name: str
@@ -43,6 +88,19 @@ class Target:
     cpu: str
     transport: str = "local"
     timing: Timing = Timing()
+    key: str = ""
+    tracker: str = ""
+    device_timeout_s: float = 600.0
+
+    @property
+    def triple(self) -> str:
+        """Return LLVM's name of the kind of machine; "" for this one."""
+        return str(json.loads(self.compiler).get("mtriple", ""))
+
+    @property
+    def emulated(self) -> bool:
+        """Tell whether the device said that its processor is not a real one."""
+        return self.cpu.startswith("emulated")
 
     @property
     def fingerprint(self) -> str:
@@ -64,23 +122,117 @@ def tvm_version() -> str:
 
 def names() -> tuple[str, ...]:
     """Return the names that `find` knows."""
-    return ("local",)
+    return ("local", *KINDS)
 
 
-def find(name: str = "local", threads: int | None = None) -> Target:
-    """Return the target of this name.
+def find(name: str | Target = "local", threads: int | None = None) -> Target:
+    """Return the target of this name (`local`, `KIND`, `KIND:CPU` or a TOML file); a Target is returned as it is.
 
-    `threads` overrides the number of threads (default: the cores this process may use).
-    Raises UserError for a name that is not known or a thread count that makes no sense.
+    `threads` overrides the number of threads (default: the cores this process may use; for another machine, its
+    processor's large cores).  Raises UserError for a name that is not known, a file that says nonsense, or a thread
+    count that makes no sense.
     """
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads}: at least 1 is needed")
+    if isinstance(name, Target) or name.endswith(".toml"):
+        found = name if isinstance(name, Target) else _from_file(Path(name))
+        return found if threads is None else with_threads(found, threads)
+    kind, _, cpu = name.partition(":")
+    if kind in KINDS:
+        return _remote(kind, cpu, threads)
     if name != "local":
         raise unknown("target", name, names())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= cores:
+    if threads is not None and threads > cores:
         raise UserError(
             f"--threads {threads}: this machine lets cprune use {cores} cores", f"Type --threads 1 to {cores}."
         )
     return _local(threads or cores)
+
+
+def host_threads(target: Target) -> int:
+    """Return how many threads this machine computes with (training): the target's own if it is the target."""
+    return target.threads if target.transport == "local" else find("local").threads
+
+
+def with_threads(target: Target, threads: int) -> Target:
+    """Return the target with another number of threads."""
+    compiler = {**json.loads(target.compiler), "num-cores": threads}
+    return replace(target, threads=threads, compiler=json.dumps(compiler, sort_keys=True))
+
+
+def _remote(kind: str, cpu: str, threads: int | None) -> Target:
+    made = KINDS[kind]
+    if cpu and cpu not in made.cpus:
+        raise (
+            unknown(f"processor of {kind}", cpu, made.cpus)
+            if made.cpus
+            else UserError(f"{kind} has no processors to choose from", f"Type --target {kind}.")
+        )
+    cores = threads or (CPUS[cpu].cores if cpu else 4)
+    compiler = {
+        "kind": "llvm",
+        "mtriple": made.triple,
+        "mcpu": CPUS[cpu].mcpu if cpu else made.mcpu,
+        "num-cores": cores,
+        **({"mattr": list(made.attributes)} if made.attributes else {}),
+    }
+    name = f"{kind}:{cpu}" if cpu else kind
+    text = json.dumps(compiler, sort_keys=True)
+    return Target(name, text, cores, made.vector, made.vector_registers, cpu or made.mcpu, "rpc", key=kind)
+
+
+def _from_file(path: Path) -> Target:
+    """Return the target that a TOML file describes."""
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the target file {path} ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no TOML file ({error})") from error
+    return from_dict(told, str(path))
+
+
+def from_dict(told: Mapping[str, Any], where: str) -> Target:
+    """Return the target of a TOML file's content, or of a `to_dict`.  `where` names it in a UserError."""
+    known = {f.name for f in fields(Target)} | {"like", "fingerprint"}
+    for key in told:
+        if key not in known:
+            raise unknown(f"setting in {where}:", key, known - {"fingerprint"})
+    base = find(str(told.get("like", "local")))
+    given = {key: value for key, value in told.items() if key not in ("like", "fingerprint", "compiler", "timing")}
+    for key, value in list(given.items()):
+        wanted = type(getattr(base, key))
+        if wanted is float and isinstance(value, int):
+            value = given[key] = float(value)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise UserError(f"{where}: {key} = {value!r} should be {'a text' if wanted is str else 'a number'}")
+        if wanted is int and value < 1:
+            raise UserError(f"{where}: {key} = {value!r}: at least 1 is needed")
+    if given.get("transport", base.transport) not in ("local", "rpc"):
+        raise unknown("transport", str(given["transport"]), ("local", "rpc"))
+    made = replace(base, **given)
+    if "timing" in told:
+        made = replace(made, timing=_timing(told["timing"], where))
+    if "compiler" in told:
+        made = replace(made, compiler=_compiler(told["compiler"], where))
+    return with_threads(made, made.threads)
+
+
+def _timing(told: Any, where: str) -> Timing:
+    if not isinstance(told, dict):
+        raise UserError(f"{where}: [timing] is a table of numbers")
+    known = {f.name for f in fields(Timing)}
+    for key in told:
+        if key not in known:
+            raise unknown(f"setting in [timing] of {where}:", key, known)
+    return Timing(**told)
+
+
+def _compiler(told: Any, where: str) -> str:
+    if not isinstance(told, dict) or not isinstance(told.get("kind"), str):
+        raise UserError(f'{where}: [compiler] is TVM\'s target, with at least kind = "llvm"')
+    return json.dumps(told, sort_keys=True)
 
 
 @cache

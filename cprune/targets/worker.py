@@ -6,9 +6,7 @@ crashes or hangs, the parent ends it and starts another (`local.py`).
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import signal
 import sys
 import time
@@ -20,13 +18,14 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from cprune.targets.process import cores, die_with_parent, first_line
 from cprune.targets.session import Failure, Model, Program, Timed, arguments
 
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
     fd, threads = int(sys.argv[1]), int(sys.argv[2])
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which closes the pipe
     connection = Connection(fd)
     found = int(tvm.get_global_func("runtime.NumThreads")())
@@ -40,16 +39,6 @@ def main() -> None:
         except (EOFError, OSError):
             return
         connection.send(getattr(worker, name)(*args))
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, also by SIGKILL in the middle of a hanging kernel."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return
-    if os.getppid() == 1:
-        sys.exit(0)
 
 
 class Worker:
@@ -81,10 +70,12 @@ class Worker:
             except Exception as error:
                 return Failure("build", first_line(error))
 
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             return list(pool.map(one, handles, programs))
 
-    def time(self, handle: int, repeats: int, min_run_s: float, slow_s: float) -> Timed | Failure:
+    def time(
+        self, handle: int, repeats: int, min_run_s: float, slow_s: float, cooldown_s: float = 0.0
+    ) -> Timed | Failure:
         """Run once, then time."""
         library, program = self.programs[handle]
         try:
@@ -94,11 +85,13 @@ class Worker:
             once = _once(library["main"], args)
             if once > slow_s:
                 return Timed((once,))
-            return Timed(self._runs(library, args, repeats, min_run_s, once))
+            return Timed(self._runs(library, args, repeats, min_run_s, once, cooldown_s))
         except Exception as error:
             return Failure("run", first_line(error))
 
-    def race(self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float) -> list[Timed | Failure]:
+    def race(
+        self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float, cooldown_s: float = 0.0
+    ) -> list[Timed | Failure]:
         """Time programs in turns and return their outputs."""
         found: dict[int, Any] = {}
         for handle, arrays in zip(handles, given, strict=True):
@@ -115,21 +108,25 @@ class Worker:
                     continue
                 library, args, once, _, runs = found[handle]
                 try:
-                    runs += self._runs(library, args, 1, run_s, once)
+                    runs += self._runs(library, args, 1, run_s, once, cooldown_s)
                 except Exception as error:
                     found[handle] = Failure("run", first_line(error))
         return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in (found[h] for h in handles)]
 
-    def _runs(self, library: Any, args: list[Any], repeats: int, run_s: float, once: float) -> tuple[float, ...]:
+    def _runs(
+        self, library: Any, args: list[Any], repeats: int, run_s: float, once: float, cooldown_s: float
+    ) -> tuple[float, ...]:
         number = max(1, min(2000, int(run_s / max(once, 1e-7))))
-        evaluate = library.time_evaluator("main", self.device, number=number, repeat=repeats)
+        evaluate = library.time_evaluator(
+            "main", self.device, number=number, repeat=repeats, cooldown_interval_ms=int(1e3 * cooldown_s)
+        )
         return tuple(float(r) for r in evaluate(*args).results)
 
     def load(self, key: str, model: Model, target: str) -> Failure | None:
         """Build a whole model; its kernels on all cores."""
         new = [kernel for kernel in model.kernels if kernel.name not in self.kernels]
         try:
-            with ThreadPoolExecutor(_cores()) as pool:
+            with ThreadPoolExecutor(cores()) as pool:
                 libraries = list(pool.map(lambda kernel: _built(kernel.module, kernel.name, target), new))
             for kernel, library in zip(new, libraries, strict=True):
                 # The virtual machine finds kernels by name among TVM's functions; among many imported libraries
@@ -158,7 +155,9 @@ class Worker:
         except Exception as error:
             return Failure("run", first_line(error))
 
-    def time_models(self, keys: list[str], inputs: list[Any], rounds: int, run_s: float) -> Any:
+    def time_models(
+        self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float = 0.0
+    ) -> Any:
         """Time the held models in turns; the order is reversed every other round, so that a drift hits all alike."""
         try:
             callers = {key: self._caller(key, inputs) for key in keys}
@@ -172,6 +171,7 @@ class Worker:
             for index in range(rounds + 1):
                 for key in keys if index % 2 else reversed(keys):
                     call = callers[key]
+                    time.sleep(cooldown_s)
                     call()  # brings this model's weights back into the caches
                     start = time.perf_counter()
                     for _ in range(numbers[key]):
@@ -200,10 +200,6 @@ def _built(module: str, name: str, target: str) -> Any:
     return library
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _zeros(program: Program) -> Any:
     return tvm.runtime.tensor(np.zeros(program.shapes[-1], np.float32))
 
@@ -214,12 +210,6 @@ def _once(kernel: Any, args: list[Any]) -> float:
     start = time.perf_counter()
     kernel(*args)
     return time.perf_counter() - start
-
-
-def first_line(error: BaseException) -> str:
-    """Return what went wrong in one line: the rest of a TVM message is a trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cprune.targets.errors import BrokenWorld, unknown
+from cprune.targets.errors import BrokenWorld, DeviceLost, unknown
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
 from cprune.tuner import programs, reference, space
@@ -192,8 +192,13 @@ class Tuner:
         features = {c: hidden(b.assembly) if task.search.needs_hidden else None for c, b in ready.items()}
         chosen = task.search.choose(list(features.items()), n)
         start = time.perf_counter()
-        for candidate in chosen:
-            timed = self.session.time(ready[candidate], slow_s=task.best_s * SLOW)
+        try:
+            answers = self.session.time([ready[candidate] for candidate in chosen], slow_s=task.best_s * SLOW)
+        except DeviceLost as lost:
+            known = zip(chosen, lost.answers, strict=True)
+            self.store.add([self._record(task.key, c, t, hidden=features[c]) for c, t in known if t is not None])
+            raise
+        for candidate, timed in zip(chosen, answers, strict=True):
             made.append(self._record(task.key, candidate, timed, hidden=features[candidate]))
             task.best_s = min(task.best_s, made[-1].latency_s)
         leading = self._leading.setdefault(task.key, {})

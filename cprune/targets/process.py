@@ -1,0 +1,159 @@
+"""A process that answers requests on a pipe, each with a deadline; it is ended when it does not answer.
+
+What may crash or hang (kernels, a compiler, a connection to a device) runs in such a process, never in ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from cprune.targets.errors import BrokenWorld
+from cprune.targets.session import Failure
+
+START_DEADLINE_S = 120.0
+
+
+class Process:
+    """`python -m MODULE FD ARGUMENTS…`, started when it is first asked, and again after its end.
+
+    The process greets with one value; `greeted(value)` says what is wrong with it ("" for nothing) and is where a new
+    life is prepared (`send`, `receive`).  `lives` counts how often it was started.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        greeted: Callable[[Any], str],
+        prepare: Callable[[Process], None] = lambda _: None,
+        start_deadline_s: float = START_DEADLINE_S,
+    ) -> None:
+        self.module, self.arguments, self.environment = module, list(arguments), dict(environment)
+        self.greeted, self.prepare, self.start_deadline_s = greeted, prepare, start_deadline_s
+        self.lives = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Return the number of the living process."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it now if it is not running.  Raises BrokenWorld if it cannot be started."""
+        with self._lock:
+            self._started()
+
+    def ask(self, name: str, args: tuple[Any, ...], deadline_s: float) -> Any:
+        """Return the answer, or Failure("run" | "timeout") if the process ended or said nothing in time.
+
+        Raises BrokenWorld if it cannot be started.
+        """
+        with self._lock:
+            connection = self._started()
+            try:
+                connection.send((name, args))
+                if connection.poll(deadline_s):
+                    return connection.recv()
+            except (EOFError, OSError):
+                return Failure("run", f"the worker ended: {self._end()}")
+            except BaseException:  # Ctrl-C between question and answer: the pipe is out of step
+                self._end()
+                raise
+            self._end()
+            return Failure("timeout", f"no answer within {deadline_s:g} s")
+
+    def again(self, name: str, args: tuple[Any, ...]) -> Any:
+        """Ask while a new life is prepared (`prepare` only)."""
+        assert self._connection is not None
+        self._connection.send((name, args))
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+    def _started(self) -> Connection:
+        if self._connection is not None:
+            return self._connection
+        ours, theirs = Pipe()
+        # The package's parent folder leads the path, so that the process finds the same cprune as we are.
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self.module, str(theirs.fileno()), *self.arguments],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, **self.environment, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._connection = ours
+        self.lives += 1
+        try:
+            found = ours.recv() if ours.poll(self.start_deadline_s) else None
+        except (EOFError, OSError):
+            found = None
+        wrong = "did not start" if found is None else self.greeted(found)
+        if wrong:
+            self._end()
+            raise BrokenWorld(f"the measuring process {wrong}. Try: python -m {self.module}")
+        try:
+            self.prepare(self)
+        except (EOFError, OSError):
+            self._end()
+            raise BrokenWorld("the measuring process ended while it was started") from None
+        return ours
+
+    def _end(self) -> str:
+        """End the process and return how it ended."""
+        process, self._process = self._process, None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if process is None:
+            return "not running"
+        try:
+            code = process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+# -- for the process itself
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, also by SIGKILL in the middle of a hanging kernel."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return
+    if os.getppid() == 1:
+        sys.exit(0)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return what went wrong in one line: the rest of a TVM message is a trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

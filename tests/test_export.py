@@ -1,0 +1,187 @@
+"""A bundle to deploy: complete, right, and run by a C++ program that knows TVM's runtime only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_nets import tiny
+
+from cprune import cli, deploy
+from cprune import network as networks
+from cprune.api import _config
+from cprune.capture import capture
+from cprune.config import Settings
+from cprune.journal import RunFolder
+from cprune.loop import Loop
+from cprune.progress import Silent
+from cprune.targets.local import LocalSession
+from cprune.targets.target import Target
+from cprune.tuner.records import Store
+from cprune.tuner.tune import Tuner
+
+TRIALS = Settings(trials=2)
+
+
+@pytest.fixture(scope="module")
+def run(session: LocalSession, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run leaves of its model."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    model, x = tiny()
+    network = capture(model, (x,))
+    where = RunFolder.create(folder, _config("tiny", "functions", None, target, TRIALS, None))
+    with Store(where.records) as store:
+        tuned = Loop.only_tuning(network, (x,), session, Tuner(session, store, target), TRIALS, Silent())
+    networks.save(network, where.path)
+    programs = {task: best.candidate for task, best in tuned.best.items()}
+    deploy.keep_programs(where.programs, tuned.lowered, programs, target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    assert cli._main(["export", str(run)]) == 0
+    return run / "bundle"
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
+    assert cli._main([*words, "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_bundle_is_exported_without_measuring(bundle: Path, run: Path) -> None:
+    names = {path.name for path in bundle.iterdir()}
+    assert names == {
+        *("model.so", "model.json", "weights.safetensors", "example.safetensors"),
+        *("runner.cpp", "CMakeLists.txt", "README.md"),
+    }
+    assert "@" not in (bundle / "README.md").read_text().replace("@@", "")
+
+
+def test_verify_compares_with_pytorch(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "verify", str(bundle))
+    assert found["ok"]
+    assert found["max_difference"] < 1e-4
+    assert 0 < found["latency_ms"]["low"] <= found["latency_ms"]["median"]
+
+
+def test_verify_finds_wrong_weights(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    other = shutil.copytree(bundle, tmp_path / "other")
+    weights = load_file(other / "weights.safetensors")
+    save_file({name: 2 * w for name, w in weights.items()}, other / "weights.safetensors")
+    found = told(capsys, "verify", str(other), code=1)
+    assert not found["ok"]
+    assert found["max_difference"] > 0.01
+
+
+def test_a_bundle_of_another_machine_is_not_run_here(bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    other = shutil.copytree(bundle, tmp_path / "other")
+    model = json.loads((other / "model.json").read_text())
+    model["target"]["cpu"] = "another processor"
+    (other / "model.json").write_text(json.dumps(model))
+    assert cli._main(["verify", str(other)]) == 2
+    assert "was compiled for another machine (another processor)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("weights.safetensors", "is damaged"), ("example.safetensors", "is damaged"), ("model.json", "is damaged")],
+)
+def test_a_damaged_bundle_is_said_to_be_damaged(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    other = shutil.copytree(bundle, tmp_path / "other")
+    (other / name).write_bytes((other / name).read_bytes()[:100])
+    assert cli._main(["verify", str(other)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finished_is_not_exported(tmp_path: Path, target: Target, capsys: Any) -> None:
+    RunFolder.create(tmp_path / "run", _config("tiny", "functions", None, target, TRIALS, None))
+    assert cli._main(["export", str(tmp_path / "run")]) == 2
+    assert "cprune resume" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_something_is_not_written_over(bundle: Path, run: Path, capsys: Any) -> None:
+    assert cli._main(["export", str(run)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_another_machine_than_the_compiled_one_needs_tuning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._main(["tune", "-m", "small_nets:tiny", "--trials", "2", "--out", str(tmp_path / "c"),
+                      "--records", str(tmp_path / "r.sqlite")]) == 0  # fmt: skip
+    assert cli._main(["export", str(tmp_path / "c"), "--target", "linux-arm64", "--out", str(tmp_path / "b")]) == 2
+    assert "cprune tune -m" in capsys.readouterr().err
+    assert cli._main(["export", str(tmp_path / "c"), "--out", str(tmp_path / "b")]) == 0
+    assert cli._main(["verify", str(tmp_path / "b")]) == 0
+
+
+# -- the runner
+
+
+@pytest.fixture(scope="module")
+def runner(bundle: Path) -> Path:
+    if not (shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("no cmake or no C++ compiler")
+    build = bundle.parent / "build"
+    for words in (
+        ["cmake", "-S", str(bundle), "-B", str(build), f"-DPython3_EXECUTABLE={sys.executable}"],
+        ["cmake", "--build", str(build)],
+    ):
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "cprune_runner"
+
+
+def test_the_runner_agrees_with_pytorch(runner: Path, bundle: Path) -> None:
+    ran = subprocess.run([runner, bundle], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "agrees: largest difference from PyTorch" in ran.stdout
+    assert " ms a call" in ran.stdout
+
+
+def test_the_runner_takes_an_input_and_writes_the_output(runner: Path, bundle: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(7).standard_normal((1, 3, 12, 12), np.float32)
+    x.tofile(tmp_path / "x.bin")
+    words = [runner, bundle, "--input", tmp_path / "x.bin", "--output", tmp_path / "y.bin", "--repeat", "1"]
+    assert subprocess.run(words, capture_output=True).returncode == 0
+    (wanted,) = deploy.open_compiled(bundle)(x)
+    assert np.array_equal(np.fromfile(tmp_path / "y.bin", np.float32).reshape(wanted.shape), wanted)
+
+
+def test_the_runner_says_what_is_wrong(runner: Path, bundle: Path, tmp_path: Path) -> None:
+    def said(*words: object) -> str:
+        ran = subprocess.run([runner, *map(str, words)], capture_output=True, text=True)
+        assert ran.returncode == 2
+        return ran.stderr
+
+    (tmp_path / "short.bin").write_bytes(bytes(8))
+    assert "too short" in said(bundle, "--input", tmp_path / "short.bin")
+    assert "cannot read" in said(tmp_path)
+    assert "unknown option --speed" in said(bundle, "--speed")
+    other = shutil.copytree(bundle, tmp_path / "other")
+    (other / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes()[:-4])
+    assert "is damaged" in said(other)
+
+
+def test_the_runner_disagrees_with_a_wrong_answer(runner: Path, bundle: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    other = shutil.copytree(bundle, tmp_path / "other")
+    example = load_file(other / "example.safetensors")
+    example["output.0"][0, 0] += 1
+    save_file(example, other / "example.safetensors")
+    ran = subprocess.run([runner, other], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "DISAGREES" in ran.stdout
