@@ -176,18 +176,26 @@ def resume(
     where = replace(
         where, tracker=tracker or where.tracker, device_timeout_s=device_timeout_s or where.device_timeout_s
     )
+    if where.transport == "local":
+        _must_be(where, stored, path)
     network, inputs, trainer, _ = _Source(spec, weights, data, settings.seed).opened(where, settings)
     told = progress or Silent()
     with connect(where, told.wait, told.say) as machine:
-        if machine[1].fingerprint != stored["fingerprint"]:
-            here = "this machine" if where.transport == "local" else f"the device under the key {where.key!r}"
-            raise UserError(
-                f"{here} is not the one that {path} was measured on ({stored['cpu']}, {stored['threads']} threads); "
-                f"it is {machine[1].cpu}",
-                "Resume it there, or start a new run here.",
-            )
+        _must_be(machine[1], stored, path)
         result, _ = _drive(folder, config, network, inputs, trainer, machine, settings, told, on_step)
     return folder, result
+
+
+def _must_be(found: Target, stored: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError if this is not the machine that a run was measured on."""
+    if found.fingerprint == stored["fingerprint"]:
+        return
+    here = "this machine" if found.transport == "local" else f"the device under the key {found.key!r}"
+    raise UserError(
+        f"{here} is not the one that {path} was measured on ({stored['cpu']}, {stored['threads']} threads); "
+        f"it is {found.cpu}",
+        "Resume it there, or start a new run here.",
+    )
 
 
 def _stored_target(stored: Any, folder: RunFolder) -> Target:

@@ -77,6 +77,7 @@ def test_every_phone_gets_the_server_on_a_port_of_its_own(phones: Path, archive:
     pushing = subprocess.Popen(
         [sys.executable, "-m", "cprune.cli", "devices", *words],
         env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     )  # fmt: skip
     try:
         end = time.monotonic() + 60

@@ -118,7 +118,7 @@ def free_devices(
         found = next((f for f in tracker.summary(where) if f.key == key), None)
     except BrokenWorld as error:
         return [], str(error)
-    if found is None:
+    if found is None or not found.devices:  # the tracker remembers keys of devices that left
         return [], f"no device is registered under the key {key!r} at the tracker {where}"
     if not found.free:
         return [], f"every device under the key {key!r} is in use"
