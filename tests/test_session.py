@@ -206,3 +206,18 @@ def test_an_unknown_target_is_named_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="unknown target 'lokal'") as caught:
         find("lokal")
     assert "Did you mean 'local'?" in str(caught.value)
+
+
+def test_a_process_outlives_the_thread_that_asked_first(target: Target) -> None:
+    """Linux ends a process with the thread that started it, if it asked to be ended with its parent."""
+    import threading
+
+    with LocalSession(target) as session:
+        first: list[Any] = []
+        asking = threading.Thread(target=lambda: first.append(time_once(session, doubled())))
+        asking.start()
+        asking.join()
+        pid = session.worker_pid
+        time.sleep(0.5)
+        assert isinstance(time_once(session, doubled()), Timed)
+        assert session.worker_pid == pid

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -92,15 +93,9 @@ class Process:
         # The package's parent folder leads the path, so that the process finds the same cprune as we are.
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", self.module, str(theirs.fileno()), *self.arguments],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, **self.environment, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", self.module, str(theirs.fileno()), *self.arguments]
+        environment = {**os.environ, **self.environment, "PYTHONPATH": path}
+        self._process = _spawner().submit(_spawned, command, environment, theirs.fileno()).result()
         theirs.close()
         self._connection = ours
         self.lives += 1
@@ -133,6 +128,29 @@ class Process:
             process.kill()
             code = process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+_SPAWNERS: dict[int, ThreadPoolExecutor] = {}
+
+
+def _spawner() -> ThreadPoolExecutor:
+    """Return the thread that starts all processes, and lives as long as we do.
+
+    Linux ends a process that asked for it (`die_with_parent`) when the *thread* that started it ends.
+    """
+    return _SPAWNERS.setdefault(os.getpid(), ThreadPoolExecutor(1, "cprune-spawner"))
+
+
+def _spawned(command: Sequence[str], environment: Mapping[str, str], fd: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        pass_fds=[fd],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 # -- for the process itself
