@@ -126,3 +126,9 @@ def test_a_file_with_a_mistake_is_refused_with_its_place(tmp_path: Path, text: s
 def test_a_target_comes_back_from_what_run_json_keeps() -> None:
     one = find("linux-arm64:cortex-a72", threads=2)
     assert from_dict({"like": "linux-arm64", **one.to_dict()}, "run.json") == one
+
+
+def test_more_threads_than_this_machine_has_are_refused_for_a_target_that_was_found_before() -> None:
+    with pytest.raises(UserError, match="--threads 4096: this machine lets cprune use"):
+        find(find("local"), threads=4096)
+    assert find(find("local"), threads=1) == find("local", threads=1)

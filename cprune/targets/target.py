@@ -134,20 +134,29 @@ def find(name: str | Target = "local", threads: int | None = None) -> Target:
     """
     if threads is not None and threads < 1:
         raise UserError(f"--threads {threads}: at least 1 is needed")
-    if isinstance(name, Target) or name.endswith(".toml"):
-        found = name if isinstance(name, Target) else _from_file(Path(name))
-        return found if threads is None else with_threads(found, threads)
+    found = name if isinstance(name, Target) else _named(name)
+    if threads is None:
+        return found
+    if found.transport == "local" and threads > _cores():
+        raise UserError(
+            f"--threads {threads}: this machine lets cprune use {_cores()} cores", f"Type --threads 1 to {_cores()}."
+        )
+    return with_threads(found, threads)
+
+
+def _named(name: str) -> Target:
+    if name.endswith(".toml"):
+        return _from_file(Path(name))
     kind, _, cpu = name.partition(":")
     if kind in KINDS:
-        return _remote(kind, cpu, threads)
+        return _remote(kind, cpu)
     if name != "local":
         raise unknown("target", name, names())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads is not None and threads > cores:
-        raise UserError(
-            f"--threads {threads}: this machine lets cprune use {cores} cores", f"Type --threads 1 to {cores}."
-        )
-    return _local(threads or cores)
+    return _local(_cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_threads(target: Target) -> int:
@@ -161,7 +170,7 @@ def with_threads(target: Target, threads: int) -> Target:
     return replace(target, threads=threads, compiler=json.dumps(compiler, sort_keys=True))
 
 
-def _remote(kind: str, cpu: str, threads: int | None) -> Target:
+def _remote(kind: str, cpu: str) -> Target:
     made = KINDS[kind]
     if cpu and cpu not in made.cpus:
         raise (
@@ -169,7 +178,7 @@ def _remote(kind: str, cpu: str, threads: int | None) -> Target:
             if made.cpus
             else UserError(f"{kind} has no processors to choose from", f"Type --target {kind}.")
         )
-    cores = threads or (CPUS[cpu].cores if cpu else 4)
+    cores = CPUS[cpu].cores if cpu else 4
     compiler = {
         "kind": "llvm",
         "mtriple": made.triple,
