@@ -7,37 +7,27 @@ the parent's to notice (`rpc.py`).
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import tvm
 
 from cprune.targets.build import export, linker
-from cprune.targets.process import cores, die_with_parent, first_line
+from cprune.targets.process import answer, begun, cores, first_line
 from cprune.targets.session import Failure, Kernel, Program
 
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    fd, triple = int(sys.argv[1]), sys.argv[2]
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(fd)
+    connection, triple = begun(sys.argv[1]), sys.argv[2]
     try:
         builder = Builder(triple)
     except Exception as error:
         connection.send(first_line(error))
         return
     connection.send("")
-    while True:
-        try:
-            name, args = connection.recv()
-        except (EOFError, OSError):
-            return
-        connection.send(getattr(builder, name)(*args))
+    answer(connection, builder)
 
 
 class Builder:

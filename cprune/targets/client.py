@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from cprune.targets.device import broke
-from cprune.targets.process import die_with_parent, first_line
+from cprune.targets.process import answer, begun, first_line
 from cprune.targets.session import Failure, Timed, arguments
 
 HELD = 64
@@ -28,21 +26,14 @@ HELD = 64
 def main() -> None:
     """Serve until the parent closes the pipe."""
     fd, host, port, key, threads = sys.argv[1:6]
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(int(fd))
+    connection = begun(fd)
     try:
         client = Client(host, int(port), key, int(threads))
     except Exception as error:
         connection.send({"error": first_line(error)})
         return
     connection.send(client.device)
-    while True:
-        try:
-            name, args = connection.recv()
-        except (EOFError, OSError):
-            return
-        connection.send(getattr(client, name)(*args))
+    answer(connection, client)
 
 
 class Client:

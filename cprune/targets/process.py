@@ -138,7 +138,9 @@ def _spawner() -> ThreadPoolExecutor:
 
     Linux ends a process that asked for it (`die_with_parent`) when the *thread* that started it ends.
     """
-    return _SPAWNERS.setdefault(os.getpid(), ThreadPoolExecutor(1, "cprune-spawner"))
+    if os.getpid() not in _SPAWNERS:
+        _SPAWNERS[os.getpid()] = ThreadPoolExecutor(1, "cprune-spawner")
+    return _SPAWNERS[os.getpid()]
 
 
 def _spawned(command: Sequence[str], environment: Mapping[str, str], fd: int) -> subprocess.Popen[bytes]:
@@ -154,6 +156,23 @@ def _spawned(command: Sequence[str], environment: Mapping[str, str], fd: int) ->
 
 
 # -- for the process itself
+
+
+def begun(fd: str) -> Connection:
+    """Return the pipe to the parent, and let the parent alone decide when this process ends."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which closes the pipe
+    return Connection(int(fd))
+
+
+def answer(connection: Connection, holder: object) -> None:
+    """Answer requests with the methods of `holder` until the parent closes the pipe."""
+    while True:
+        try:
+            name, args = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(getattr(holder, name)(*args))
 
 
 def die_with_parent() -> None:

@@ -7,38 +7,27 @@ crashes or hangs, the parent ends it and starts another (`local.py`).
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
 
-from cprune.targets.process import cores, die_with_parent, first_line
+from cprune.targets.process import answer, begun, cores, first_line
 from cprune.targets.session import Failure, Model, Program, Timed, arguments
 
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    fd, threads = int(sys.argv[1]), int(sys.argv[2])
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which closes the pipe
-    connection = Connection(fd)
+    connection, threads = begun(sys.argv[1]), int(sys.argv[2])
     found = int(tvm.get_global_func("runtime.NumThreads")())
     connection.send(found)
     if found != threads:
         return
-    worker = Worker()
-    while True:
-        try:
-            name, args = connection.recv()
-        except (EOFError, OSError):
-            return
-        connection.send(getattr(worker, name)(*args))
+    answer(connection, Worker())
 
 
 class Worker:
