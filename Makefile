@@ -8,7 +8,7 @@ run: $(STAMP)
 	$(BIN)/cprune run $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not device" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not device" $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cprune.cli_options import Json, TargetName, Tracker, machine
 from cprune.targets.errors import UserError
 
 app = typer.Typer(
@@ -20,15 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Tracker = Annotated[
-    str | None,
-    typer.Option(
-        "--rpc-tracker",
-        metavar="HOST:PORT",
-        help="the tracker; default: TVM_TRACKER_HOST and _PORT, or 127.0.0.1:9190",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = (
     "warning: whoever reaches {what} can run code on the machines behind it. Keep it on loopback and use ssh to reach "
@@ -148,9 +140,7 @@ def tracker_command(
 
 
 def doctor_command(
-    target: Annotated[
-        str, typer.Option("--target", "-t", help="a name from `cprune targets`, or a TOML file")
-    ] = "local",
+    target: TargetName = "local",
     rpc_tracker: Tracker = None,
     as_json: Json = False,
 ) -> None:
@@ -161,11 +151,8 @@ def doctor_command(
     from dataclasses import asdict, replace
 
     from cprune import doctor
-    from cprune.targets.target import find
 
-    found = replace(find(target), device_timeout_s=5.0)
-    if rpc_tracker is not None:
-        found = replace(found, tracker=rpc_tracker)
+    found = replace(machine(target, rpc_tracker), device_timeout_s=5.0)
     checks = []
     for check in doctor.examine(found):
         checks.append(check)
@@ -188,15 +175,25 @@ def export_command(
     rpc_tracker: Tracker = None,
     records: Annotated[str | None, typer.Option(help="tuning records for another machine")] = None,
     seed: Annotated[int, typer.Option(help="everything random follows from it")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write, default DIR/bundle")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder, or FILE.pt2 or FILE.onnx; default DIR/bundle")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a bundle to deploy: compiled model, weights, a C++ runner with its CMake file, an example and its answer.
 
     For the machine of the run nothing is measured and no device is needed.  Check it with: cprune verify
+
+    With --out FILE.pt2 or FILE.onnx: the pruned model itself, not compiled, for PyTorch or for ONNX runtimes.
     """
-    from cprune import export
+    from cprune import export, saved
     from cprune.progress import of_terminal
+
+    if out is not None and out.suffix in saved.SUFFIXES:
+        apart = saved.save(directory, out)
+        written = {"file": str(out), "max_difference": apart}
+        typer.echo(json.dumps(written) if as_json else f"{out} (differs from the model by {apart:.2g})")
+        return
 
     told = export.export(
         directory, _target(target, rpc_tracker), out or directory / "bundle", seed, records, of_terminal()
@@ -231,13 +228,9 @@ def verify_command(
 
 
 def _target(name: str | None, rpc_tracker: str | None) -> Any:
-    from dataclasses import replace
-
-    from cprune.targets.target import find
-
-    if name is None:
-        if rpc_tracker is not None:
-            raise UserError("--rpc-tracker is about another machine", "Say which with --target")
-        return None
-    found = find(name)
-    return found if rpc_tracker is None else replace(found, tracker=rpc_tracker)
+    """Return the target of the options, None where they leave it to what is on disk."""
+    if name is not None:
+        return machine(name, rpc_tracker)
+    if rpc_tracker is not None:
+        raise UserError("--rpc-tracker is about another machine", "Say which with --target")
+    return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cprune.cli_options import Json
 from cprune.targets.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ Records = Annotated[
     typer.Option(help="a file, a run folder or a database URL; default: the store that explain and bench share"),
 ]
 Target = Annotated[str | None, typer.Option(metavar="FINGERPRINT", help="only records of this target")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
 class Format(str, Enum):

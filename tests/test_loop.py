@@ -155,7 +155,7 @@ def test_long_training_that_leaves_room_lets_every_task_be_tried_again(
     def verdicts(part: list[dict[str, Any]]) -> set[str]:
         return {e["verdict"] for e in part if e["event"] == "step"}
 
-    assert verdicts(events[:renewed]) == {"accepted", "excluded"}
+    assert verdicts(events[:renewed]) >= {"accepted", "excluded"}  # a busy machine may also reject a step, for its time
     assert "accepted" in verdicts(events[renewed:])
     assert [e["index"] for e in events if e["event"] == "trained"].count(events[renewed]["index"]) == 1
 

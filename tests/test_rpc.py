@@ -22,6 +22,10 @@ from cprune.targets.errors import BrokenWorld, DeviceLost, UserError
 from cprune.targets.rpc import RpcSession
 from cprune.targets.session import Built, Failure, Timed
 from cprune.targets.target import Timing, find, with_threads
+from cprune.tuner import programs
+from cprune.tuner.records import Store
+from cprune.tuner.tune import Tuner
+from cprune.tuner.workload import Elementwise, key
 
 pytestmark = pytest.mark.skipif(not build.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu")
 
@@ -119,6 +123,22 @@ def test_a_crash_in_a_race_is_one_program_s_failure(session: RpcSession) -> None
     fine, failed = session.race(built, [[x], [x]], 2)
     assert isinstance(fine, Timed)
     assert isinstance(failed, Failure)
+
+
+def test_a_program_with_wrong_numbers_is_timed_and_never_wins(
+    session: RpcSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubling = Elementwise(("scale", ("in", 0), 2.0), (((1, 16, 4, 4), 16),), (1, 16, 4, 4), 16)
+    tripling = replace(doubling, expression=("scale", ("in", 0), 3.0))
+    right = programs.module_of
+    monkeypatch.setattr(programs, "module_of", lambda w, c: right(tripling if c["parallel"] == "none" else w, c))
+    target = with_threads(session.target, 2)  # so that there are two programs; the device still has one thread
+    with Store(tmp_path / "records.sqlite") as store:
+        best = Tuner(session, store, target).tune(doubling, 2)
+        (wrong,) = (r for r in store.of_task(key(doubling), target.fingerprint) if r.failure)
+    assert best.candidate["parallel"] == "outer"
+    assert (wrong.failure, wrong.candidate) == ("check", '{"parallel":"none"}')
+    assert "differs from PyTorch" in wrong.reason
 
 
 def test_a_library_for_another_machine_is_refused_before_it_is_sent(session: RpcSession, tmp_path: Path) -> None:

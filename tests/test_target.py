@@ -132,3 +132,8 @@ def test_more_threads_than_this_machine_has_are_refused_for_a_target_that_was_fo
     with pytest.raises(UserError, match="--threads 4096: this machine lets cprune use"):
         find(find("local"), threads=4096)
     assert find(find("local"), threads=1) == find("local", threads=1)
+
+
+def test_cuda_is_refused_with_what_is_missing_here() -> None:
+    with pytest.raises(UserError, match=r"no target cuda: .*(NVIDIA driver|GPU)"):
+        find("cuda")

@@ -6,6 +6,7 @@ model should run on.  A target without a processor gets one that every machine o
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 
@@ -54,3 +55,16 @@ KINDS = {
     "linux-x86_64": Kind("x86_64-linux-gnu", "x86-64-v3", (), 8, 16, ()),
     "linux-riscv64": Kind("riscv64-linux-gnu", "generic-rv64", ("+m", "+a", "+f", "+d", "+c"), 4, 32, ()),
 }
+
+
+def no_cuda() -> str:
+    """Return why `--target cuda` cannot be chosen on this machine: no GPU here, or no programs for one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int(0)
+        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return "no NVIDIA driver on this machine (libcuda.so.1 is missing)"
+    if not found:
+        return "the NVIDIA driver of this machine knows no GPU"
+    return f"{count.value} GPU(s) here, but cprune's programs are for processors: it cannot tune for a GPU yet"

@@ -115,8 +115,13 @@ class RpcSession:
                 devices, reason = free_devices(self.where, target.key, target.threads, self.say)
                 devices = self._alike(devices, wanted)
                 if devices:
-                    for device in devices:
-                        self._measure_reference(device)
+                    try:
+                        for device in devices:
+                            self._measure_reference(device)
+                    except BaseException:  # nobody else would give them back
+                        for device in devices:
+                            device.close()
+                        raise
                     return devices
                 reason = reason or f"no device under the key {target.key!r} has the processor {wanted!r}"
                 left = deadline - time.monotonic()
@@ -426,13 +431,13 @@ class RpcSession:
             device.models.add(key)
         return failed
 
-    def run(self, key: str, inputs: Sequence[Array]) -> Array | Failure:
+    def run(self, key: str, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
         """See `Session.run`."""
 
         def work(device: Device) -> Any:
             return self._there(device, key) or device.ask("run", (key, list(inputs)), MODEL_DEADLINE_S)
 
-        answer: Array | Failure = self._on_one(work)
+        answer: tuple[Array, ...] | Failure = self._on_one(work)
         return answer
 
     def time_models(

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from cprune.targets.errors import UserError, unknown
-from cprune.targets.presets import CPUS, KINDS
+from cprune.targets.presets import CPUS, KINDS, no_cuda
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -150,6 +150,8 @@ def _named(name: str) -> Target:
     kind, _, cpu = name.partition(":")
     if kind in KINDS:
         return _remote(kind, cpu)
+    if kind == "cuda":
+        raise UserError(f"no target cuda: {no_cuda()}", "See: cprune targets")
     if name != "local":
         raise unknown("target", name, names())
     return _local(_cores())

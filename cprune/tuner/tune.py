@@ -196,10 +196,10 @@ class Tuner:
             answers = self.session.time([ready[candidate] for candidate in chosen], slow_s=task.best_s * SLOW)
         except DeviceLost as lost:
             known = zip(chosen, lost.answers, strict=True)
-            self.store.add([self._record(task.key, c, t, hidden=features[c]) for c, t in known if t is not None])
+            self.store.add([self._record(task.key, c, t, seen=features[c]) for c, t in known if t is not None])
             raise
         for candidate, timed in zip(chosen, answers, strict=True):
-            made.append(self._record(task.key, candidate, timed, hidden=features[candidate]))
+            made.append(self._record(task.key, candidate, timed, seen=features[candidate]))
             task.best_s = min(task.best_s, made[-1].latency_s)
         leading = self._leading.setdefault(task.key, {})
         leading.update((c.text(), b) for c, b in ready.items())
@@ -245,7 +245,7 @@ class Tuner:
         candidate: Candidate,
         timed: Timed | Failure,
         checked: bool = False,
-        hidden: Hidden | None = None,
+        seen: Hidden | None = None,
     ) -> Record:
         failure = timed if isinstance(timed, Failure) else None
         return Record(
@@ -257,7 +257,7 @@ class Tuner:
             reason=failure.reason if failure else "",
             checked=checked,
             space=self.spaces,
-            hidden=json.dumps(hidden, sort_keys=True, separators=(",", ":")) if hidden else "",
+            hidden=json.dumps(seen, sort_keys=True, separators=(",", ":")) if seen else "",
             created=time.time(),
         )
 
