@@ -1,21 +1,19 @@
 """From an `nn.Module` to a `Network`, through `torch.export`.
 
 The graph of export's first stage is used, where convolutions, batch normalisation, dropout and linear layers
-are still one operator each.  Its in-place operators become their functional twins here; writing into a view
-is the one case that this cannot express, and the comparison with the original at the end finds it.
+are still one operator each.  Its in-place operators become their functional twins here; what is written
+into a slice is put back into the whole.  Writing into any other view is the one case that this cannot express, and
+the comparison with the original at the end finds it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
+import inspect
 import re
 import sysconfig
 import traceback
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,15 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from cprune.computed import computed_once
+from cprune.exported import quiet
 from cprune.network import Network
-from cprune.nodes import SIZE_OPERATORS, Node, Ref, encode, lookup
+from cprune.nodes import SIZE_OPERATORS, Node, Ref, alive, encode, lookup
 from cprune.targets.errors import UserError
 
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = tuple(str(Path(__file__).with_name(name)) for name in ("capture.py", "network.py", "nodes.py"))
+_ONNX = str(Path(__file__).with_name("onnx_format"))  # there, the frames of a file's operators are the user's places
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
@@ -37,9 +38,11 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     """Return `model` as a Network in evaluation mode, with tensors of its own; the model is left as it was.
 
     The batch dimension (the first of every input) stays open where the model allows it.  Layers used twice
-    and tied weights stay one.  UserError, naming the place in the model's code, if `torch.export` cannot
-    follow it.
+    and tied weights stay one; weights computed from parameters alone become parameters.  UserError, naming the
+    place in the model's code, if `torch.export` cannot follow it.  A Network is copied.
     """
+    if isinstance(model, Network):
+        return copy.deepcopy(model).eval()
     example_inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     for i, example in enumerate(example_inputs):
         if not isinstance(example, Tensor):
@@ -55,7 +58,9 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
 
     # A batch of one would be taken for a constant by export: it is shown two.
     several = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in example_inputs)
-    open_batch = tuple({0: Dim.AUTO} if x.dim() else None for x in several)
+    open_batch: tuple[Any, ...] = tuple({0: Dim.AUTO} if x.dim() else None for x in several)
+    if _takes_any_number(original):
+        open_batch = (open_batch,)
     more = tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in several)
     failure: Exception
     # A batch may look open and not be: a loop over it is unrolled for the size that export saw.
@@ -66,7 +71,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
         try:
             network = _network(_export(original, inputs, shapes), original)
             for trial in trials:
-                _compare(network, original, trial)
+                compare(network, original, trial)
             return network
         except Exception as error:  # whatever export raises; the second failure is the one to tell
             failure = error
@@ -79,18 +84,18 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     ) from failure
 
 
+def _takes_any_number(model: nn.Module) -> bool:
+    """Tell whether `forward(self, *inputs)` gathers all its inputs in one argument."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
+
+
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # export also prints pages about what its exception says
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, inputs, dynamic_shapes=shapes)
-    finally:
-        logging.disable(before)
+    with quiet():
+        return torch.export.export(model, inputs, dynamic_shapes=shapes)
 
 
-def _compare(network: Network, original: nn.Module, examples: tuple[Tensor, ...]) -> None:
+def compare(network: Network, original: nn.Module, examples: tuple[Tensor, ...]) -> None:
     """Raise UserError unless `network` computes what `original` does on noise of the examples' shape."""
     noise = torch.Generator().manual_seed(0)
     inputs = tuple(
@@ -111,11 +116,44 @@ def _compare(network: Network, original: nn.Module, examples: tuple[Tensor, ...]
             )
 
 
+_WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
+"""What a block under `torch.autocast` or `torch.no_grad` becomes: an operator with the block's graph beside it."""
+
+
+def _unwrap(module: fx.GraphModule) -> None:
+    """Put the graphs of such blocks where they are called.  UserError for one that computes in another precision."""
+    graph = module.graph
+    while wrapped := [n for n in graph.nodes if n.op == "call_function" and str(n.target) in _WRAPPERS]:
+        for node in wrapped:
+            if str(node.target) == _WRAPPERS[0] and node.args[2]:
+                raise UserError(f"the model computes in {node.args[1]} under torch.autocast{_at(_source(node))}")
+            at = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+            body = getattr(module, node.args[at].target)
+            values = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), node.args[at + 1 :], strict=True))
+            results: Any = ()
+            with graph.inserting_before(node):
+                for inner in body.graph.nodes:
+                    if inner.op == "output":
+                        results = inner.args[0]
+                    elif inner.op == "get_attr":  # a block in the block
+                        name = f"{node.name}_{inner.target}"
+                        setattr(module, name, getattr(body, inner.target))
+                        values[inner] = graph.get_attr(name)
+                    elif inner.op != "placeholder":
+                        values[inner] = graph.node_copy(inner, lambda n: values[n])  # noqa: B023 - called at once
+            for user in list(node.users):
+                if getattr(user.target, "__name__", "") != "getitem":
+                    raise UserError(f"the model uses {node.target}{_at(_source(node))} in a way cprune cannot hold")
+                user.replace_all_uses_with(values[results[user.args[1]]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+
+
 def _network(program: torch.export.ExportedProgram, original: nn.Module) -> Network:
-    signature = program.graph_signature
+    _unwrap(program.graph_module)
     targets = {
         spec.arg.name: spec.target
-        for spec in signature.input_specs
+        for spec in program.graph_signature.input_specs
         if spec.target is not None and hasattr(spec.arg, "name")
     }
     tensors: dict[str, Tensor] = dict(original.named_parameters(remove_duplicate=False))
@@ -123,23 +161,46 @@ def _network(program: torch.export.ExportedProgram, original: nn.Module) -> Netw
     tensors = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
     persistent = original.state_dict(keep_vars=True).keys()
     constants = [name for name in tensors if name not in persistent]
+    for name in targets.values():
+        if name not in tensors and not name.endswith("num_batches_tracked"):
+            tensors[name] = program.constants[name].detach().clone()
+            constants.append(name)
+    out_spec = program.call_spec.out_spec
+
+    def structure(flat: Sequence[Any]) -> Any:
+        return pytree.tree_unflatten(list(flat), out_spec) if out_spec is not None else tuple(flat)
+
+    for fx_node in program.graph.nodes:
+        if fx_node.op == "placeholder" and fx_node.name not in targets:
+            sizes = fx_node.meta["val"].shape
+            fx_node.meta["shape"] = tuple(size if isinstance(size, int) else None for size in sizes)
+    return network_of(program.graph, targets, tensors, constants, structure)
+
+
+def network_of(
+    graph: fx.Graph,
+    targets: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    constants: Sequence[str],
+    structure: Callable[[Sequence[Any]], Any],
+) -> Network:
+    """Return the network of a graph of ATen operators.
+
+    `targets` says which placeholder is which of `tensors`; the others are inputs, with their shape (None for an open
+    size) in `meta["shape"]`.  `structure` puts the flat outputs into what the model returns.
+    """
+    own = dict(tensors)
     nodes: list[Node] = []
     replaced: dict[str, str] = {}  # a value written in place: its name to the name of what it is now
-    for fx_node in program.graph.nodes:
+    for fx_node in graph.nodes:
         node = _node(fx_node, targets, replaced)
         if node is None:
             continue
         if node.op == "output":
-            out_spec = program.call_spec.out_spec
-            flat = list(node.args[0])
-            structure = _structure(pytree.tree_unflatten(flat, out_spec) if out_spec is not None else tuple(flat))
-            node = Node(node.name, "output", (structure,))
-        elif node.op == "param" and node.args[0] not in tensors:
-            name = node.args[0]
-            tensors[name] = program.constants[name].detach().clone()
-            constants.append(name)
+            node = Node(node.name, "output", (_structure(structure(node.args[0])),))
         nodes.append(node)
-    return Network(_alive(nodes), tensors, constants).eval()
+        nodes.extend(_written_back(fx_node, node, nodes, replaced))
+    return Network(computed_once(alive(nodes), own), own, constants).eval()
 
 
 def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -> Node | None:
@@ -150,8 +211,7 @@ def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -
             if targets[node.name].endswith("num_batches_tracked"):
                 return None
             return Node(node.name, "param", (targets[node.name],))
-        open_shape = tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
-        return Node(node.name, "input", (open_shape,))
+        return Node(node.name, "input", (node.meta["shape"],))
     if node.op == "get_attr":
         return None  # the body of a control-flow operator, which is named itself
     try:
@@ -186,6 +246,32 @@ def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -
     return Node(node.name, op, args, kwargs, source)
 
 
+def _written_back(fx_node: fx.Node, node: Node, nodes: Sequence[Node], replaced: dict[str, str]) -> list[Node]:
+    """Return the nodes that put what an in-place operator wrote into a slice back into what the slice was cut from."""
+    if not isinstance(fx_node.target, torch._ops.OpOverload) or not fx_node.target._schema.is_mutable:
+        return []
+    made: list[Node] = []
+    by_name = {one.name: one for one in nodes}
+    written = fx_node.args[0]
+    view, value = by_name.get(written.name) if isinstance(written, fx.Node) else None, Ref(node.name)
+    while view is not None and view.op in _SCATTERS:
+        base = view.args[0]
+        while base.name in replaced:  # written before: into the newest
+            base = Ref(replaced[base.name])
+        back = Node(f"{node.name}_into_{len(made)}", _SCATTERS[view.op], (base, value, *view.args[1:]), (), node.source)
+        made.append(back)
+        for name, now in list(replaced.items()):
+            if now == base.name:
+                replaced[name] = back.name
+        replaced[view.args[0].name], replaced[base.name] = back.name, back.name
+        view, value = by_name.get(view.args[0].name), Ref(back.name)
+    return made
+
+
+_SCATTERS = {"aten.slice.Tensor": "aten.slice_scatter.default", "aten.select.int": "aten.select_scatter.default"}
+"""What puts back what was written into a view; into views of other kinds nothing does."""
+
+
 def _functional(op: str, node: fx.Node, source: str) -> str:
     """Return the operator that computes what an in-place one writes: for add_.Tensor add.Tensor."""
     twin = re.sub(r"_(?=\.)", "", op, count=1)
@@ -217,17 +303,6 @@ def _structure(value: Any) -> Any:
     raise UserError(f"the model returns a {type(value).__name__}; cprune knows tensors, tuples, lists and dicts")
 
 
-def _alive(nodes: list[Node]) -> list[Node]:
-    """Return the nodes that the output needs; inputs stay."""
-    needed: set[str] = set()
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        if node.op in ("output", "input") or node.name in needed:
-            needed.update(node.refs())
-            kept.append(node)
-    return kept[::-1]
-
-
 # ----------------------------------------------------------------------------------------------------
 # Places in the user's code
 
@@ -246,7 +321,7 @@ def _place(error: Exception) -> str:
 
 
 def _is_users(file: str) -> bool:
-    if file.startswith((_TORCH, "torch/", "<")) or file in _OURS:
+    if file.startswith((_TORCH, _ONNX, "torch/", "<")) or "site-packages/torch/" in file or file in _OURS:
         return False
     return not file.startswith(_STDLIB) or "site-packages" in file
 

@@ -16,6 +16,8 @@ from cprune.labels import Array, Labels, Spread
 from cprune.network import Network
 from cprune.nodes import Node, Ref, find_refs, tensors_of
 
+INPUT, RETURNED = "it is an input of the model", "the model returns it"
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -64,11 +66,11 @@ class Flow:
         """Visit every node in order; `rules` has the rule of an operator by its name without the overload."""
         for node in self.network.nodes:
             if node.op == "input":
-                self.values[node.name] = (self.frozen(self.shape(node), "it is an input of the model"),)
+                self.values[node.name] = (self.frozen(self.shape(node), INPUT),)
             elif node.op == "output":
                 for ref in node.refs():
                     for spread in self.values.get(ref) or self.spreads(Ref(ref)):
-                        self.labels.freeze(spread.labels, "the model returns it")
+                        self.labels.freeze(spread.labels, RETURNED)
             elif node.op != "param" and tensors_of(self.sample[node.name]):
                 self._visit(node, rules.get(operator_name(node)))
 
@@ -155,6 +157,10 @@ class Flow:
             if axis != but and size > 1:
                 self.labels.freeze(self.axis_labels(Ref(node.name), axis), reason)
 
+    def varied(self, spread: Spread) -> bool:
+        """Tell whether a value's labels are more than one class."""
+        return not spread.constant and len(np.unique(self.labels.roots(spread.labels))) > 1
+
     def along(self, spread: Spread, axis: int) -> Array:
         """Return a value's labels along `axis`, uniting them where they change along another."""
         if spread.varies(axis):
@@ -170,6 +176,11 @@ class Flow:
 
 Rule = Callable[[Flow, Node], tuple[Spread, ...]]
 """Returns the labels of each tensor that a node returns, uniting others on the way; NoRule if it cannot."""
+
+
+def named(rule: Rule, names: str) -> dict[str, Rule]:
+    """Return the rule under each of these names of operators, for the table of rules."""
+    return dict.fromkeys(names.split(), rule)
 
 
 def operator_name(node: Node) -> str:

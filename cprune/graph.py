@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.flow import Flow, Layer
+from cprune.flow import INPUT, RETURNED, Flow, Layer, operator_name
 from cprune.labels import Array, Spread
 from cprune.network import Network
 from cprune.rules import RULES
@@ -29,6 +30,7 @@ from cprune.targets.errors import UserError, unknown
 __all__ = ["Frozen", "Graph", "Group", "Layer", "analyse"]
 
 _ONLY_ONE = "one channel must be left"
+_BY_NATURE = (_ONLY_ONE, RETURNED, INPUT, "--ignore ")
 _Keys = tuple[tuple[str, int], ...]
 
 
@@ -81,6 +83,16 @@ class Graph:
                 return group
         raise unknown("group", group_id, (group.id for group in self.groups))
 
+    def must_be_free(self) -> None:
+        """Raise UserError if anything is frozen for want of understanding, and not by nature or by wish."""
+        found = [f for f in self.frozen if not f.reason.startswith(_BY_NATURE)]
+        if found:
+            lines = [f"  {', '.join(f.layers)}: {f.channels} channels stay because {f.reason}" for f in found]
+            raise UserError(
+                "\n".join([f"--strict: {len(found)} kind(s) of channels cannot be pruned", *lines]),
+                "Leave --strict out to prune the rest, or name the layers with --ignore.",
+            )
+
     def groups_of(self, layer: str) -> tuple[str, ...]:
         """Return the ids of the groups on a layer's output channels; UserError if there is no such layer."""
         self._layer(layer)
@@ -103,8 +115,11 @@ class Graph:
         return self.layers[name]
 
 
-def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
+def analyse(network: Network, example_inputs: tuple[Tensor, ...], ignore: Sequence[str] = ()) -> Graph:
     """Return the channel groups of a network, and what is frozen and why.
+
+    `ignore` names layers whose output channels stay: by name, in which * and ? stand for any text, or by type
+    ("Conv2d", "Linear").  UserError for one that fits no layer.
 
     Of `example_inputs` the shapes matter; no channel is ever looked for along an axis that grows with the
     batch. Everything that has no rule is frozen, with a reason naming the operator and the line of the
@@ -112,6 +127,8 @@ def analyse(network: Network, example_inputs: tuple[Tensor, ...]) -> Graph:
     """
     flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs))
     flow.run(RULES)
+    for pattern in ignore:
+        _ignore(flow, pattern)
 
     axes = {key: flow.labels.roots(labels) for key, labels in flow.axes.items()}
     values = {
@@ -142,6 +159,20 @@ def sample(network: Network, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
         raise UserError(f"the model does not run on its example input: {error}") from error
 
 
+def _ignore(flow: Flow, pattern: str) -> None:
+    """Freeze the output channels of the layers that `pattern` means."""
+    found = [layer for layer in flow.layers.values() if _meant(flow, layer, pattern)]
+    if not found:
+        raise unknown("layer or type for --ignore:", pattern, (*flow.layers, "Conv2d", "Linear"))
+    for layer in found:
+        flow.labels.freeze(flow.axes[layer.weight, layer.out_axis], f"--ignore {pattern} names {layer.name}")
+
+
+def _meant(flow: Flow, layer: Layer, pattern: str) -> bool:
+    kind = operator_name(flow.nodes[layer.calls[0]]).replace("_", "")
+    return fnmatchcase(layer.name, pattern) or pattern.lower().replace("_", "") == kind
+
+
 def _larger(network: Network, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     """Return the sample for a batch with one more; empty if the network takes no other batch."""
     try:
@@ -157,6 +188,7 @@ def _sorted(
 ) -> Graph:
     """Sort classes into groups and frozen channels."""
     order = list(flow.layers)
+    made_by: dict[int, tuple[str, ...]] = {}
     producers: dict[tuple[str, int], list[str]] = {}
     readers: dict[tuple[str, int], list[str]] = {}
     for layer in flow.layers.values():
@@ -170,15 +202,17 @@ def _sorted(
     # Where a class is decides what family it belongs to: the axes of tensors, and the values.  With the
     # values in it, every value holds a family in full or not at all, so none can become empty while each
     # keeps one channel.
-    tensors = _places(axes)
-    inside = _places({(name, i): s.labels for name, found in values.items() for i, s in enumerate(found)})
+    inside = {(name, i): s.labels for name, found in values.items() for i, s in enumerate(found)}
+    places: dict[int, tuple[_Keys, _Keys]] = {}
     families: dict[tuple[_Keys, _Keys], list[int]] = {}
     stuck: dict[tuple[tuple[str, ...], str], int] = {}
-    for one, keys in tensors.items():
-        layers = named(keys, producers)
+    for one, number in _numbered(axes, inside, places):
+        layers = made_by.get(number)
+        if layers is None:
+            layers = made_by[number] = named(places[number][0], producers)
         reason = flow.labels.reason(one)
         if reason is None and layers:
-            families.setdefault((tuple(sorted(keys)), tuple(sorted(inside.get(one, ())))), []).append(one)
+            families.setdefault(places[number], []).append(one)
         elif layers:
             stuck[layers, str(reason)] = stuck.get((layers, str(reason)), 0) + 1
 
@@ -216,10 +250,34 @@ def _sorted(
     )
 
 
-def _places(labels: Mapping[tuple[str, int], Array]) -> dict[int, list[tuple[str, int]]]:
-    """Return where every class occurs."""
-    where: dict[int, list[tuple[str, int]]] = {}
-    for key, along in labels.items():
-        for one in np.unique(along).tolist():
-            where.setdefault(one, []).append(key)
-    return where
+def _numbered(
+    axes: Mapping[tuple[str, int], Array],
+    inside: Mapping[tuple[str, int], Array],
+    places: dict[int, tuple[_Keys, _Keys]],
+) -> list[tuple[int, int]]:
+    """Return every class of `axes` with a number, equal for classes that are in the same tensors and values.
+
+    `places` gets the axes and the values behind each number.
+    """
+    met = np.concatenate([*axes.values(), np.zeros(0, dtype=np.int64)])
+    classes, first = np.unique(met, return_index=True)
+    numbers = np.zeros(len(classes), dtype=np.int64)
+    places[0] = ((), ())
+    if not len(classes):
+        return []
+    for which, table in enumerate((axes, inside)):
+        for key, along in table.items():
+            mine = np.unique(along)
+            here = np.minimum(np.searchsorted(classes, mine), len(classes) - 1)
+            here = here[classes[here] == mine]
+            old, which_old = np.unique(numbers[here], return_inverse=True)
+            for i, number in enumerate(old.tolist()):
+                before = places[number]
+                longer = (*before[which], key)
+                places[len(places)] = (longer, before[1]) if which == 0 else (before[0], longer)
+                old[i] = len(places) - 1
+            numbers[here] = old[which_old]
+    for number, (tensors, within) in places.items():
+        places[number] = tuple(sorted(tensors)), tuple(sorted(within))
+    order = np.argsort(first)
+    return list(zip(classes[order].tolist(), numbers[order].tolist(), strict=True))

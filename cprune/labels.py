@@ -79,7 +79,13 @@ class Labels:
         if not differ.any():
             return
         parent = self._parent
-        for x, y in np.unique(np.stack([a[differ], b[differ]], axis=1), axis=0).tolist():
+        low, high = np.minimum(a[differ], b[differ]), np.maximum(a[differ], b[differ])
+        if len(np.unique(np.concatenate([low, high]))) == 2 * len(low):  # no label twice: all at once
+            parent[high] = low
+            for y in self._reasons.keys() & set(high.tolist()):
+                self._reasons.setdefault(int(parent[y]), self._reasons.pop(y))
+            return
+        for x, y in np.unique(np.stack([low, high], axis=1), axis=0).tolist():
             x, y = sorted((_root(parent, x), _root(parent, y)))
             if x == y:
                 continue
@@ -102,12 +108,12 @@ class Labels:
         """Return why the class `root` is frozen, None if it is not."""
         return self._reasons.get(root)
 
-    def spread(self, labels: Tensor, fixed: Iterable[int] = ()) -> Spread:
+    def spread(self, labels: Tensor, fixed: Iterable[int] = (), prefer: int | None = None) -> Spread:
         """Return the labels of a value as a Spread, uniting what removal has to treat as one.
 
         Where labels change along several axes, removing one of them would leave a ragged tensor; those are
-        united until only one axis is left, the one that leaves most channels that may go.  No label may
-        change along the axes in `fixed`.
+        united until only one axis is left: `prefer` if channels may go along it, or else the one that leaves
+        most of them.  No label may change along the axes in `fixed`.
         """
         shape = tuple(labels.shape)
         grid = _tight(labels, shape)
@@ -120,7 +126,8 @@ class Labels:
                 grid = _tight(torch.from_numpy(self.roots(first.numpy())), shape)
         axes = [d for d, size in enumerate(grid.shape) if size > 1]
         if len(axes) > 1:
-            axis = max(axes, key=lambda d: self._left(grid, d))
+            wanted = prefer is not None and prefer in axes and self._left(grid, prefer) > 1
+            axis = prefer if wanted and prefer is not None else max(axes, key=lambda d: self._left(grid, d))
             lines = _lines(grid, axis)
             self.unite(lines, lines[:, :1])
             return Spread(shape, axis, np.ascontiguousarray(self.roots(lines[:, 0])))

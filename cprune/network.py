@@ -5,7 +5,8 @@ code, can be exported again for the compiler, and `cprune.surgery` edits it as a
 
 What differs from the `nn.Module` it was captured from: the forward pass is the one of evaluation mode (a
 branch `if self.training:` of the author is gone, stochastic depth with it), but batch normalisation and
-dropout obey `train()` and `eval()` as always.  `num_batches_tracked` is not kept.
+dropout obey `train()` and `eval()` as always.  `num_batches_tracked` is not kept.  A weight that the
+original computes from its parameters (standardised, normalised) is a parameter `….computed_weight` here.
 """
 
 from __future__ import annotations
@@ -99,9 +100,17 @@ class Network(nn.Module):
             self._ready().run(inputs, False, kept)
         return kept
 
-    def run_edited(self, inputs: Sequence[Tensor], edit: Callable[[str, Any], Any]) -> Any:
-        """Return the output in evaluation mode, every node's value replaced by `edit(name, value)`."""
-        return self._ready().run(inputs, False, edit=edit)
+    def run_edited(
+        self,
+        inputs: Sequence[Tensor],
+        edit: Callable[[str, Any], Any],
+        instead: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Any:
+        """Return the output in evaluation mode, every node's value replaced by `edit(name, value)`.
+
+        The nodes in `instead` call the function given there with the arguments of their operator.
+        """
+        return self._ready().run(inputs, False, edit=edit, instead=instead or {})
 
     def to_meta(self) -> Network:
         """Return the same network without numbers, on torch's meta device: it computes shapes only."""

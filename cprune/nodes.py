@@ -69,6 +69,17 @@ def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:
     return value
 
 
+def alive(nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes that the output needs; inputs stay."""
+    needed: set[str] = set()
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        if node.op in ("output", "input") or node.name in needed:
+            needed.update(node.refs())
+            kept.append(node)
+    return kept[::-1]
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """Return the tensors of a node's value: one, several or none."""
     if isinstance(value, Tensor):
@@ -111,6 +122,9 @@ _ENCODED: dict[str, type] = {
 }
 
 
+_VIEWS = ("aten.view.default", "aten._unsafe_view.default")
+
+
 def lookup(op: str, where: str = "") -> Callable[..., Any]:
     """Return the function behind an operator name.
 
@@ -130,7 +144,8 @@ def lookup(op: str, where: str = "") -> Callable[..., Any]:
         raise UserError(f"the graph uses {op!r}, which is not an ATen operator{place}")
     if found._schema.is_mutable or name == "from_file":
         raise UserError(f"the graph uses {op!r}, which cprune does not run{place}")
-    return found
+    # A view needs memory in an order that a pruned value, of one channel for example, may not have.
+    return torch.ops.aten.reshape.default if op in _VIEWS else found
 
 
 def encode(value: Any) -> tuple[str, str]:
@@ -229,12 +244,13 @@ class Program:
         training: bool,
         kept: dict[str, Any] | None = None,
         edit: Callable[[str, Any], Any] | None = None,
+        instead: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Any:
         """Return the output.
 
         `kept` is filled with every value by node name; without it, values go when nobody reads them any more.
         `edit` is called with name and value of every node that computes one and returns the value to go on
-        with.
+        with.  `instead` has functions to call in place of the operators of the nodes named there.
         """
         if len(inputs) != len(self.inputs):
             raise UserError(f"the model takes {len(self.inputs)} input(s), {len(inputs)} were given")
@@ -248,7 +264,8 @@ class Program:
             args = [_fill(arg, values) for arg in step.args]
             if step.by_mode is not None:
                 step.by_mode(training, args)
-            values[step.slot] = step.call(*args, **{key: _fill(arg, values) for key, arg in step.kwargs})
+            call = step.call if instead is None else instead.get(self.names[step.slot], step.call)
+            values[step.slot] = call(*args, **{key: _fill(arg, values) for key, arg in step.kwargs})
             if edit is not None:
                 values[step.slot] = edit(self.names[step.slot], values[step.slot])
             if kept is None:
@@ -313,9 +330,21 @@ def _dropout(training: bool, args: list[Any]) -> None:
     args[2] = training or args[2]  # input, probability, training: one that the author left on for good stays on
 
 
+def _recurrent(training: bool, args: list[Any]) -> None:
+    # input, states (a pair for LSTM), parameters, biases, layers, dropout, training, both ways, batch first
+    args[6] = training or args[6]
+    x = args[0]
+    batch = x.shape[0 if args[8] else 1] if x.dim() == 3 else None
+    for state in args[1] if isinstance(args[1], (tuple, list)) else (args[1],):
+        # torch's own check is missing on its fast path, which then writes anywhere.
+        if state.dim() != x.dim() or (batch is not None and state.shape[1] != batch):
+            raise ValueError(f"a state of shape {list(state.shape)} does not go with a batch of {batch}")
+
+
 _BY_MODE: dict[str, Callable[[bool, list[Any]], None]] = {
     "aten.batch_norm.default": _batch_norm,
     "aten.instance_norm.default": _instance_norm,
+    **dict.fromkeys(("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input"), _recurrent),
     "aten.dropout.default": _dropout,
     "aten.feature_dropout.default": _dropout,
     "aten.alpha_dropout.default": _dropout,

@@ -1,20 +1,20 @@
 """How channels travel through each operator: one rule an operator, applied to labels instead of numbers.
 
-Shape operators (view, permute, cat, slice, …) are run on the labels themselves, so their rule is the
-operator. Element-wise operators unite the labels they meet.  Convolutions and linear layers start new labels.
+Convolutions and linear layers start new labels; element-wise operators unite the labels they meet.  Operators that
+move values about are in `cprune.rules_shape`, those that sum over channels in `cprune.rules_product`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
-import torch
 
-from cprune.flow import Flow, Layer, NoRule, Rule, argument, called, operator_name
-from cprune.labels import Spread
-from cprune.nodes import Node, Ref, find_refs, lookup, map_refs, tensors_of
+from cprune.flow import Flow, Layer, NoRule, Rule, argument, called, named
+from cprune.labels import Array, Spread
+from cprune.nodes import Node, Ref, find_refs, tensors_of
+from cprune.rules_product import PRODUCT_RULES
+from cprune.rules_shape import SHAPE_RULES
 
 # ----------------------------------------------------------------------------------------------------
 # Layers
@@ -24,44 +24,63 @@ def _convolution(flow: Flow, node: Node) -> tuple[Spread, ...]:
     x, weight, bias = flow.spread(node.args[0]), node.args[1], argument(node, 2, "bias")
     transposed = "transpose" in node.op
     groups = argument(node, 6, "groups", 1)
-    out_axis, in_axis = (1, 0) if transposed else (0, 1)
+    out_axis = 1 if transposed else 0
+    reads: int | None = 0 if transposed else 1
     channel_axis = len(x.shape) - (flow.sample[weight.name].dim() - 1)
-    into = flow.along(x, channel_axis)
-    outof = flow.axis_labels(weight, out_axis)
-    flow.tie(outof, bias)
-    if transposed and groups > 1:
-        raise NoRule(f"{called(node)} is a transposed convolution in groups")
-    depthwise = is_depthwise(groups, len(into))
-    if depthwise:
-        flow.labels.unite(outof.reshape(groups, -1), into.reshape(groups, 1))
-    elif groups > 1:
-        # The groups must stay of one size: channel j goes in all of them.
-        flow.labels.unite(into.reshape(groups, -1), flow.axis_labels(weight, in_axis)[None])
-        flow.labels.unite(outof.reshape(groups, -1), outof.reshape(groups, -1)[:1])
+    if x.axis != channel_axis and flow.varied(x):
+        raise NoRule(f"{called(node)} slides along the channels")
+    into, outof = flow.along(x, channel_axis), flow.axis_labels(weight, out_axis)
+    if has_whole_groups(groups, len(into), flow.shape(node)[channel_axis]):
+        outof = _whole_groups(flow, weight, into, groups, transposed)
+        out_axis, reads = 0, None
+    elif transposed:
+        flow.labels.unite(into, flow.axis_labels(weight, 0))
+        flow.labels.unite(into.reshape(groups, -1), into.reshape(groups, -1)[:1])
+        outof = np.tile(outof, groups)
     else:
-        flow.labels.unite(into, flow.axis_labels(weight, in_axis))
-    _add_layer(flow, node, "conv", out_axis, None if depthwise else in_axis)
+        # The groups must stay of one size: channel j goes in all of them.
+        flow.labels.unite(into.reshape(groups, -1), flow.axis_labels(weight, 1)[None])
+        flow.labels.unite(outof.reshape(groups, -1), outof.reshape(groups, -1)[:1])
+    flow.tie(outof, bias)
+    _add_layer(flow, node, "conv", out_axis, reads)
     return (Spread(flow.shape(node), channel_axis, outof),)
 
 
-def is_depthwise(groups: int, channels: int) -> bool:
-    """Tell whether a convolution has one input channel to a group (one group of one channel is not meant)."""
-    return groups == channels and groups > 1
+def has_whole_groups(groups: int, inputs: int, outputs: int) -> bool:
+    """Tell whether a convolution's groups have one input or one output channel each, as in a depthwise one.
+
+    Such groups are removed as wholes.  (One group of one channel is not meant.)
+    """
+    return groups > 1 and groups in (inputs, outputs)
+
+
+def _whole_groups(flow: Flow, weight: Ref, into: Array, groups: int, transposed: bool) -> Array:
+    """Unite the channels of each group and return the labels of the output's channels."""
+    group = into.reshape(groups, -1)
+    flow.labels.unite(group, group[:, :1])
+    rows = flow.axis_labels(weight, 0)
+    flow.labels.unite(rows.reshape(groups, -1), group[:, :1])
+    return np.repeat(group[:, 0], flow.sample[weight.name].shape[1]) if transposed else rows
 
 
 def _linear(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    x, weight = flow.spread(node.args[0]), node.args[1]
-    flow.labels.unite(flow.along(x, len(x.shape) - 1), flow.axis_labels(weight, 1))
-    outof = flow.axis_labels(weight, 0)
-    flow.tie(outof, argument(node, 2, "bias"))
+    x, weight, bias = flow.spread(node.args[0]), node.args[1], argument(node, 2, "bias")
+    last = len(x.shape) - 1
+    into, outof = flow.axis_labels(weight, 1), flow.axis_labels(weight, 0)
     _add_layer(flow, node, "linear", 0, 1)
-    return (Spread(flow.shape(node), len(x.shape) - 1, outof),)
+    if x.axis != last and flow.varied(x):  # it mixes positions, and every channel has them all
+        for labels in (into, outof):
+            flow.labels.freeze(labels, f"{called(node)} runs along another axis than the channels'")
+        return (Spread(flow.shape(node), x.axis, x.labels),)
+    flow.labels.unite(flow.along(x, last), into)
+    flow.tie(outof, bias)
+    return (Spread(flow.shape(node), last, outof),)
 
 
 def _add_layer(flow: Flow, node: Node, kind: str, out_axis: int, in_axis: int | None) -> None:
     weight = str(flow.nodes[node.args[1].name].args[0])
     owner, _, leaf = weight.rpartition(".")
-    name = owner if owner and leaf == "weight" else weight
+    name = owner if owner and leaf in ("weight", "computed_weight") else weight
     calls = flow.layers[name].calls if name in flow.layers else ()
     flow.layers[name] = Layer(name, kind, flow.one_name[weight], out_axis, in_axis, (*calls, node.name))
 
@@ -139,74 +158,6 @@ def _meet(flow: Flow, node: Node, a: Spread, b: Spread) -> Spread:
     return Spread(shape, a.axis, a.labels)
 
 
-def _created(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    shape = flow.shape(node)
-    axis = min(1, len(shape) - 1)  # where channels lie by convention; what it meets decides
-    return (Spread(shape, max(axis, 0), flow.labels.fresh(shape[axis] if shape else 1)),)
-
-
-# ----------------------------------------------------------------------------------------------------
-# Shapes
-
-
-_BY_RESHAPE = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
-SIZES_AT = {
-    **dict.fromkeys(("zeros", "ones", "full"), 0),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "broadcast_to"), 1),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full"), 1),
-    "unflatten": 2,
-}
-"""Where an operator takes the sizes of its result."""
-
-
-def _shape_operator(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    def value(ref: Ref) -> Any:
-        return flow.spread(ref).tensor() if tensors_of(flow.sample[ref.name]) else flow.sample[ref.name]
-
-    args = map_refs(node.args, value)
-    kwargs = {key: map_refs(item, value) for key, item in node.kwargs}
-    function = torch.reshape if node.op in _BY_RESHAPE else lookup(node.op)
-    found = function(*args, **kwargs)
-    if isinstance(found, (tuple, list)):
-        return tuple(flow.labels.spread(tensor, flow.open_axes(node, i)) for i, tensor in enumerate(found))
-    return (flow.labels.spread(found, [*flow.open_axes(node), *_computed_axes(node)]),)
-
-
-def _computed_axes(node: Node) -> list[int]:
-    """Return the axes whose length the model computes at run time: surgery could not correct it."""
-    name = operator_name(node)
-    if name not in SIZES_AT or name == "unflatten":
-        return []
-    sizes = argument(node, SIZES_AT[name], "size", ())
-    return [d for d, size in enumerate(sizes) if isinstance(size, Ref)]
-
-
-def _slice(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    axis = argument(node, 1, "dim", 0) % len(flow.spread(node.args[0]).shape)
-    plain = argument(node, 4, "step", 1) == 1 and not list(find_refs(node.args[2:]))
-    if flow.spread(node.args[0]).varies(axis) and not plain:
-        raise NoRule(f"{called(node)} takes every so many channels")
-    return _shape_operator(flow, node)
-
-
-def _pad(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    x, amounts = flow.spread(node.args[0]), tuple(node.args[1])
-    zeros = argument(node, 2, "mode", "constant") == "constant" or "constant_pad_nd" in node.op
-    if list(find_refs(amounts)):
-        raise NoRule(f"{called(node)} pads by an amount known at run time only")
-    shape = flow.shape(node)
-    for i in range(len(amounts) // 2):
-        axis, (before, after) = len(shape) - 1 - i, amounts[2 * i : 2 * i + 2]
-        if not (before or after) or not (x.constant or x.varies(axis)):
-            continue
-        if not zeros or before < 0 or after < 0:
-            raise NoRule(f"{called(node)} pads or cuts channels")
-        # Channels that exist only here: they go with whatever they meet.
-        labels = [flow.labels.fresh(before), flow.along(x, axis), flow.labels.fresh(after)]
-        x = Spread((*x.shape[:axis], sum(map(len, labels)), *x.shape[axis + 1 :]), axis, np.concatenate(labels))
-    return (Spread(shape, x.axis, x.labels),)
-
-
 # ----------------------------------------------------------------------------------------------------
 # Over planes and other axes without channels
 
@@ -222,36 +173,19 @@ def _planes(flow: Flow, node: Node) -> tuple[Spread, ...]:
     return tuple(Spread(shape, x.axis, x.labels) for shape in shapes)
 
 
-def _reduction(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    """Mean, sum, softmax, … over some axes, which must not hold the channels."""
-    x = flow.spread(node.args[0])
-    shape = flow.shape(node)
-    rank = len(x.shape)
-    dims = argument(node, 1, "dim")
-    named = range(rank) if dims is None or dims == () else (dims,) if isinstance(dims, int) else dims
-    over = {d % rank for d in named} if rank else set()
-    if not x.constant and x.axis in over:
-        raise NoRule(f"{called(node)} works across channels")
-    axis = x.axis if len(shape) == rank else x.axis - sum(d < x.axis for d in over)
-    return (Spread(shape, 0 if x.constant else axis, x.labels),)
-
-
 def _getitem(flow: Flow, node: Node) -> tuple[Spread, ...]:
     return (flow.spreads(node.args[0])[node.args[1]],)
 
 
-def _named(rule: Rule, names: str) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
-
-
 RULES: dict[str, Rule] = {
+    **SHAPE_RULES,
+    **PRODUCT_RULES,
     "getitem": _getitem,
-    **_named(_convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
-    **_named(_linear, "linear"),
-    **_named(_normalisation, "batch_norm instance_norm"),
-    **_named(_prelu, "prelu _prelu_kernel"),
-    **_named(_created, "zeros ones full new_zeros new_ones new_full"),
-    **_named(
+    **named(_convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    **named(_linear, "linear"),
+    **named(_normalisation, "batch_norm instance_norm"),
+    **named(_prelu, "prelu _prelu_kernel"),
+    **named(
         _elementwise,
         """
         relu relu6 hardtanh sigmoid tanh hardswish hardsigmoid silu gelu leaky_relu elu celu selu mish
@@ -260,21 +194,12 @@ RULES: dict[str, Rule] = {
         feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach alias to _to_copy
         lift_fresh_copy zeros_like ones_like full_like nan_to_num logical_not add sub rsub mul div
         true_divide maximum minimum fmax fmin pow where lerp addcmul addcdiv eq ne lt le gt ge logical_and
-        logical_or logical_xor masked_fill remainder fmod
+        logical_or logical_xor masked_fill remainder fmod tan asin acos atan sinh cosh asinh acosh atanh erfc sgn
+        logit atan2 hypot copysign isnan isinf isfinite bitwise_not bitwise_and bitwise_or positive floor_divide
+        fill copy type_as
         """,
     ),
-    **_named(
-        _shape_operator,
-        """
-        view reshape _unsafe_view view_as reshape_as flatten unflatten permute transpose t numpy_T movedim
-        moveaxis swapaxes swapdims squeeze unsqueeze expand expand_as broadcast_to repeat tile cat concat
-        concatenate stack split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk
-        unbind select narrow flip pixel_shuffle pixel_unshuffle
-        """,
-    ),
-    **_named(_slice, "slice"),
-    **_named(_pad, "pad constant_pad_nd"),
-    **_named(
+    **named(
         _planes,
         """
         max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
@@ -285,6 +210,5 @@ RULES: dict[str, Rule] = {
         _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
         """,
     ),
-    **_named(_reduction, "mean sum amax amin var std prod logsumexp softmax log_softmax cumsum"),
 }
 """The rule of every operator that has one, by its name without the overload."""

@@ -1,7 +1,8 @@
 """Removing channels from a network: `prune` returns a smaller one, `masked` says what it has to compute.
 
 The law that the tests hold this file to: the pruned network's output equals the output of the whole network
-with the removed channels held at zero wherever they appear.
+with the removed channels held at zero wherever they appear.  Means and variances over channels (LayerNorm, GroupNorm)
+would see the zeros: in the law they are those of the channels that stay.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from cprune.flow import argument, operator_name
 from cprune.graph import Graph
 from cprune.labels import Array, Spread
 from cprune.network import Network
-from cprune.nodes import Node, Ref
-from cprune.rules import SIZES_AT, is_depthwise
+from cprune.nodes import Node, Ref, lookup
+from cprune.rules import has_whole_groups
+from cprune.rules_product import STATISTICS
+from cprune.rules_shape import SIZES_AT
 from cprune.targets.errors import UserError
 
 Removed = Mapping[str, Sequence[int]]
@@ -48,8 +51,12 @@ def prune(network: Network, graph: Graph, removed: Removed) -> Network:
 
 
 def masked(network: Network, graph: Graph, removed: Removed, *inputs: Tensor) -> Any:
-    """Return the whole network's output in evaluation mode with these channels zero wherever they appear."""
+    """Return the whole network's output in evaluation mode with these channels zero wherever they appear.
+
+    Statistics over channels are taken over those that stay.
+    """
     cut = _Cut(graph, _classes(graph, removed))
+    statistics = {node.name: _of_the_kept(network, cut, node) for node in network.nodes if cut.is_statistic(node)}
 
     def zeroed(value: Any, spread: Spread) -> Any:
         gone = ~cut.kept(spread.labels)
@@ -69,7 +76,42 @@ def masked(network: Network, graph: Graph, removed: Removed, *inputs: Tensor) ->
         return value
 
     with torch.no_grad():
-        return network.run_edited(inputs, edit)
+        return network.run_edited(inputs, edit, statistics)
+
+
+def _of_the_kept(network: Network, cut: _Cut, node: Node) -> Callable[..., Any]:
+    """Return a function in place of a node's operator: its value over the channels that stay, zero elsewhere."""
+    operator, repaired = lookup(node.op), cut.repair(node)
+    spreads = cut.graph.values[node.name]
+
+    def kept(ref: Ref, value: Tensor) -> Tensor:
+        for axis, classes in cut.axes_of(network, ref):
+            keep = cut.kept(classes)
+            if len(keep) > 1:
+                value = value.index_select(axis, torch.from_numpy(np.flatnonzero(keep)).to(value.device))
+        return value
+
+    def whole(value: Tensor, spread: Spread) -> Tensor:
+        keep = cut.kept(spread.labels)
+        if keep.all() or len(keep) == 1:
+            return value
+        axis = spread.axis - len(spread.shape)
+        shape = list(value.shape)
+        shape[axis] = len(keep)
+        return value.new_zeros(shape).index_copy(axis, torch.from_numpy(np.flatnonzero(keep)).to(value.device), value)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        mine = [
+            kept(was, now) if isinstance(was, Ref) else now if fixed == was else fixed
+            for was, now, fixed in zip(node.args, args, repaired.args, strict=True)
+        ]
+        named = {key: kept(was, kwargs[key]) if isinstance(was, Ref) else kwargs[key] for key, was in node.kwargs}
+        found = operator(*mine, **named)
+        if isinstance(found, Tensor):
+            return whole(found, spreads[0])
+        return [whole(one, spread) for one, spread in zip(found, spreads, strict=True)]
+
+    return call
 
 
 def _classes(graph: Graph, removed: Removed) -> Array:
@@ -117,6 +159,22 @@ class _Cut:
         """Return how many of the first `position` entries along an axis stay."""
         return int(self.kept(spread.labels[:position]).sum()) if spread.varies(axis) else position
 
+    def is_statistic(self, node: Node) -> bool:
+        """Tell whether a node averages over channels some of which go."""
+        if operator_name(node) not in STATISTICS or not isinstance(node.args[0], Ref):
+            return False
+        spreads = self.graph.values.get(node.args[0].name, ())
+        return len(spreads) == 1 and not self.kept(spreads[0].labels).all()
+
+    def axes_of(self, network: Network, ref: Ref) -> list[tuple[int, Array]]:
+        """Return the axes of a value, or of a tensor of the model, that channels lie along, with their classes."""
+        for spread in self.graph.values.get(ref.name, ()):
+            return [(spread.axis - len(spread.shape), spread.labels)]  # from the end, as in `masked`
+        tensors = network.tensors()
+        name = next((str(node.args[0]) for node in network.nodes if node.name == ref.name and node.op == "param"), "")
+        mine = tensors.get(name)
+        return [(axis, classes) for (one, axis), classes in self.graph.axes.items() if tensors[one] is mine]
+
     def repair(self, node: Node) -> Node:
         """Return the node with the constants that depend on widths made right."""
         out = self.graph.values.get(node.name, ())
@@ -150,9 +208,10 @@ def _sizes(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> 
 
 
 def _groups(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
-    if x is None or not is_depthwise(groups := argument(node, 6, "groups", 1), x.shape[out[0].axis]):
+    axis, groups = out[0].axis, argument(node, 6, "groups", 1)
+    if x is None or not has_whole_groups(groups, x.shape[axis], out[0].shape[axis]):
         return node
-    return _with(node, 6, groups - x.shape[out[0].axis] + cut.length(x, out[0].axis))
+    return _with(node, 6, groups * cut.length(out[0], axis) // out[0].shape[axis])
 
 
 def _parts(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
@@ -211,8 +270,33 @@ def _amounts(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -
     return _with(node, 1, tuple(amounts))
 
 
+def _normalised(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    if x is None:
+        return node
+    first = len(x.shape) - len(node.args[1])
+    return _with(node, 1, tuple(cut.length(x, first + d) for d in range(len(node.args[1]))))
+
+
+def _norm_groups(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    if x is None or node.args[1] != x.shape[1]:
+        return node
+    return _with(node, 1, cut.length(x, 1))
+
+
+def _scale(cut: _Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    """Name the scale, which would follow the width of the heads."""
+    if x is None or argument(node, 6, "scale") is not None:
+        return node
+    more = tuple(item for item in node.kwargs if item[0] != "scale")
+    return dataclasses.replace(node, args=node.args[:6], kwargs=(*more, ("scale", x.shape[-1] ** -0.5)))
+
+
 _REPAIRS: dict[str, Repair] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _normalised),
+    "group_norm": _norm_groups,
+    "scaled_dot_product_attention": _scale,
     **dict.fromkeys(
         ("chunk", "unsafe_chunk", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"),
         _parts,

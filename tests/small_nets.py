@@ -320,20 +320,19 @@ class Tied(Net):
 
 
 class Unknown(Net):
-    """Operators that mix channels: attention, a mean over them, GroupNorm, every second one of them."""
+    """Operators that mix channels: each with each, softmax over them, every second one of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = conv(3, 8), nn.GroupNorm(2, 8)
-        self.free = conv(8, 6)
-        self.mixed, self.mean, self.every = conv(6, 6), conv(6, 5), conv(6, 8)
+        self.stem, self.free = conv(3, 8), conv(8, 6)
+        self.mixed, self.chances, self.every = conv(6, 6), conv(6, 5), conv(6, 8)
         self.fc = nn.Linear(10, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.free(self.norm(self.stem(x))))
+        x = F.relu(self.free(F.softmax(self.stem(x), 1)))
         mixed = self.mixed(x).flatten(2)
         scores = torch.softmax(mixed @ mixed.transpose(1, 2), -1)
-        mean = self.mean(x).mean(1, keepdim=True)
+        mean = F.softmax(self.chances(x), 1).mean(1, keepdim=True)
         every = self.every(x)[:, ::2].mean((2, 3))
         return self.fc(torch.cat([scores.sum(1), every * mean.mean((2, 3))], 1))
 
@@ -356,9 +355,13 @@ class Captured:
     graph: Graph
 
 
-@functools.cache
 def captured(name: str) -> Captured:
-    model = randomised(NETS[name]())
+    return captured_net(NETS[name])
+
+
+@functools.cache
+def captured_net(net: type[Net]) -> Captured:
+    model = randomised(net())
     network = capture(model, model.example())
     return Captured(network, model.example(), analyse(network, model.example()))
 

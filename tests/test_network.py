@@ -187,11 +187,22 @@ def test_control_flow_is_refused_by_its_name() -> None:
         capture(Cond(), (torch.randn(2, 3),))
 
 
-def test_writing_into_part_of_a_tensor_is_refused() -> None:
+def test_writing_into_a_slice_is_put_back_into_the_whole() -> None:
     class Part(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x * 2
             y[:, :1] += 1
+            return y
+
+    x = torch.randn(2, 3)
+    assert torch.equal(capture(Part(), (x,))(x), Part()(x))
+
+
+def test_writing_into_a_view_of_another_kind_is_refused() -> None:
+    class Part(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            y.transpose(0, 1).add_(1)
             return y
 
     with pytest.raises(UserError, match="does not compute what the model does"):
@@ -414,3 +425,38 @@ def test_a_layer_may_be_called_like_a_method_of_the_network() -> None:
     equal(network(x), model(x))
     assert network.values(x)["conv2d"].shape == (1, 4, 6, 6)
     assert set(network.state_dict()) == set(model.state_dict())
+
+
+class Blocks(nn.Module):
+    """A block without autocast, one without gradients, and one in the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        with torch.autocast("cpu", enabled=False):
+            first, second = y.float().chunk(2, 1)
+            with torch.no_grad():
+                scale = second.mean((2, 3), keepdim=True)
+            y = torch.cat([second * scale, first], 1)
+        return self.b(y)  # type: ignore[no-any-return]
+
+
+def test_blocks_without_autocast_or_gradients_are_part_of_the_graph() -> None:
+    model, x = randomised(Blocks()), torch.randn(2, 3, 8, 8)
+    network = capture(model, (x,))
+    equal(network(x), model(x))
+    assert {"chunk", "mean", "cat"} <= {node.op.split(".")[1] for node in network.nodes if "." in node.op}
+
+
+class Half(Blocks):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.b(self.a(x))  # type: ignore[no-any-return]
+
+
+def test_a_block_in_another_precision_is_refused() -> None:
+    with pytest.raises(UserError, match=r"computes in torch\.bfloat16 under torch\.autocast"):
+        capture(randomised(Half()), (torch.randn(2, 3, 8, 8),))

@@ -1,0 +1,259 @@
+"""Rules for operators that only move values about: most are run on the labels themselves, so the rule is the operator.
+
+`cprune.rules` holds the table in which they are entered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cprune.flow import Flow, NoRule, Rule, argument, called, named, operator_name
+from cprune.labels import Spread
+from cprune.nodes import Node, Ref, find_refs, lookup, map_refs, tensors_of
+
+_BY_RESHAPE = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
+SIZES_AT = {
+    **dict.fromkeys(("zeros", "ones", "full"), 0),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "broadcast_to"), 1),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full"), 1),
+    "unflatten": 2,
+}
+"""Where an operator takes the sizes of its result."""
+
+
+def _moved(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    def value(ref: Ref) -> Any:
+        return _operand(flow, ref).tensor() if tensors_of(flow.sample[ref.name]) else flow.sample[ref.name]
+
+    args = map_refs(node.args, value)
+    kwargs = {key: map_refs(item, value) for key, item in node.kwargs}
+    found = lookup(node.op)(*args, **kwargs)
+    if isinstance(found, (tuple, list)):
+        return tuple(flow.labels.spread(tensor, flow.open_axes(node, i)) for i, tensor in enumerate(found))
+    fixed = [*flow.open_axes(node), *_computed_axes(node)]
+    return (flow.labels.spread(found, fixed, _heads_width(flow, node)),)
+
+
+def _heads_width(flow: Flow, node: Node) -> int | None:
+    """Return the last axis where features at the end are split into heads: their width goes, before and after pruning.
+
+    The longest part would be another one as soon as the width is pruned below the number of heads.
+    """
+    if node.op not in _BY_RESHAPE and node.op != "aten.unflatten.int":
+        return None
+    x, shape = _operand(flow, node.args[0]), flow.shape(node)
+    last = len(x.shape) - 1
+    return len(shape) - 1 if x.varies(last) and shape[-1] < x.shape[last] else None
+
+
+def _operand(flow: Flow, ref: Ref) -> Spread:
+    """Return a value's labels; of a parameter such as position embeddings those along what is its channel axis."""
+    shape = flow.sample[ref.name].shape
+    several = sum(size > 1 for size in shape) > 1
+    if flow.nodes[ref.name].op == "param" and len(shape) in (3, 4) and shape[0] == 1 and several:
+        return flow.along_param(ref, 2 if len(shape) == 3 else 1)
+    return flow.spread(ref)
+
+
+def _computed_axes(node: Node) -> list[int]:
+    """Return the axes whose length the model computes at run time: surgery could not correct it."""
+    name = operator_name(node)
+    if name not in SIZES_AT or name == "unflatten":
+        return []
+    sizes = argument(node, SIZES_AT[name], "size", ())
+    return [d for d, size in enumerate(sizes) if isinstance(size, Ref)]
+
+
+def _expand(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """One channel spread over many: what they meet decides which are removed."""
+    x, shape = flow.spread(node.args[0]), flow.shape(node)
+    more = len(shape) - len(x.shape)
+    fixed = {*flow.open_axes(node), *_computed_axes(node)}
+    grown = [d for d, size in enumerate(shape) if size > 1 and (d < more or x.shape[d - more] == 1) and d not in fixed]
+    if not x.constant or not grown:
+        return _moved(flow, node)
+    reason = f"{called(node)} spreads it over other channels"
+    if operator_name(node) == "expand_as":
+        like = flow.spread(node.args[1])
+        if like.constant or like.axis not in grown:
+            return _moved(flow, node)
+        flow.labels.freeze(x.labels, reason)
+        return (Spread(shape, like.axis, like.labels),)
+    usual = 1 if len(shape) != 3 else 2
+    axis = grown[0] if len(grown) == 1 else usual
+    if axis not in grown:
+        return _moved(flow, node)
+    flow.labels.freeze(x.labels, reason)
+    return (Spread(shape, axis, flow.labels.fresh(shape[axis])),)
+
+
+def _slice(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    x = _operand(flow, node.args[0])
+    axis = argument(node, 1, "dim", 0) % len(x.shape)
+    plain = argument(node, 4, "step", 1) == 1 and not list(find_refs(node.args[2:]))
+    if x.varies(axis) and not plain:
+        raise NoRule(f"{called(node)} takes every so many channels")
+    return _moved(flow, node)
+
+
+def _pad(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    x, amounts = flow.spread(node.args[0]), tuple(node.args[1])
+    zeros = argument(node, 2, "mode", "constant") == "constant" or "constant_pad_nd" in node.op
+    if list(find_refs(amounts)):
+        raise NoRule(f"{called(node)} pads by an amount known at run time only")
+    shape = flow.shape(node)
+    for i in range(len(amounts) // 2):
+        axis, (before, after) = len(shape) - 1 - i, amounts[2 * i : 2 * i + 2]
+        if not (before or after) or not (x.constant or x.varies(axis)):
+            continue
+        if not zeros or before < 0 or after < 0:
+            raise NoRule(f"{called(node)} pads or cuts channels")
+        # Channels that exist only here: they go with whatever they meet.
+        labels = [flow.labels.fresh(before), flow.along(x, axis), flow.labels.fresh(after)]
+        x = Spread((*x.shape[:axis], sum(map(len, labels)), *x.shape[axis + 1 :]), axis, np.concatenate(labels))
+    return (Spread(shape, x.axis, x.labels),)
+
+
+def _roll(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    x, dims = flow.spread(node.args[0]), argument(node, 2, "dims", ())
+    dims = (dims,) if isinstance(dims, int) else dims
+    if not x.constant and (not dims or x.axis in {d % len(x.shape) for d in dims}):
+        raise NoRule(f"{called(node)} rolls channels")
+    return (x,)
+
+
+def _index(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """x[:, table] and the like, where the table picks along other axes than the channels'."""
+    x, tables = flow.spread(node.args[0]), tuple(node.args[1])
+    if not x.constant and x.axis < len(tables) and tables[x.axis] is not None:
+        raise NoRule(f"{called(node)} picks channels by a table")
+    picks = [None if ref is None else torch.zeros(flow.sample[ref.name].shape, dtype=torch.long) for ref in tables]
+    found = torch.ops.aten.index.Tensor(x.tensor(), picks)
+    return (flow.labels.spread(found, flow.open_axes(node)),)
+
+
+def _index_select(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    x = flow.spread(node.args[0])
+    if x.varies(node.args[1] % len(x.shape)):
+        raise NoRule(f"{called(node)} picks channels by a table")
+    return (Spread(flow.shape(node), x.axis, x.labels),)
+
+
+def _windows(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """tensor.unfold: windows along an axis that holds no channels."""
+    x = flow.spread(node.args[0])
+    if x.varies(node.args[1] % len(x.shape)):
+        raise NoRule(f"{called(node)} takes windows of channels")
+    return _moved(flow, node)
+
+
+def _patches(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """F.unfold: every channel becomes as many as the window has pixels."""
+    x = flow.spread(node.args[0])
+    shape = flow.shape(node)
+    labels = flow.along(x, len(x.shape) - 3)
+    return (Spread(shape, len(shape) - 2, np.repeat(labels, shape[-2] // len(labels))),)
+
+
+def _from_patches(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """F.fold: the channels of one window's pixels become one again."""
+    x = flow.spread(node.args[0])
+    shape = flow.shape(node)
+    labels = flow.along(x, len(x.shape) - 2).reshape(shape[-3], -1)
+    flow.labels.unite(labels, labels[:, :1])
+    return (Spread(shape, len(shape) - 3, labels[:, 0].copy()),)
+
+
+def _pixel_shuffle(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """The channels that become the pixels of one go together: others would leave a number that cannot be shuffled."""
+    x, factor = flow.spread(node.args[0]), node.args[1]
+    axis = len(x.shape) - 3
+    if not x.constant and x.axis != axis:
+        raise NoRule(f"{called(node)} mixes channels with pixels")
+    labels = flow.along(x, axis).reshape(-1, factor**2)
+    flow.labels.unite(labels, labels[:, :1])
+    return (Spread(flow.shape(node), axis, labels[:, 0].copy()),)
+
+
+def _pixel_unshuffle(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """Every channel becomes as many as a square has pixels."""
+    x, factor = flow.spread(node.args[0]), node.args[1]
+    axis = len(x.shape) - 3
+    if not x.constant and x.axis != axis:
+        raise NoRule(f"{called(node)} mixes channels with pixels")
+    return (Spread(flow.shape(node), axis, np.repeat(flow.along(x, axis), factor**2)),)
+
+
+def _channel_shuffle(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """The groups must stay of one size: channel j goes in all of them."""
+    x, groups = flow.spread(node.args[0]), node.args[1]
+    labels = flow.along(x, 1).reshape(groups, -1)
+    flow.labels.unite(labels, labels[:1])
+    return (Spread(x.shape, 1, labels.T.reshape(-1).copy()),)
+
+
+def _halves(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """GLU: the second half gates the first."""
+    x = flow.spread(node.args[0])
+    axis = argument(node, 1, "dim", -1) % len(x.shape)
+    if not x.varies(axis):
+        return (Spread(flow.shape(node), x.axis, x.labels),)
+    first, second = x.labels.reshape(2, -1)
+    flow.labels.unite(first, second)
+    return (Spread(flow.shape(node), axis, first.copy()),)
+
+
+def _put_back(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    """A slice or an entry along an axis without channels is written anew."""
+    x, part = flow.spread(node.args[0]), flow.spread(node.args[1])
+    dim = argument(node, 2, "dim", 0) % len(x.shape)
+    one = operator_name(node) == "select_scatter"
+    axis = part.axis + (one and part.axis >= dim)
+    if x.varies(dim) or (not one and part.varies(dim)):
+        raise NoRule(f"{called(node)} writes into some channels")
+    if not part.constant and not x.constant and axis != x.axis:
+        raise NoRule(f"{called(node)} writes channels along another axis")
+    if x.constant and not part.constant:
+        flow.labels.unite(part.labels, x.labels)
+        return (x,)
+    flow.labels.unite(x.labels, part.labels)
+    return (x,)
+
+
+def _created(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    shape = flow.shape(node)
+    axis = min(1, len(shape) - 1)  # where channels lie by convention; what it meets decides
+    return (Spread(shape, max(axis, 0), flow.labels.fresh(shape[axis] if shape else 1)),)
+
+
+SHAPE_RULES: dict[str, Rule] = {
+    **named(
+        _moved,
+        """
+        view reshape _unsafe_view view_as reshape_as flatten unflatten permute transpose t mT numpy_T movedim
+        moveaxis swapaxes swapdims squeeze unsqueeze repeat tile cat concat concatenate stack split
+        split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind select narrow flip
+        repeat_interleave
+        """,
+    ),
+    **named(_expand, "expand expand_as broadcast_to"),
+    **named(_created, "zeros ones full new_zeros new_ones new_full"),
+    **named(_pad, "pad constant_pad_nd"),
+    "slice": _slice,
+    "slice_scatter": _put_back,
+    "select_scatter": _put_back,
+    "roll": _roll,
+    "index": _index,
+    "index_select": _index_select,
+    "unfold": _windows,
+    "im2col": _patches,
+    "col2im": _from_patches,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "channel_shuffle": _channel_shuffle,
+    "glu": _halves,
+}
+"""The rules of this file, by the operators' names without the overload."""
