@@ -1,0 +1,26 @@
+"""Every ONNX operator that is done here.  The definitions are ONNX's operator specification, opset 7 and newer."""
+
+from __future__ import annotations
+
+from cprune.onnx_format.common import Function
+from cprune.onnx_format.elements import ELEMENTS
+from cprune.onnx_format.layers import LAYERS
+from cprune.onnx_format.resize import resize, upsample
+from cprune.onnx_format.shapes import SHAPES
+
+OPERATORS: dict[str, Function] = {**LAYERS, **ELEMENTS, **SHAPES, "Resize": resize, "Upsample": upsample}
+"""The function of every operator, by ONNX's name; "Linear" is the reader's own, see `tidy`."""
+
+_QUANTISED = "is quantised: give the model before quantisation"
+_REPEATS = "repeats other operators: cprune needs a graph without loops"
+_OPEN = "returns as many numbers as its input has of a kind: cut the graph before it"
+_RANDOM = "draws random numbers"
+REASONS = {
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), _QUANTISED),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), _QUANTISED),
+    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), _REPEATS),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique", "Compress"), _OPEN),
+    **dict.fromkeys(("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"), _RANDOM),
+    **dict.fromkeys(("Multinomial", "Bernoulli"), _RANDOM),
+}
+"""Why some operators are not done, going on after the operator's name."""
