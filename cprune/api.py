@@ -30,6 +30,7 @@ from cprune.network import Network
 from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
+from cprune.source import Opened, Source
 from cprune.step import channel_step
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError
@@ -41,11 +42,10 @@ from cprune.tuner.search import DEFAULT
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Tuner
 from cprune.tuner.workload import describe
-from cprune.zoo import load_model
 
 __all__ = ["Result", "load", "prune", "resume", "run"]
 
-DEFAULT_MODEL, DEFAULT_DATA = "resnet-fashion", "fashion-mnist"
+DEFAULT_MODEL, DEFAULT_DATA = Source("resnet-fashion"), "fashion-mnist"
 DEFAULTS = Settings()
 
 
@@ -109,7 +109,7 @@ def prune(
     network = capture(model, inputs)
     told = progress or Silent()
     with tempfile.TemporaryDirectory(prefix="cprune-") as scratch, connect(where, told.wait, told.say) as machine:
-        config = _config(type(model).__name__, "functions", None, machine[1], chosen, records)
+        config = _config(type(model).__name__, "functions", Source(""), machine[1], chosen, records)
         folder = RunFolder.create(out if out is not None else Path(scratch) / "run", config)
         result, pruned = _drive(folder, config, network, inputs, trainer, machine, chosen, told, lambda _: None)
         return Result(pruned, result, folder.path if out is not None else None)
@@ -117,8 +117,7 @@ def prune(
 
 def run(
     *,
-    model: str = DEFAULT_MODEL,
-    weights: Path | None = None,
+    source: Source = DEFAULT_MODEL,
     data: str | None = None,
     target: str | Target = "local",
     threads: int | None = None,
@@ -131,16 +130,18 @@ def run(
     """Start a run in a new folder and return the folder and its `result.json`."""
     where = find(target, threads)
     spec = data or DEFAULT_DATA
-    source = _Source(model, weights, spec, settings.seed)
-    network, inputs, trainer, name = source.opened(where, settings)
+    opened, trainer = _begun(source, spec, where, settings)
     told = progress or Silent()
     with connect(where, told.wait, told.say) as machine:
-        config = _config(name, spec, weights, machine[1], settings, records, model)
+        config = _config(opened.name, spec, source, machine[1], settings, records)
+        config["names"] = [list(opened.input_names), list(opened.output_names)]
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder.create(out or Path("runs") / f"{name.replace(':', '.')}-{stamp}", config)
+        folder = RunFolder.create(out or Path("runs") / f"{opened.name.replace(':', '.')}-{stamp}", config)
         told.say(f"run folder {folder.path}")
         try:
-            result, _ = _drive(folder, config, network, inputs, trainer, machine, settings, told, on_step)
+            result, _ = _drive(
+                folder, config, opened.network, opened.example_inputs, trainer, machine, settings, told, on_step
+            )
         except UserError:
             if not folder.journal.exists():  # nothing was measured: the folder may be used again
                 shutil.rmtree(folder.path)
@@ -166,8 +167,7 @@ def resume(
     config = folder.config()
     try:
         settings = Settings.from_dict(config["settings"])
-        stored, spec, data = config["target"], config["model_spec"], config["data"]
-        weights = Path(config["weights"]) if config["weights"] else None
+        stored, data, source = config["target"], config["data"], Source.from_dict(config)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder.run_json} is no configuration of a run ({error} is missing)") from error
     if data == "functions":
@@ -178,11 +178,13 @@ def resume(
     )
     if where.transport == "local":
         _must_be(where, stored, path)
-    network, inputs, trainer, _ = _Source(spec, weights, data, settings.seed).opened(where, settings)
+    opened, trainer = _begun(source, data, where, settings)
     told = progress or Silent()
     with connect(where, told.wait, told.say) as machine:
         _must_be(machine[1], stored, path)
-        result, _ = _drive(folder, config, network, inputs, trainer, machine, settings, told, on_step)
+        result, _ = _drive(
+            folder, config, opened.network, opened.example_inputs, trainer, machine, settings, told, on_step
+        )
     return folder, result
 
 
@@ -208,37 +210,40 @@ def _stored_target(stored: Any, folder: RunFolder) -> Target:
         raise UserError(f"{folder.run_json} is no configuration of a run (its target is damaged: {error})") from error
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where the model and the data come from."""
+def _begun(source: Source, spec: str, target: Target, settings: Settings) -> tuple[Opened, Trainer]:
+    """Load data and model, which must fit each other, and capture the graph."""
+    if source.own_classes:
+        # The model is whole as it is, so the data must fit it; otherwise the model is made for the data.
+        model = source.opened(settings.seed)
+        if not model.trained:
+            raise UserError(f"the model {model.name} comes without weights", "Give trained ones with --weights FILE.")
+        shape = tuple(model.example_inputs[0].shape[1:])
+        if len(model.example_inputs) != 1 or len(shape) != 3:
+            raise UserError(f"{model.name} does not take one image; data as --data gives them are images", _PYTHON)
+        data = load_data(spec, settings.seed, (shape[0], shape[1], shape[2]), model.outputs)
+    else:
+        data = load_data(spec, settings.seed)
+        model = source.opened(settings.seed, data.classes, data.input_shape)
+        if model.outputs is not None and model.outputs < data.classes:
+            raise UserError(
+                f"the model {model.name} has {model.outputs} outputs, the data {data.name} have {data.classes} classes"
+            )
+    if model.outputs is None:
+        raise UserError(f"{model.name} does not return one row of scores for an image", _PYTHON)
+    _must_take_batches(model)
+    return model, DataTrainer(data, model.model, host_threads(target), settings.distil)
 
-    model: str
-    weights: Path | None
-    data: str
-    seed: int
 
-    def opened(self, target: Target, settings: Settings) -> tuple[Network, tuple[Tensor, ...], Trainer, str]:
-        """Load data and model, capture the graph."""
-        if self.weights is None and ":" not in self.model:
-            # The model is whole as it is, so the data must fit it; otherwise the model is made for the data.
-            loaded = load_model(self.model, seed=self.seed)
-            if not loaded.trained:
-                raise UserError(
-                    f"the model {loaded.name} comes without weights", "Give trained ones with --weights FILE."
-                )
-            shape = loaded.example_inputs[0].shape
-            data = load_data(self.data, self.seed, (shape[1], shape[2], shape[3]), loaded.outputs)
-        else:
-            data = load_data(self.data, self.seed)
-            loaded = load_model(self.model, self.weights, data.classes, self.seed, data.input_shape)
-            if loaded.outputs is not None and loaded.outputs < data.classes:
-                raise UserError(
-                    f"the model {loaded.name} has {loaded.outputs} outputs, the data {data.name} have "
-                    f"{data.classes} classes"
-                )
-        network = capture(loaded.model, loaded.example_inputs)
-        trainer = DataTrainer(data, loaded.model, host_threads(target), settings.distil)
-        return network, loaded.example_inputs, trainer, loaded.name
+_PYTHON = "Prune it from Python with functions of your own: cprune.prune(model, inputs, evaluate=…, train=…)"
+
+
+def _must_take_batches(model: Opened) -> None:
+    (shape,) = (node.args[0] for node in model.network.nodes if node.op == "input")
+    if shape is not None and shape and shape[0] is not None:
+        raise UserError(
+            f"{model.name} takes a batch of {shape[0]} only, and training needs others",
+            "Export it with an open batch: dynamic_shapes={…: {0: Dim.AUTO}}, or dynamic_axes for ONNX.",
+        )
 
 
 class _FolderKeeper:
@@ -382,16 +387,14 @@ def tasks_of(tuned: Tuned, join: str) -> list[dict[str, Any]]:
 def _config(
     name: str,
     data: str,
-    weights: Path | None,
+    source: Source,
     target: Target,
     settings: Settings,
     records: str | Path | None,
-    spec: str = "",
 ) -> dict[str, Any]:
     return {
         "model": name,
-        "model_spec": spec,
-        "weights": str(weights.resolve()) if weights else None,
+        **source.to_dict(),
         "data": data,
         "target": target.to_dict(),
         "records": str(records) if records else None,

@@ -25,9 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.api import load, opened_tuner
+from cprune.api import opened_tuner
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
-from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.journal import RunFolder
@@ -35,16 +34,15 @@ from cprune.loop import Loop
 from cprune.measure import interval, sustained
 from cprune.network import Network
 from cprune.progress import Progress
+from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
 from cprune.targets.target import Target, find
-from cprune.zoo import load_model
 
 
 def bench(
-    model: str,
-    weights: Path | None,
+    source: Source,
     target: str | Target,
     threads: int | None,
     settings: Settings,
@@ -59,9 +57,10 @@ def bench(
             "cprune bench compares runtimes on this machine",
             f"For a latency on {where.name}: cprune tune --target {where.name}, and cprune verify of what it wrote.",
         )
-    name, network, inputs = _opened(model, weights, settings.seed)
+    opened = source.opened(settings.seed)
+    network, inputs = opened.network, opened.example_inputs
     torch.set_num_threads(where.threads)
-    store = records or _records_of(model) or default_records(where.name)
+    store = records or _records_of(source.spec) or default_records(where.name)
     with (
         closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
         opened_tuner(where, store, settings.seed, progress) as (session, tuner),
@@ -74,8 +73,8 @@ def bench(
         if isinstance(output, Failure):
             raise BrokenWorld(f"the compiled model does not work ({output.stage}): {output.reason}")
         pytorch = _pytorch(network, inputs)
-        _same("ONNX Runtime", onnxruntime.output, output)
-        _same("PyTorch", pytorch(), output)
+        _same("ONNX Runtime", onnxruntime.output, output[0])
+        _same("PyTorch", pytorch(), output[0])
 
         def tvm() -> float:
             timed = session.time_models(("model",), arrays, 1, 1e3 * RUN_S)
@@ -104,7 +103,7 @@ def bench(
         rows.append({"runtime": runtime, "median_ms": found.median, "low_ms": found.low, "high_ms": found.high})
     ratio = interval([t / o for t, o in zip(runs["tvm"], runs["onnxruntime"], strict=True)])
     return {
-        "model": name,
+        "model": opened.name,
         "target": where.name,
         "threads": where.threads,
         "layouts": {"tvm": f"NCHW{tuned.lowered.layout.block}c", "onnxruntime": "its own", "pytorch": "NCHW"},
@@ -114,17 +113,6 @@ def bench(
         "tvm_over_onnxruntime": ratio.to_dict(),
         "tvm_under_load": asdict(load),
     }
-
-
-def _opened(model: str, weights: Path | None, seed: int) -> tuple[str, Network, tuple[Tensor, ...]]:
-    if Path(model).is_dir():
-        config = RunFolder.open(model).config()
-        network = load(model)
-        assert isinstance(network, Network)
-        original = load_model(config["model_spec"], None, None, seed)
-        return f"{config['model']} pruned in {model}", network, original.example_inputs
-    loaded = load_model(model, weights, None, seed)
-    return loaded.name, capture(loaded.model, loaded.example_inputs), loaded.example_inputs
 
 
 def _records_of(model: str) -> Path | None:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cprune import __version__, cli_devices, cli_records
+from cprune.cli_options import DeviceTimeout, Json, TargetName, Tracker, machine
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
     from cprune.config import Settings
     from cprune.loop import Step
-    from cprune.targets.target import Target
+    from cprune.source import Source
 
 INTERRUPTED = 130  # what shells expect of a command ended by Ctrl-C
 
@@ -43,26 +43,27 @@ app.command("verify")(cli_devices.verify_command)
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="a name from `cprune models`, or MODULE:FUNCTION returning an nn.Module"),
+    typer.Option(
+        "--model", "-m", help="a name from `cprune models`, a .pt2 or .onnx file, or MODULE:FUNCTION (an nn.Module)"
+    ),
 ]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="[NAME=]N,C,H,W",
+        help="an input's shape; NAME:=1.5 fixes its value; may be repeated",
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB|TYPE", help="layers whose output channels stay: 'head.*' or Linear; may be repeated"),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="stop if there are channels that cannot be pruned")]
 Weights = Annotated[Path | None, typer.Option(help="trained weights: .safetensors, .pth, .pt or .th")]
 DataSpec = Annotated[
     str | None,
     typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR, cifar10:DIR or MODULE:FUNCTION"),
-]
-TargetName = Annotated[
-    str, typer.Option("--target", "-t", help="the machine to be fast on: a name from `cprune targets`, or a TOML file")
-]
-Tracker = Annotated[
-    str | None,
-    typer.Option(
-        "--rpc-tracker",
-        metavar="HOST:PORT",
-        help="the tracker that knows the device; default: the target's, TVM_TRACKER_HOST and _PORT, or 127.0.0.1:9190",
-    ),
-]
-DeviceTimeout = Annotated[
-    str | None, typer.Option(help="how long to wait for a device that is gone: 90s or 10m; default 10m")
 ]
 Threads = Annotated[int | None, typer.Option(help="threads of the compiled model; default: all cores")]
 Trials = Annotated[int | None, typer.Option(help="programs tried per task, default 32")]
@@ -70,13 +71,13 @@ Seed = Annotated[int | None, typer.Option(help="everything random follows from i
 Records = Annotated[
     str | None, typer.Option(help="tuning records: a file or a database URL; default: in the run folder")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
 @app.command("run")
 def run_command(
     model: Model = "resnet-fashion",
     weights: Weights = None,
+    inputs: Inputs = None,
     data: DataSpec = None,
     target: TargetName = "local",
     rpc_tracker: Tracker = None,
@@ -89,6 +90,8 @@ def run_command(
     importance: Annotated[
         str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
     ] = None,
+    ignore: Ignore = None,
+    strict: Strict = False,
     max_steps: Annotated[int | None, typer.Option(help="stop after so many tried steps")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win")] = None,
     records: Records = None,
@@ -111,17 +114,18 @@ def run_command(
         "seed": seed,
         "importance": importance,
         "max_steps": max_steps,
+        "ignore": ignore,
+        "strict": strict or None,
     }
     if min_acc is not None and max_drop is not None:
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
     settings = _settings({**values, **{k: v for k, v in given.items() if v is not None}})
-    if data is None and model != api.DEFAULT_MODEL:
+    if data is None and model != api.DEFAULT_MODEL.spec:
         raise UserError(f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR")
     folder, result = api.run(
-        model=model,
-        weights=weights,
+        source=_source(model, weights, inputs),
         data=data,
-        target=_machine(target, rpc_tracker, device_timeout),
+        target=machine(target, rpc_tracker, device_timeout),
         threads=threads,
         out=out,
         records=records,
@@ -169,21 +173,25 @@ def report(directory: Annotated[Path, typer.Argument(help="a run folder, finishe
 def explain(
     model: Model = "resnet-fashion",
     weights: Weights = None,
+    inputs: Inputs = None,
     target: TargetName = "local",
     rpc_tracker: Tracker = None,
     device_timeout: DeviceTimeout = None,
     trials: Trials = None,
     threads: Threads = None,
     seed: Seed = None,
+    ignore: Ignore = None,
+    strict: Strict = False,
     records: Records = None,
     as_json: Json = False,
 ) -> None:
     """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
     from cprune import inspect_model
 
-    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
-    where = _machine(target, rpc_tracker, device_timeout)
-    told = inspect_model.explain(model, weights, where, threads, settings, records, _progress())
+    given = {"trials": trials, "seed": seed, "ignore": ignore, "strict": strict or None}
+    settings = _settings({k: v for k, v in given.items() if v is not None})
+    where = machine(target, rpc_tracker, device_timeout)
+    told = inspect_model.explain(_source(model, weights, inputs), where, threads, settings, records, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -191,9 +199,44 @@ def explain(
 
 
 @app.command()
+def check(
+    model: Model = "resnet-fashion",
+    weights: Weights = None,
+    inputs: Inputs = None,
+    target: TargetName = "local",
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="also compare the compiled code")] = True,
+    threads: Threads = None,
+    seed: Seed = None,
+    ignore: Ignore = None,
+    strict: Strict = False,
+    records: Records = None,
+    as_json: Json = False,
+) -> None:
+    """Prove on this model that pruning is right: every group pruned equals masked, compiled code equals PyTorch.
+
+    Exit code 1 if something differs.
+    """
+    from cprune import check as checking
+
+    given = {"trials": 1, "seed": seed, "ignore": ignore, "strict": strict or None}
+    settings = _settings({k: v for k, v in given.items() if v is not None})
+    where = machine(target, rpc_tracker, device_timeout)
+    told = checking.check(_source(model, weights, inputs), where, threads, settings, records, compiled, _progress())
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        checking.show(told)
+    if told["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     model: Model = "resnet-fashion",
     weights: Weights = None,
+    inputs: Inputs = None,
     target: TargetName = "local",
     rpc_tracker: Tracker = None,
     device_timeout: DeviceTimeout = None,
@@ -211,8 +254,8 @@ def bench(
     from cprune import bench as benchmark
 
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
-    where = _machine(target, rpc_tracker, device_timeout)
-    told = benchmark.bench(model, weights, where, threads, settings, records, rounds, _progress())
+    where = machine(target, rpc_tracker, device_timeout)
+    told = benchmark.bench(_source(model, weights, inputs), where, threads, settings, records, rounds, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -223,6 +266,7 @@ def bench(
 def tune(
     model: Model = "resnet-fashion",
     weights: Weights = None,
+    inputs: Inputs = None,
     target: TargetName = "local",
     rpc_tracker: Tracker = None,
     device_timeout: DeviceTimeout = None,
@@ -250,8 +294,9 @@ def tune(
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
     limit = duration(time_limit) if time_limit is not None else float("inf")
     folder = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
-    where = _machine(target, rpc_tracker, device_timeout)
-    told = tune_model.tune(model, weights, where, threads, settings, records, space, search, limit, folder, _progress())
+    where = machine(target, rpc_tracker, device_timeout)
+    source = _source(model, weights, inputs)
+    told = tune_model.tune(source, where, threads, settings, records, space, search, limit, folder, _progress())
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -266,6 +311,7 @@ def tune(
 def profile(
     model: Model = "resnet-fashion",
     weights: Weights = None,
+    inputs: Inputs = None,
     target: TargetName = "local",
     rpc_tracker: Tracker = None,
     device_timeout: DeviceTimeout = None,
@@ -285,8 +331,8 @@ def profile(
 
     settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
     options = profiling.Options(widths, width_trials)
-    where = _machine(target, rpc_tracker, device_timeout)
-    told = profiling.profile(model, weights, where, threads, settings, records, options, _progress())
+    where = machine(target, rpc_tracker, device_timeout)
+    told = profiling.profile(_source(model, weights, inputs), where, threads, settings, records, options, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -318,17 +364,19 @@ def models_command(as_json: Json = False) -> None:
 @app.command("targets")
 def targets_command(as_json: Json = False) -> None:
     """List the machines that can be pruned for, and what this one is."""
-    from cprune.targets.presets import CPUS, KINDS
+    from cprune.targets.presets import CPUS, KINDS, no_cuda
     from cprune.targets.target import find, names
 
     rows = [find(name).to_dict() for name in names()]
     if as_json:
-        typer.echo(json.dumps({"targets": rows, "processors": {kind: list(made.cpus) for kind, made in KINDS.items()}}))
+        processors = {kind: list(made.cpus) for kind, made in KINDS.items()}
+        typer.echo(json.dumps({"targets": rows, "processors": processors, "missing": {"cuda": no_cuda()}}))
         return
     table = _table("name", "reached", "processor", "threads", "float lanes")
     for row in rows:
         how = "here" if row["transport"] == "local" else f"tracker, key {row['key']}"
         table.add_row(row["name"], how, row["cpu"], str(row["threads"]), str(row["vector"]))
+    table.add_row("cuda", "not at all", no_cuda(), "", "")
     _print(table)
     table = _table("processor", "threads", "what it is")
     for name, cpu in CPUS.items():
@@ -369,22 +417,10 @@ def _toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {error}") from error
 
 
-def _machine(target: str, rpc_tracker: str | None, device_timeout: str | None) -> Target:
-    """Return the target with what the options say of the way to it."""
-    from cprune.config import duration
-    from cprune.targets.target import find
+def _source(model: str, weights: Path | None, inputs: list[str] | None) -> Source:
+    from cprune.source import Source, parsed
 
-    found = find(target)
-    if found.transport == "local":
-        if rpc_tracker is not None or device_timeout is not None:
-            option = "--rpc-tracker" if rpc_tracker is not None else "--device-timeout"
-            raise UserError(f"{option} is about another machine", "Say which with --target; see: cprune targets")
-        return found
-    if rpc_tracker is not None:
-        found = replace(found, tracker=rpc_tracker)
-    if device_timeout is not None:
-        found = replace(found, device_timeout_s=duration(device_timeout))
-    return found
+    return Source(model, weights, *parsed(inputs or ()))
 
 
 def _settings(values: dict[str, Any]) -> Settings:

@@ -33,6 +33,8 @@ class Settings:
         distil: fine-tuning listens to the unpruned model.
         max_sparsity: no layer loses more than this share of its channels.
         max_steps: tried steps, whatever came of them.
+        ignore: layers whose output channels stay, by name (with * and ?) or by type (Conv2d, Linear, …).
+        strict: a channel that cannot be pruned, for another reason than being the model's output, is an error.
         rounds, run_ms: interleaved rounds of a comparison, and how long each model runs in a round.
         seed: everything random follows from it.
     """
@@ -57,6 +59,8 @@ class Settings:
     rounds: int = 15
     run_ms: float = 10.0
     seed: int = 0
+    ignore: tuple[str, ...] = ()
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense.  Raises UserError."""
@@ -91,7 +95,13 @@ class Settings:
             wanted = type(getattr(cls, name))
             if wanted in (int, float) and not isinstance(value, (int, float)):
                 raise UserError(f"the setting {name} must be a number, not {value!r}")
-        return cls(**values)
+            if name == "strict" and not isinstance(value, bool):
+                raise UserError(f"the setting strict must be true or false, not {value!r}")
+            if name == "ignore" and not (
+                isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+            ):
+                raise UserError(f"the setting ignore must be a list of names, not {value!r}")
+        return cls(**{**values, "ignore": tuple(values.get("ignore", ()))})
 
 
 IMPORTANCE = ("l1", "l2", "fpgm", "taylor", "random")

@@ -7,7 +7,6 @@ keeps the program of every task in `programs.json`, so that it is exported witho
 from __future__ import annotations
 
 import importlib.resources
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from cprune.lower import Layout, Lowered, lower
 from cprune.measure import Interval, interval
 from cprune.network import Network
 from cprune.progress import Progress
+from cprune.same import TOLERANCE, difference, tensors_in
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict
@@ -37,7 +37,6 @@ from cprune.tuner.workload import Shape
 
 EXAMPLE_SEED = 0
 ROUNDS, RUN_S = 20, 0.02
-TOLERANCE = 1e-3
 RUNNER = ("runner.cpp", "CMakeLists.txt", "README.md")
 
 
@@ -46,9 +45,8 @@ def example_of(network: Network, shapes: Sequence[Shape]) -> deploy.Example:
     rng = np.random.default_rng(EXAMPLE_SEED)
     inputs = tuple(rng.standard_normal(shape, np.float32) for shape in shapes)
     with torch.no_grad():
-        output = network.eval()(*(torch.from_numpy(x) for x in inputs))
-    parts = output if isinstance(output, (tuple, list)) else (output,)
-    return deploy.Example(inputs, tuple(part.numpy() for part in parts))
+        outputs = tensors_in(network.eval()(*(torch.from_numpy(x) for x in inputs)))
+    return deploy.Example(inputs, tuple(output.numpy() for output in outputs))
 
 
 def export(
@@ -83,7 +81,7 @@ def _of_run(
     if not folder.programs.exists():
         raise UserError(f"the run in {directory} is not finished", f"Go on with it: cprune resume {directory}")
     network, config = networks.load(folder.path), folder.config()
-    stored = _stored(folder.programs)
+    stored = deploy.read_programs(folder.programs)
     where = _stored_target(stored["target"], str(folder.programs))
     shapes = [tuple(shape) for shape in stored["inputs"]]
     if target is None or target.name == where.name:
@@ -108,16 +106,6 @@ def _again(network: Network, shapes: Sequence[Shape], stored: Mapping[str, Any],
         return lowered, relax_model(lowered, {task.key: programs[task.key] for task in lowered.tasks()})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not fit the model beside it ({type(error).__name__}: {error})") from error
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"target", "inputs", "layout", "programs"} <= told.keys():
-            raise ValueError("something is missing")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
-    return told
 
 
 def _stored_target(stored: Any, where: str) -> Target:
@@ -162,14 +150,13 @@ def verify(bundle: Path, target: Target | None, tracker: str, progress: Progress
         outputs, latency, cpu = _here(bundle, stored, example)
     else:
         outputs, latency, cpu = _there(bundle, stored, weights, example, progress)
-    difference = max(float(np.abs(f - w).max()) for f, w in zip(outputs, example.outputs))  # noqa: B905 - a device gives the first output
-    largest = max(1.0, *(float(np.abs(w).max()) for w in example.outputs))
+    apart = difference(outputs, tuple(map(torch.from_numpy, example.outputs)))
     return {
-        "ok": bool(difference <= TOLERANCE * largest),  # false for NaN
+        "ok": apart <= TOLERANCE,
         "model": told["model"],
         "target": stored.name,
         "device": cpu,
-        "max_difference": difference,
+        "max_difference": apart,
         "latency_ms": latency.to_dict(),
     }
 
@@ -206,4 +193,4 @@ def _there(
                 raise BrokenWorld(f"the model does not work on {target.name} ({answer.stage}): {answer.reason}")
         assert not isinstance(output, Failure)
         assert not isinstance(runs, Failure)
-        return [output], interval([1e3 * run for run in runs["model"]]), session.target.cpu
+        return list(output), interval([1e3 * run for run in runs["model"]]), session.target.cpu

@@ -6,6 +6,7 @@ are tuned in MetaSchedule's generic space (`cprune.tuner.metaschedule`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +74,9 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
     ).eval()
     try:
         given = tuple(examples[n].contiguous() for n in inputs)
-        module = from_exported_program(torch.export.export(alone, given))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TVM's copies of torch's own objects
+            module = from_exported_program(torch.export.export(alone, given))
         passes = relax.transform
         module = tvm.transform.Sequential(
             [

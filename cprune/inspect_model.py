@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cprune.api import opened_tuner, tasks_of
-from cprune.capture import capture
 from cprune.config import Settings
+from cprune.graph import analyse
 from cprune.loop import Loop
 from cprune.progress import Progress
+from cprune.source import Source
 from cprune.stores import default_records
+from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
-from cprune.zoo import load_model
 
 
 def explain(
-    model: str,
-    weights: Path | None,
+    source: Source,
     target: str | Target,
     threads: int | None,
     settings: Settings,
     records: str | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return groups, frozen channels and tasks of `model` as `cprune explain --json` prints them."""
-    loaded = load_model(model, weights, None, settings.seed)
-    network = capture(loaded.model, loaded.example_inputs)
+    """Return groups, frozen channels and tasks of the model as `cprune explain --json` prints them.
+
+    For a model that cannot be compiled `problem` says why, and there are no tasks.
+    """
+    loaded = source.opened(settings.seed)
+    network = loaded.network
+    graph = analyse(network, loaded.example_inputs, settings.ignore)
+    if settings.strict:
+        graph.must_be_free()
     where = find(target, threads)
+    tasks: list[dict[str, Any]] = []
+    problem = ""
     with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
-        tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
-    tasks = tasks_of(tuned, settings.step_join)
-    free = {layer for group in tuned.graph.groups for layer in group.layers}
+        try:
+            tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
+            tasks = tasks_of(tuned, settings.step_join)
+        except UserError as error:
+            problem = error.message
+    free = {layer for group in graph.groups for layer in group.layers}
     total = sum(t["latency_us"] * t["uses"] for t in tasks)
     prunable = sum(t["latency_us"] * t["uses"] for t in tasks if free.intersection(t["layers"]))
     return {
         "model": loaded.name,
         "target": where.name,
-        "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in tuned.graph.groups],
-        "frozen": [{"layers": list(f.layers), "channels": f.channels, "reason": f.reason} for f in tuned.graph.frozen],
+        "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in graph.groups],
+        "frozen": [{"layers": list(f.layers), "channels": f.channels, "reason": f.reason} for f in graph.frozen],
         "tasks": tasks,
         "prunable_latency_share": round(prunable / total, 4) if total else 0.0,
+        "problem": problem,
     }
 
 
@@ -66,6 +77,9 @@ def show(told: dict[str, Any]) -> None:
     for f in told["frozen"]:
         frozen.add_row(", ".join(f["layers"]), str(f["channels"]), f["reason"])
     console.print(frozen)
+    if told["problem"]:
+        console.print(f"no latencies: {told['problem']}", highlight=False)
+        return
     tasks = table("tasks, tuned", "task", "us", "uses", "channel step", "layers")
     for t in sorted(told["tasks"], key=lambda t: -t["latency_us"] * t["uses"]):
         step = str(t["step"] or "-")

@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +47,7 @@ from cprune.measure import Comparison, Interval, compare
 from cprune.network import Network
 from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.progress import Progress
+from cprune.same import TOLERANCE, difference
 from cprune.size import Size, size_of
 from cprune.step import channel_step
 from cprune.surgery import prune
@@ -59,7 +59,6 @@ from cprune.tuner.space import Candidate, channel_splits
 from cprune.tuner.tune import NOISY, Best, Job, Tuner
 from cprune.tuner.workload import describe
 
-MODEL_TOLERANCE = 1e-3
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
 ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
@@ -251,6 +250,8 @@ class Loop:
 
         Raises UserError if the accuracy asked for is more than the model has.
         """
+        if self.settings.strict:
+            analyse(self.first, self.example, self.settings.ignore).must_be_free()
         kept = next((e for e in self.events if e["event"] == "start"), None)
         with self.seconds.spent("evaluate"):
             test = kept["test"] if kept else self.trainer.test(self.first)
@@ -669,7 +670,7 @@ class Loop:
                 f"this machine is noisy: runs of one program spread by {self.tuner.noise:.0%}. Close what else is "
                 "running, or expect winners that another run would not choose"
             )
-        return Tuned(network, analyse(network, self.example), lowered, best)
+        return Tuned(network, analyse(network, self.example, self.settings.ignore), lowered, best)
 
     def _siblings(self, tuned: Tuned) -> dict[str, Candidate]:
         return {name: tuned.best[task.key].candidate for task in tuned.lowered.tasks() for name in task.layers}
@@ -708,17 +709,9 @@ class Loop:
         if isinstance(output, Failure):
             raise BrokenWorld(f"the compiled model does not work ({output.stage}): {output.reason}")
         with torch.no_grad():
-            wanted = first_tensor(tuned.network.eval()(*self.example)).numpy()
-        error = float(np.abs(output - wanted).max())
-        if not error <= MODEL_TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+            error = difference(output, tuned.network.eval()(*self.example))
+        if error > TOLERANCE:
             raise BrokenWorld(f"the compiled model differs from PyTorch by {error:.3g}; nothing was changed")
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of a model's output."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    return output
 
 
 def _event_of(step: Step, found: Comparison | None) -> dict[str, Any]:

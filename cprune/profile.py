@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cprune.api import opened_tuner
-from cprune.capture import capture
 from cprune.config import Settings
 from cprune.lower import Layout, Task
 from cprune.measure import interval
 from cprune.progress import Progress
+from cprune.source import Source
 from cprune.step import channel_step
 from cprune.stores import default_records
 from cprune.targets.session import Built, Session, Timed
@@ -30,7 +30,6 @@ from cprune.tuner import programs
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Best, Tuner
 from cprune.tuner.workload import Conv2d, describe, key, padded
-from cprune.zoo import load_model
 
 ROUNDS = 15
 COLUMNS = (
@@ -49,8 +48,7 @@ class Options:
 
 
 def profile(
-    model: str,
-    weights: Path | None,
+    source: Source,
     target: str | Target,
     threads: int | None,
     settings: Settings,
@@ -61,8 +59,8 @@ def profile(
     """Return the contract's object: every convolution task with its channel step and its latency at several widths."""
     from cprune.loop import Loop
 
-    loaded = load_model(model, weights, None, settings.seed)
-    network = capture(loaded.model, loaded.example_inputs)
+    loaded = source.opened(settings.seed)
+    network = loaded.network
     where = find(target, threads)
     with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
         tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)

@@ -7,22 +7,20 @@ from typing import Any
 
 from cprune import deploy
 from cprune.api import opened_tuner
-from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.export import example_of
 from cprune.loop import Loop
 from cprune.measure import compare
 from cprune.progress import Progress
+from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.target import Target, find
-from cprune.zoo import load_model
 
 
 def tune(
-    model: str,
-    weights: Path | None,
+    source: Source,
     target: str | Target,
     threads: int | None,
     settings: Settings,
@@ -39,10 +37,10 @@ def tune(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty", "Give another folder with --out")
-    loaded = load_model(model, weights, None, settings.seed)
+    loaded = source.opened(settings.seed)
     if not loaded.trained:
         progress.say(f"{loaded.name} has random weights: its latency is right, its answers are not")
-    network = capture(loaded.model, loaded.example_inputs)
+    network = loaded.network
     where = find(target, threads)
     inputs = [x.detach().numpy() for x in loaded.example_inputs]
     with opened_tuner(where, records or default_records(where.name), settings.seed, progress, spaces, search) as (

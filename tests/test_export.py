@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_nets import tiny
 
-from cprune import cli, deploy
+from cprune import cli, deploy, onnx_format, saved
 from cprune import network as networks
 from cprune.api import _config
 from cprune.capture import capture
@@ -21,6 +22,7 @@ from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.loop import Loop
 from cprune.progress import Silent
+from cprune.source import Source
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
 from cprune.tuner.records import Store
@@ -35,7 +37,7 @@ def run(session: LocalSession, target: Target, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("export") / "run"
     model, x = tiny()
     network = capture(model, (x,))
-    where = RunFolder.create(folder, _config("tiny", "functions", None, target, TRIALS, None))
+    where = RunFolder.create(folder, _config("tiny", "functions", Source(""), target, TRIALS, None))
     with Store(where.records) as store:
         tuned = Loop.only_tuning(network, (x,), session, Tuner(session, store, target), TRIALS, Silent())
     networks.save(network, where.path)
@@ -106,7 +108,7 @@ def test_a_damaged_bundle_is_said_to_be_damaged(
 
 
 def test_a_run_that_is_not_finished_is_not_exported(tmp_path: Path, target: Target, capsys: Any) -> None:
-    RunFolder.create(tmp_path / "run", _config("tiny", "functions", None, target, TRIALS, None))
+    RunFolder.create(tmp_path / "run", _config("tiny", "functions", Source(""), target, TRIALS, None))
     assert cli._main(["export", str(tmp_path / "run")]) == 2
     assert "cprune resume" in capsys.readouterr().err
 
@@ -185,3 +187,40 @@ def test_the_runner_disagrees_with_a_wrong_answer(runner: Path, bundle: Path, tm
     ran = subprocess.run([runner, other], capture_output=True, text=True)
     assert ran.returncode == 1
     assert "DISAGREES" in ran.stdout
+
+
+# -- the model itself, not compiled
+
+
+def test_the_model_is_written_for_pytorch(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.pt2"
+    assert told(capsys, "export", str(run), "-o", str(file))["max_difference"] < 1e-5
+    x = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(torch.export.load(file).module()(x), networks.load(run)(x))
+
+
+def test_the_model_is_written_as_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "deeper" / "model.onnx"
+    assert told(capsys, "export", str(run), "-o", str(file))["max_difference"] < 1e-5
+    again = onnx_format.opened(file)
+    assert (again.input_names, again.output_names) == (("input",), ("output",))
+    x = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(again.module(x), networks.load(run)(x))
+
+
+def test_a_file_that_is_there_is_not_written_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.pt2").write_text("precious")
+    assert cli._main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "model.pt2").read_text() == "precious"
+
+
+def test_a_model_that_came_out_wrong_is_not_left_behind(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved, "_pt2", lambda opened, path: path.write_text("x") and 0.5)
+    assert cli._main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
+    assert "differs from the model by 0.5" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

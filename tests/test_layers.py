@@ -29,18 +29,12 @@ MAY_NAME = {
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),
     "torch": (
-        *("cprune/capture.py", "cprune/network.py", "cprune/nodes.py", "cprune/rules.py"),
+        *("cprune/capture.py", "cprune/computed.py", "cprune/network.py", "cprune/nodes.py", "cprune/rules*.py"),
         *("cprune/graph.py", "cprune/flow.py", "cprune/surgery.py", "cprune/importance.py"),
         *("cprune/data.py", "cprune/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
-        *(
-            "cprune/lower.py",
-            "cprune/layout.py",
-            "cprune/compile.py",
-            "cprune/deploy.py",
-            "cprune/loop.py",
-            "cprune/api.py",
-            "cprune/export.py",
-        ),
+        *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
+        *("cprune/api.py", "cprune/export.py", "cprune/source.py", "cprune/batch.py", "cprune/check.py"),
+        *("cprune/same.py", "cprune/exported.py", "cprune/saved.py", "cprune/pt2.py", "cprune/onnx_format/*.py"),
         *("cprune/size.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
     ),
@@ -51,6 +45,7 @@ MAY_NAME = {
 HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxruntime")
 LIGHT = (
     *("cprune/__init__.py", "cprune/cli.py", "cprune/cli_records.py", "cprune/cli_devices.py", "cprune/stores.py"),
+    "cprune/cli_options.py",
     *("cprune/journal.py", "cprune/report.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",

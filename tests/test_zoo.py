@@ -403,5 +403,5 @@ def test_weights_go_into_the_users_model_too(tmp_path: Path) -> None:
     assert loaded.model(torch.ones(1, 3, 2, 2)).tolist() == [[12.0] * 10]
 
 
-def test_files_of_other_kinds_are_not_read_yet() -> None:
-    assert "cannot be read yet" in message("net.onnx")
+def test_a_file_that_is_not_there_is_named() -> None:
+    assert "there is no file net.onnx" in message("net.onnx")

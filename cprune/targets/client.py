@@ -184,7 +184,7 @@ class Client:
             machine.set_input("main", *(self._tensor(a) for a in inputs), *weights)
             machine.invoke_stateful("main")
             output = machine.get_outputs("main")
-            return (output[0] if isinstance(output, (tuple, list)) else output).numpy()
+            return tuple(part.numpy() for part in ((output,) if hasattr(output, "numpy") else output))
         except Exception as error:
             return Failure("run", first_line(error))
 

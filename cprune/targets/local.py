@@ -124,9 +124,9 @@ class LocalSession:
             self._models[key] = model
         return answer
 
-    def run(self, key: str, inputs: Sequence[Array]) -> Array | Failure:
+    def run(self, key: str, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
         """See `Session.run`."""
-        answer: Array | Failure = self._ask("run", (key, list(inputs)), MODEL_DEADLINE_S)
+        answer: tuple[Array, ...] | Failure = self._ask("run", (key, list(inputs)), MODEL_DEADLINE_S)
         return answer
 
     def time_models(

@@ -37,7 +37,7 @@ class MockSession:
         """Return a failure: a table cannot run a model."""
         return Failure("load", "a mock session holds no models")
 
-    def run(self, key: str, inputs: Sequence[Array]) -> Array | Failure:
+    def run(self, key: str, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
         """Return a failure."""
         return Failure("run", "a mock session holds no models")
 

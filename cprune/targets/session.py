@@ -97,8 +97,8 @@ class Session(Protocol):
         Kernels of models that are held already are not built again.
         """
 
-    def run(self, key: str, inputs: Sequence[Array]) -> Array | Failure:
-        """Return the first output of the held model `key`."""
+    def run(self, key: str, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
+        """Return the outputs of the held model `key`."""
 
     def time_models(
         self, keys: Sequence[str], inputs: Sequence[Array], rounds: int, run_ms: float

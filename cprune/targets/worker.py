@@ -140,7 +140,7 @@ class Worker:
         """Run a held model once."""
         try:
             output = self._caller(key, inputs)()
-            return (output if hasattr(output, "numpy") else output[0]).numpy()
+            return tuple(part.numpy() for part in ((output,) if hasattr(output, "numpy") else output))
         except Exception as error:
             return Failure("run", first_line(error))
 

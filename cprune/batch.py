@@ -1,0 +1,74 @@
+"""Models that were saved for a batch of one, opened for any number of images.
+
+A file often holds a graph that was traced with one image, with that one in its shapes.  Training needs more.  The
+first size of inputs and of reshapes is opened, and kept so only if the result computes for several images what it
+computes for each alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cprune.flow import operator_name
+from cprune.graph import sample
+from cprune.network import Network
+from cprune.nodes import Node, Ref
+from cprune.same import difference, tensors_in
+from cprune.targets.errors import UserError
+
+ALIKE = 1e-4
+IMAGES = 3
+_RESHAPES = ("view", "_unsafe_view", "reshape")
+
+
+def opened(network: Network, inputs: tuple[Tensor, ...]) -> Network:
+    """Return the network with an open batch; `network` itself where it is open already or cannot be opened."""
+    fixed = [n.name for n in network.nodes if n.op == "input" and n.args and n.args[0] and n.args[0][0] == 1]
+    if not fixed:
+        return network
+    shapes = {name: tuple(v.shape) for name, v in sample(network, inputs).items() if isinstance(v, Tensor)}
+    nodes = [_opened(node, shapes) for node in network.nodes]
+    try:
+        found = Network(nodes, network.tensors(), network.constants()).train(network.training)
+        return found if _as_each_alone(found, network, inputs) else network
+    except (UserError, RuntimeError, IndexError, ValueError, TypeError):
+        return network
+
+
+def _opened(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
+    if node.op == "input" and node.args and node.args[0] and node.args[0][0] == 1:
+        return dataclasses.replace(node, args=((None, *node.args[0][1:]),))
+    if operator_name(node) not in _RESHAPES or len(node.args) < 2 or not isinstance(node.args[0], Ref):
+        return node
+    before, after, sizes = shapes.get(node.args[0].name, ()), shapes.get(node.name, ()), node.args[1]
+    if before[:1] != (1,) or after[:1] != (1,) or len(sizes) != len(after):
+        return node
+    return dataclasses.replace(node, args=(node.args[0], (-1, *after[1:]), *node.args[2:]))
+
+
+def _as_each_alone(found: Network, network: Network, inputs: tuple[Tensor, ...]) -> bool:
+    """Compare a batch of noise with its images one by one."""
+    noise = torch.Generator().manual_seed(0)
+
+    def several(x: Tensor) -> Tensor:
+        if x.dim() == 0 or x.shape[0] != 1 or not x.is_floating_point():
+            return x
+        return torch.randn((IMAGES, *x.shape[1:]), generator=noise).to(x)
+
+    batch = tuple(map(several, inputs))
+
+    def alone(i: int) -> tuple[Tensor, ...]:
+        return tuple(b[i : i + 1] if b.shape != x.shape else x for b, x in zip(batch, inputs, strict=True))
+
+    def outputs(model: Network, given: tuple[Tensor, ...]) -> list[Any]:
+        return tensors_in(model(*given))
+
+    with torch.no_grad():
+        together, each = outputs(found, batch), [outputs(network, alone(i)) for i in range(IMAGES)]
+        wanted = [torch.cat(parts) for parts in zip(*each, strict=True)]
+    return bool(together) and difference([t.numpy() for t in together], wanted) <= ALIKE

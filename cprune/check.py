@@ -1,0 +1,154 @@
+"""`cprune check`: does pruning this model compute what it should, and does its compiled code?
+
+For every channel group a few channels are removed, and the smaller network is compared with the whole one in which
+those channels are held at zero.  Then all groups are pruned at once, down to one channel in the last test.  In the end
+the model is compiled, whole and pruned, and compared with PyTorch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cprune.api import opened_tuner
+from cprune.compile import relax_model
+from cprune.config import Settings
+from cprune.graph import Graph, Group, analyse
+from cprune.loop import Loop
+from cprune.network import Network
+from cprune.progress import Progress
+from cprune.same import TOLERANCE, difference, tensors_in
+from cprune.source import Source
+from cprune.stores import default_records
+from cprune.surgery import Removed, masked, prune
+from cprune.targets.errors import CpruneError, UserError
+from cprune.targets.session import Failure, Session
+from cprune.targets.target import Target, find
+from cprune.tuner.tune import Tuner
+
+SHARE = 0.3
+PRUNED_TOLERANCE = 1e-4
+"""What pruned and masked may differ, of the largest magnitude: the same sums in another order."""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A comparison that failed; `max_difference` is None where nothing came out to be compared."""
+
+    group: str
+    what: str
+    max_difference: float | None
+
+
+def check(
+    source: Source,
+    target: str | Target,
+    threads: int | None,
+    settings: Settings,
+    records: str | None,
+    compiled: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return `groups`, `frozen` (how many of each), `failed` and `failures`, as `cprune check --json` prints them."""
+    opened = source.opened(settings.seed)
+    network, inputs = opened.network.eval(), opened.example_inputs
+    graph = analyse(network, inputs, settings.ignore)
+    if settings.strict:
+        graph.must_be_free()
+    wrong = list(pruned_as_masked(network, graph, inputs, settings.seed, progress))
+    models = [("the whole model", network)]
+    if graph.groups:
+        models.append(("the pruned model", prune(network, graph, _some(graph.groups, random.Random(settings.seed)))))
+    if compiled:
+        where = find(target, threads)
+        with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
+            for what, model in models:
+                found = _compiled(what, model, inputs, session, tuner, settings, progress)
+                wrong += [found] if found else []
+    return {
+        "model": opened.name,
+        "groups": len(graph.groups),
+        "frozen": len(graph.frozen),
+        "compiled": compiled,
+        "failed": len(wrong),
+        "failures": [asdict(one) for one in wrong],
+    }
+
+
+def pruned_as_masked(
+    network: Network, graph: Graph, inputs: tuple[Tensor, ...], seed: int, progress: Progress
+) -> Iterator[Wrong]:
+    """Yield what differs: for each group alone, for all together, and with one channel left in each."""
+    chosen = random.Random(seed)
+    trials: list[tuple[str, Removed]] = [(group.id, _some((group,), chosen)) for group in graph.groups]
+    if graph.groups:
+        trials.append(("all groups", _some(graph.groups, chosen)))
+        trials.append(("all groups, one channel each", {g.id: range(1, g.channels) for g in graph.groups}))
+    given = tuple(_noise(x, seed) for x in inputs)
+    progress.start("comparing pruned with masked", len(trials))
+    for name, removed in trials:
+        try:
+            with torch.no_grad():
+                found = tensors_in(prune(network, graph, removed)(*given))
+                wanted = masked(network, graph, removed, *given)
+            apart = difference([tensor.numpy() for tensor in found], wanted)
+            if apart > PRUNED_TOLERANCE:
+                yield Wrong(name, "the pruned model differs from the masked one", apart)
+        except (CpruneError, RuntimeError, IndexError, ValueError, TypeError) as error:
+            told = (str(error).splitlines() or [""])[0]
+            yield Wrong(name, f"the pruned model does not run: {type(error).__name__}: {told[:200]}", None)
+        progress.advance()
+    progress.done()
+
+
+def _some(groups: tuple[Group, ...], chosen: random.Random) -> Removed:
+    """Return some 30 % of the channels of each group, one at least and never all."""
+    return {g.id: sorted(chosen.sample(range(g.channels), max(1, int(SHARE * g.channels)))) for g in groups}
+
+
+def _noise(x: Tensor, seed: int) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1)).to(x)
+
+
+def _compiled(
+    what: str,
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    session: Session,
+    tuner: Tuner,
+    settings: Settings,
+    progress: Progress,
+) -> Wrong | None:
+    """Compile a model with one program a task, and compare it with PyTorch."""
+    try:
+        tuned = Loop.only_tuning(network, inputs, session, tuner, settings, progress)
+    except UserError as error:
+        return Wrong("", f"{what} cannot be compiled: {error.message}", None)
+    programs = {task: best.candidate for task, best in tuned.best.items()}
+    failed = session.load("checked", relax_model(tuned.lowered, programs))
+    output = failed or session.run("checked", [x.numpy() for x in inputs])
+    session.drop("checked")
+    if isinstance(output, Failure):
+        return Wrong("", f"{what} does not work when compiled ({output.stage}): {output.reason}", None)
+    with torch.no_grad():
+        apart = difference(output, network(*inputs))
+    return Wrong("", f"{what}, compiled, differs from PyTorch", apart) if apart > TOLERANCE else None
+
+
+def show(told: dict[str, Any]) -> None:
+    """Print what `check` returned."""
+    for failure in told["failures"]:
+        apart = "" if failure["max_difference"] is None else f" by {failure['max_difference']:.3g} of its magnitude"
+        print(f"BAD  {failure['group'] or told['model']}: {failure['what']}{apart}")
+    what = "compiled code equals PyTorch" if told["compiled"] else "not compiled (--no-compile)"
+    if not told["failed"]:
+        print(f"ok   {told['model']}: pruned equals masked in each of {told['groups']} groups; {what}")
+    if not told["groups"]:
+        print("     no channel can be pruned: cprune explain says why")

@@ -1,0 +1,132 @@
+"""The model that a user brings: what the command line says of it, and the network that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cprune import batch, deploy
+from cprune import network as networks
+from cprune.capture import capture
+from cprune.journal import RunFolder
+from cprune.network import Network
+from cprune.targets.errors import UserError
+from cprune.zoo import is_file, load_model
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A network with inputs for one inference, and the model it was captured from.
+
+    `outputs` is the number of classes, None where the model does not return logits.  `trained` is False for random
+    weights.  The names are those of a file's inputs and outputs.
+    """
+
+    network: Network
+    example_inputs: tuple[Tensor, ...]
+    name: str
+    model: nn.Module
+    trained: bool = True
+    outputs: int | None = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A name of the zoo, MODULE:FUNCTION, a `.pt2` or `.onnx` file, or a run folder (its pruned model).
+
+    `shapes` are those of the inputs by name, "" for the only one; `fixed` gives inputs of an ONNX file a value for
+    good, which the model takes no more.
+    """
+
+    spec: str
+    weights: Path | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for `run.json`."""
+        weights = str(self.weights.resolve()) if self.weights else None
+        spec = str(Path(self.spec).resolve()) if is_file(self.spec) else self.spec
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        return {"model_spec": spec, "weights": weights, "inputs": shapes, "fixed": dict(self.fixed)}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Source:
+        """Return the source of a `to_dict`.  Raises KeyError where something is missing."""
+        weights = Path(told["weights"]) if told["weights"] else None
+        shapes = {name: tuple(shape) for name, shape in told.get("inputs", {}).items()}
+        return cls(told["model_spec"], weights, shapes, told.get("fixed", {}))
+
+    @property
+    def own_classes(self) -> bool:
+        """Tell whether the model is whole as it is, so that data must fit it: a file, or a name without weights."""
+        return is_file(self.spec) or (self.weights is None and ":" not in self.spec)
+
+    def opened(self, seed: int, classes: int | None = None, input_shape: tuple[int, int, int] | None = None) -> Opened:
+        """Load the model and capture its graph.  `classes` and `input_shape` (C, H, W) are those of the data.
+
+        Raises UserError for what cannot be found, read or captured.
+        """
+        if Path(self.spec).is_dir():
+            return of_run(Path(self.spec))
+        found = load_model(self.spec, self.weights, classes, seed, input_shape, self.shapes, self.fixed)
+        network = capture(found.model, found.example_inputs)
+        model = found.model
+        if is_file(self.spec):
+            model = network = batch.opened(network, found.example_inputs)
+        return Opened(
+            network, found.example_inputs, found.name, model, found.trained, found.outputs, found.input_names,
+            found.output_names,
+        )  # fmt: skip
+
+
+def of_run(folder: Path) -> Opened:
+    """Return the pruned model of a run, with an example of the shape that it was tuned for."""
+    where = RunFolder.open(folder)
+    config = where.config()
+    if not where.model_json.exists():
+        raise UserError(f"the run in {folder} is not finished", f"Go on with it: cprune resume {folder}")
+    network = networks.load(where.path).eval()
+    noise = torch.Generator().manual_seed(0)
+    if where.programs.exists():
+        shapes = deploy.read_programs(where.programs)["inputs"]
+    else:  # a run of an earlier version
+        shapes = [[size or 1 for size in node.args[0]] for node in network.nodes if node.op == "input"]
+    inputs = tuple(torch.randn(shape, generator=noise) for shape in shapes)
+    names = [tuple(found) for found in config.get("names") or ((), ())]
+    return Opened(network, inputs, f"{config['model']} pruned in {folder}", network, True, None, names[0], names[1])
+
+
+def parsed(texts: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
+    """Return the shapes that `--input NAME=1,3,32,32` (or without a name) says, and the values of `--input NAME:=1.5`.
+
+    Raises UserError.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    fixed: dict[str, float] = {}
+    for text in texts:
+        if ":=" in text:
+            name, _, value = text.partition(":=")
+            try:
+                fixed[name] = float(value) if "." in value or "e" in value else int(value)
+            except ValueError:
+                raise UserError(f"--input {text}: no number", "Type --input NAME:=16000") from None
+            continue
+        name, _, sizes = text.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise UserError(f"--input {text}: no shape", "Type --input 1,3,32,32 or --input NAME=1,3,32,32")
+        if name in found:
+            raise UserError(f"--input {text}: that input has a shape already")
+        found[name] = shape
+    return found, fixed
