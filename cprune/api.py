@@ -217,13 +217,12 @@ def _begun(source: Source, spec: str, target: Target, settings: Settings) -> tup
         model = source.opened(settings.seed)
         if not model.trained:
             raise UserError(f"the model {model.name} comes without weights", "Give trained ones with --weights FILE.")
-        shape = tuple(model.example_inputs[0].shape[1:])
-        if len(model.example_inputs) != 1 or len(shape) != 3:
-            raise UserError(f"{model.name} does not take one image; data as --data gives them are images", _PYTHON)
-        data = load_data(spec, settings.seed, (shape[0], shape[1], shape[2]), model.outputs)
+        shape = _image_of(model)
+        data = load_data(spec, settings.seed, shape, model.outputs)
     else:
         data = load_data(spec, settings.seed)
         model = source.opened(settings.seed, data.classes, data.input_shape)
+        _image_of(model)
         if model.outputs is not None and model.outputs < data.classes:
             raise UserError(
                 f"the model {model.name} has {model.outputs} outputs, the data {data.name} have {data.classes} classes"
@@ -235,6 +234,14 @@ def _begun(source: Source, spec: str, target: Target, settings: Settings) -> tup
 
 
 _PYTHON = "Prune it from Python with functions of your own: cprune.prune(model, inputs, evaluate=…, train=…)"
+
+
+def _image_of(model: Opened) -> tuple[int, int, int]:
+    """Return (C, H, W) of the one image that a model takes."""
+    shape = tuple(model.example_inputs[0].shape[1:])
+    if len(model.example_inputs) != 1 or len(shape) != 3:
+        raise UserError(f"{model.name} does not take one image; data as --data gives them are images", _PYTHON)
+    return shape[0], shape[1], shape[2]
 
 
 def _must_take_batches(model: Opened) -> None:

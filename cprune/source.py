@@ -50,10 +50,15 @@ class Source:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_run(self) -> bool:
+        """Tell whether the model is the pruned one of a run."""
+        return bool(self.spec) and (Path(self.spec) / "run.json").exists()
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for `run.json`."""
         weights = str(self.weights.resolve()) if self.weights else None
-        spec = str(Path(self.spec).resolve()) if is_file(self.spec) else self.spec
+        spec = str(Path(self.spec).resolve()) if is_file(self.spec) or self.is_run else self.spec
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         return {"model_spec": spec, "weights": weights, "inputs": shapes, "fixed": dict(self.fixed)}
 
@@ -74,7 +79,7 @@ class Source:
 
         Raises UserError for what cannot be found, read or captured.
         """
-        if Path(self.spec).is_dir():
+        if self.is_run:
             return of_run(Path(self.spec))
         found = load_model(self.spec, self.weights, classes, seed, input_shape, self.shapes, self.fixed)
         network = capture(found.model, found.example_inputs)
@@ -101,7 +106,10 @@ def of_run(folder: Path) -> Opened:
         shapes = [[size or 1 for size in node.args[0]] for node in network.nodes if node.op == "input"]
     inputs = tuple(torch.randn(shape, generator=noise) for shape in shapes)
     names = [tuple(found) for found in config.get("names") or ((), ())]
-    return Opened(network, inputs, f"{config['model']} pruned in {folder}", network, True, None, names[0], names[1])
+    with torch.no_grad():
+        output = network(*inputs)
+    classes = int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
+    return Opened(network, inputs, f"{config['model']} pruned in {folder}", network, True, classes, names[0], names[1])
 
 
 def parsed(texts: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:

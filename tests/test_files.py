@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -94,3 +95,31 @@ def test_weights_and_fixed_values_do_not_go_with_every_model(tmp_path: Path) -> 
         Source("resnet20", None, {}, {"x": 1}).opened(0)
     with pytest.raises(UserError, match="there is no file"):
         Source(str(tmp_path / "none.pt2")).opened(0)
+
+
+class Two(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a + b).mean((2, 3))
+
+
+class Words(Tiny):
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"scores": super().forward(x)}
+
+
+def two() -> Any:
+    return Two(), (EXAMPLE, EXAMPLE)
+
+
+def words() -> Any:
+    return Words(), EXAMPLE
+
+
+@pytest.mark.parametrize(("model", "message"), [("two", "does not take one image"), ("words", "one row of scores")])
+def test_a_model_that_labels_do_not_fit_is_sent_to_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    assert cli._main(["run", "-m", f"test_files:{model}", "-d", f"npz:{data_file(tmp_path)}"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "cprune.prune(" in told
