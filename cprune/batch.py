@@ -14,16 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cprune.flow import operator_name
 from cprune.graph import sample
 from cprune.network import Network
-from cprune.nodes import Node, Ref
+from cprune.nodes import RESHAPES, Node, Ref
 from cprune.same import difference, tensors_in
 from cprune.targets.errors import UserError
 
 ALIKE = 1e-4
 IMAGES = 3
-_RESHAPES = ("view", "_unsafe_view", "reshape")
 
 
 def opened(network: Network, inputs: tuple[Tensor, ...]) -> Network:
@@ -43,7 +41,7 @@ def opened(network: Network, inputs: tuple[Tensor, ...]) -> Network:
 def _opened(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
     if node.op == "input" and node.args and node.args[0] and node.args[0][0] == 1:
         return dataclasses.replace(node, args=((None, *node.args[0][1:]),))
-    if operator_name(node) not in _RESHAPES or len(node.args) < 2 or not isinstance(node.args[0], Ref):
+    if node.op not in RESHAPES or len(node.args) < 2 or not isinstance(node.args[0], Ref):
         return node
     before, after, sizes = shapes.get(node.args[0].name, ()), shapes.get(node.name, ()), node.args[1]
     if before[:1] != (1,) or after[:1] != (1,) or len(sizes) != len(after):

@@ -60,7 +60,8 @@ def bench(
     opened = source.opened(settings.seed)
     network, inputs = opened.network, opened.example_inputs
     torch.set_num_threads(where.threads)
-    store = records or _records_of(source.spec) or default_records(where.name)
+    own = RunFolder(Path(source.spec)).records if source.is_run else None
+    store = records or own or default_records(where.name)
     with (
         closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
         opened_tuner(where, store, settings.seed, progress) as (session, tuner),
@@ -113,10 +114,6 @@ def bench(
         "tvm_over_onnxruntime": ratio.to_dict(),
         "tvm_under_load": asdict(load),
     }
-
-
-def _records_of(model: str) -> Path | None:
-    return RunFolder(Path(model)).records if Path(model).is_dir() else None
 
 
 class _OnnxRuntime:

@@ -191,6 +191,7 @@ def network_of(
     """
     own = dict(tensors)
     nodes: list[Node] = []
+    by_name: dict[str, Node] = {}
     replaced: dict[str, str] = {}  # a value written in place: its name to the name of what it is now
     for fx_node in graph.nodes:
         node = _node(fx_node, targets, replaced)
@@ -198,8 +199,9 @@ def network_of(
             continue
         if node.op == "output":
             node = Node(node.name, "output", (_structure(structure(node.args[0])),))
-        nodes.append(node)
-        nodes.extend(_written_back(fx_node, node, nodes, replaced))
+        for made in (node, *_written_back(fx_node, node, by_name, replaced)):
+            nodes.append(made)
+            by_name[made.name] = made
     return Network(computed_once(alive(nodes), own), own, constants).eval()
 
 
@@ -246,12 +248,11 @@ def _node(node: fx.Node, targets: Mapping[str, str], replaced: dict[str, str]) -
     return Node(node.name, op, args, kwargs, source)
 
 
-def _written_back(fx_node: fx.Node, node: Node, nodes: Sequence[Node], replaced: dict[str, str]) -> list[Node]:
+def _written_back(fx_node: fx.Node, node: Node, by_name: Mapping[str, Node], replaced: dict[str, str]) -> list[Node]:
     """Return the nodes that put what an in-place operator wrote into a slice back into what the slice was cut from."""
     if not isinstance(fx_node.target, torch._ops.OpOverload) or not fx_node.target._schema.is_mutable:
         return []
     made: list[Node] = []
-    by_name = {one.name: one for one in nodes}
     written = fx_node.args[0]
     view, value = by_name.get(written.name) if isinstance(written, fx.Node) else None, Ref(node.name)
     while view is not None and view.op in _SCATTERS:

@@ -119,7 +119,7 @@ def run_command(
     }
     if min_acc is not None and max_drop is not None:
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
-    settings = _settings({**values, **{k: v for k, v in given.items() if v is not None}})
+    settings = _settings(values, **given)
     if data is None and model != api.DEFAULT_MODEL.spec:
         raise UserError(f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR")
     folder, result = api.run(
@@ -188,8 +188,7 @@ def explain(
     """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
     from cprune import inspect_model
 
-    given = {"trials": trials, "seed": seed, "ignore": ignore, "strict": strict or None}
-    settings = _settings({k: v for k, v in given.items() if v is not None})
+    settings = _settings(trials=trials, seed=seed, ignore=ignore, strict=strict or None)
     where = machine(target, rpc_tracker, device_timeout)
     told = inspect_model.explain(_source(model, weights, inputs), where, threads, settings, records, _progress())
     if as_json:
@@ -220,8 +219,7 @@ def check(
     """
     from cprune import check as checking
 
-    given = {"trials": 1, "seed": seed, "ignore": ignore, "strict": strict or None}
-    settings = _settings({k: v for k, v in given.items() if v is not None})
+    settings = _settings(trials=1, seed=seed, ignore=ignore, strict=strict or None)
     where = machine(target, rpc_tracker, device_timeout)
     told = checking.check(_source(model, weights, inputs), where, threads, settings, records, compiled, _progress())
     if as_json:
@@ -253,7 +251,7 @@ def bench(
     """
     from cprune import bench as benchmark
 
-    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    settings = _settings(trials=trials, seed=seed)
     where = machine(target, rpc_tracker, device_timeout)
     told = benchmark.bench(_source(model, weights, inputs), where, threads, settings, records, rounds, _progress())
     if as_json:
@@ -291,7 +289,7 @@ def tune(
     from cprune import tune_model
     from cprune.config import duration
 
-    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    settings = _settings(trials=trials, seed=seed)
     limit = duration(time_limit) if time_limit is not None else float("inf")
     folder = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
     where = machine(target, rpc_tracker, device_timeout)
@@ -329,7 +327,7 @@ def profile(
     """Show how latency falls with the width of every layer: the staircase, with the step that keeps the program."""
     from cprune import profile as profiling
 
-    settings = _settings({k: v for k, v in {"trials": trials, "seed": seed}.items() if v is not None})
+    settings = _settings(trials=trials, seed=seed)
     options = profiling.Options(widths, width_trials)
     where = machine(target, rpc_tracker, device_timeout)
     told = profiling.profile(_source(model, weights, inputs), where, threads, settings, records, options, _progress())
@@ -423,10 +421,11 @@ def _source(model: str, weights: Path | None, inputs: list[str] | None) -> Sourc
     return Source(model, weights, *parsed(inputs or ()))
 
 
-def _settings(values: dict[str, Any]) -> Settings:
+def _settings(values: dict[str, Any] | None = None, **given: Any) -> Settings:
+    """Return the settings of a file, with what was given on the command line (None: nothing) in their place."""
     from cprune.config import Settings
 
-    return Settings.from_dict(values)
+    return Settings.from_dict({**(values or {}), **{k: v for k, v in given.items() if v is not None}})
 
 
 _shown: list[Any] = []  # the progress of this command, so that its bar is gone before the last message

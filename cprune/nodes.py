@@ -122,7 +122,8 @@ _ENCODED: dict[str, type] = {
 }
 
 
-_VIEWS = ("aten.view.default", "aten._unsafe_view.default")
+RESHAPES = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
+"""The operators that give a value another shape, all run as the last one."""
 
 
 def lookup(op: str, where: str = "") -> Callable[..., Any]:
@@ -145,7 +146,7 @@ def lookup(op: str, where: str = "") -> Callable[..., Any]:
     if found._schema.is_mutable or name == "from_file":
         raise UserError(f"the graph uses {op!r}, which cprune does not run{place}")
     # A view needs memory in an order that a pruned value, of one channel for example, may not have.
-    return torch.ops.aten.reshape.default if op in _VIEWS else found
+    return torch.ops.aten.reshape.default if op in RESHAPES else found
 
 
 def encode(value: Any) -> tuple[str, str]:

@@ -12,9 +12,8 @@ import torch
 
 from cprune.flow import Flow, NoRule, Rule, argument, called, named, operator_name
 from cprune.labels import Spread
-from cprune.nodes import Node, Ref, find_refs, lookup, map_refs, tensors_of
+from cprune.nodes import RESHAPES, Node, Ref, find_refs, lookup, map_refs, tensors_of
 
-_BY_RESHAPE = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
 SIZES_AT = {
     **dict.fromkeys(("zeros", "ones", "full"), 0),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "broadcast_to"), 1),
@@ -42,7 +41,7 @@ def _heads_width(flow: Flow, node: Node) -> int | None:
 
     The longest part would be another one as soon as the width is pruned below the number of heads.
     """
-    if node.op not in _BY_RESHAPE and node.op != "aten.unflatten.int":
+    if node.op not in RESHAPES and node.op != "aten.unflatten.int":
         return None
     x, shape = _operand(flow, node.args[0]), flow.shape(node)
     last = len(x.shape) - 1

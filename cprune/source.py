@@ -16,7 +16,7 @@ from cprune.capture import capture
 from cprune.journal import RunFolder
 from cprune.network import Network
 from cprune.targets.errors import UserError
-from cprune.zoo import is_file, load_model
+from cprune.zoo import class_count, is_file, load_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +106,8 @@ def of_run(folder: Path) -> Opened:
         shapes = [[size or 1 for size in node.args[0]] for node in network.nodes if node.op == "input"]
     inputs = tuple(torch.randn(shape, generator=noise) for shape in shapes)
     names = [tuple(found) for found in config.get("names") or ((), ())]
-    with torch.no_grad():
-        output = network(*inputs)
-    classes = int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
-    return Opened(network, inputs, f"{config['model']} pruned in {folder}", network, True, classes, names[0], names[1])
+    name = f"{config['model']} pruned in {folder}"
+    return Opened(network, inputs, name, network, True, class_count(network, inputs, name), names[0], names[1])
 
 
 def parsed(texts: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:

@@ -110,10 +110,10 @@ def load_model(
     image, weights that do not fit.
     """
     asked = dict(shapes or {})
+    if fixed and Path(spec).suffix != ".onnx":
+        raise UserError(f"--input {next(iter(fixed))}:=…: only an input of an ONNX file can have a value for good")
     if is_file(spec):
         return _from_file(Path(spec), weights, asked, dict(fixed or {}))
-    if fixed:
-        raise UserError(f"--input {next(iter(fixed))}:=…: only an input of an ONNX file can have a value for good")
     single = asked.pop("", None)
     if asked:
         raise UserError(
@@ -139,7 +139,7 @@ def load_model(
     if path is not None:
         tensors = weight_files.read(path)
         weight_files.put(model, tensors, path, info.name, lambda: _fitting(tensors))
-    return Loaded(model, (example,), info.name, path is not None, _outputs(model, (example,), info.name))
+    return Loaded(model, (example,), info.name, path is not None, class_count(model, (example,), info.name))
 
 
 def _fitting(tensors: dict[str, Tensor]) -> tuple[str, ...]:
@@ -164,13 +164,11 @@ def _from_file(path: Path, weights: Path | None, shapes: dict[str, Sequence[int]
         raise UserError(f"there is no file {path}")
     if path.suffix == ".onnx":
         model = onnx_format.opened(path, shapes, fixed)
-        outputs = _outputs(model.module, model.example_inputs, str(path))
+        outputs = class_count(model.module, model.example_inputs, str(path))
         names = (model.input_names, model.output_names)
         return Loaded(model.module, model.example_inputs, path.name, True, outputs, *names)
-    if fixed:
-        raise UserError(f"--input {next(iter(fixed))}:=…: only an input of an ONNX file can have a value for good")
     found = pt2.read(path, shapes)
-    outputs = _outputs(found.network, found.example_inputs, str(path))
+    outputs = class_count(found.network, found.example_inputs, str(path))
     return Loaded(found.network, found.example_inputs, path.name, True, outputs, found.names)
 
 
@@ -204,11 +202,14 @@ def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_
     model.eval()
     if weights is not None:
         weight_files.put(model, weight_files.read(weights), weights, spec)
-    return Loaded(model, inputs, spec, True, _outputs(model, inputs, spec))
+    return Loaded(model, inputs, spec, True, class_count(model, inputs, spec))
 
 
-def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int | None:
-    """Run the model once on its example, so that a wrong shape is found here and not in the compiler."""
+def class_count(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int | None:
+    """Return how many classes a model tells apart, None if it does not return logits [N, classes].
+
+    It runs once on its example, so that a wrong shape is found here and not in the compiler.
+    """
     shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
     try:
         with torch.no_grad():
