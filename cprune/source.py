@@ -16,7 +16,7 @@ from cprune.capture import capture
 from cprune.journal import RunFolder
 from cprune.network import Network
 from cprune.targets.errors import UserError
-from cprune.zoo import class_count, is_file, load_model
+from cprune.zoo import class_count, load_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +81,42 @@ class Source:
         """
         if self.is_run:
             return of_run(Path(self.spec))
-        found = load_model(self.spec, self.weights, classes, seed, input_shape, self.shapes, self.fixed)
-        network = capture(found.model, found.example_inputs)
-        model = found.model
+        if self.fixed and Path(self.spec).suffix != ".onnx":
+            name = next(iter(self.fixed))
+            raise UserError(f"--input {name}:=…: only an input of an ONNX file can have a value for good")
         if is_file(self.spec):
-            model = network = batch.opened(network, found.example_inputs)
-        return Opened(
-            network, found.example_inputs, found.name, model, found.trained, found.outputs, found.input_names,
-            found.output_names,
-        )  # fmt: skip
+            return self._of_file(Path(self.spec))
+        named = [name for name in self.shapes if name]
+        if named:
+            raise UserError(f"--input {named[0]}=…: only the inputs of a file have names", "Type --input 1,3,32,32")
+        found = load_model(self.spec, self.weights, classes, seed, input_shape, self.shapes.get(""))
+        network = capture(found.model, found.example_inputs)
+        return Opened(network, found.example_inputs, found.name, found.model, found.trained, found.outputs)
+
+    def _of_file(self, path: Path) -> Opened:
+        if self.weights is not None:
+            raise UserError(f"{path} has its own weights", "Leave --weights out.")
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        module: nn.Module
+        if path.suffix == ".onnx":
+            from cprune import onnx_format
+
+            model = onnx_format.opened(path, self.shapes, self.fixed)
+            module, inputs, names = model.module, model.example_inputs, (model.input_names, model.output_names)
+        else:
+            from cprune import pt2
+
+            found = pt2.read(path, self.shapes)
+            module, inputs, names = found.network, found.example_inputs, (found.names, ())
+        outputs = class_count(module, inputs, str(path))
+        network = batch.opened(capture(module, inputs), inputs)
+        return Opened(network, inputs, path.name, network, True, outputs, *names)
+
+
+def is_file(spec: str) -> bool:
+    """Tell whether a model is named by a file that holds it, graph and weights."""
+    return Path(spec).suffix in (".pt2", ".onnx")
 
 
 def of_run(folder: Path) -> Opened:

@@ -6,7 +6,8 @@ Both tune the same convolution with bias and ReLU (ours in its blocked layout, t
 PyTorch's importer gives it), with the same threads and the same measuring time a trial (5 runs of at least 2 ms).  In
 the end both winners are timed in turns in one process.  "Trials to the same quality" is the first of our trials whose
 program is as fast as the stock winner; a dash: none of them is.  The goal of cprune is at most 123 trials against 1,000
-stock ones, which take about a quarter of an hour a layer.
+stock ones, which take half an hour a layer.  Starting the processes and importing TVM is not counted on either side.
+Run nothing beside it: the stock builder gives up a program after 30 s.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def plain_module(w: Conv2d) -> Any:
 def stock(w: Conv2d, target: Any, trials: int, seed: int) -> tuple[Any, float]:
     """Return the module of MetaSchedule's winner and the seconds of the search."""
     import tvm
+    import tvm.s_tir.tensor_intrin  # takes half a minute, which is not counted
     from tvm.s_tir import meta_schedule as ms
 
     module, kind = plain_module(w), tvm.target.Target(json.loads(target.compiler))
@@ -103,6 +105,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "r.sqlite") as store:
             with LocalSession(target) as session:
                 tuner = Tuner(session, store, target, given.seed)
+                session.build([])  # the process that measures has started
                 start = time.perf_counter()
                 best = tuner.tune(w, given.trials)
                 ours_s = time.perf_counter() - start
@@ -124,7 +127,8 @@ def main() -> None:
             rate = (best.measured / ours_s) / (given.stock_trials / stock_s)
             rates.append(rate)
             print(
-                f"{describe(w):32} ours {ours * 1e6:8.1f} us after {best.measured} trials in {ours_s:.0f} s   stock "
+                f"{describe(w):32} ours {ours * 1e6:8.1f} us ({2e-9 * w.macs / ours:.0f} GFLOP/s) after "
+                f"{best.measured} trials in {ours_s:.1f} s   stock "
                 f"{theirs * 1e6:8.1f} us after {given.stock_trials} in {stock_s:.0f} s   ours/stock {ours / theirs:.2f}"
                 f"   trials to the same quality {reached or '-'}   trials a second: {rate:.1f}x",
                 flush=True,

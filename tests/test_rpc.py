@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -139,6 +140,32 @@ def test_a_program_with_wrong_numbers_is_timed_and_never_wins(
     assert best.candidate["parallel"] == "outer"
     assert (wrong.failure, wrong.candidate) == ("check", '{"parallel":"none"}')
     assert "differs from PyTorch" in wrong.reason
+
+
+def test_a_stock_server_serves_too_with_more_calls_over_the_network() -> None:
+    with rig(0) as made:
+        made.servers.append(Server(made.where, (sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1")))
+        made.servers[0].start()
+        made.wait(1)
+        with RpcSession(made.target()) as stock:
+            timed = time_once(stock, doubled())
+            ran = run_once(stock, doubled(), [np.ones(64, np.float32)])
+    assert isinstance(timed, Timed)
+    assert len(timed.runs_s) == 2
+    assert isinstance(ran, Timed)
+    assert ran.output is not None
+    assert np.array_equal(ran.output, np.full(64, 2.0, np.float32))
+
+
+def test_a_library_that_cannot_be_loaded_is_a_failed_candidate(session: RpcSession) -> None:
+    (built,) = session.build([doubled()])
+    assert isinstance(built, Built)
+    library = Path(session._path(built.handle))
+    library.write_bytes(library.read_bytes()[:64])
+    (failed,) = session.time([built])
+    assert isinstance(failed, Failure)
+    assert failed.stage == "load"
+    assert isinstance(time_once(session, doubled()), Timed)
 
 
 def test_a_library_for_another_machine_is_refused_before_it_is_sent(session: RpcSession, tmp_path: Path) -> None:

@@ -401,7 +401,3 @@ def test_weights_go_into_the_users_model_too(tmp_path: Path) -> None:
     path = written(tmp_path / "w.safetensors", {"fc.weight": torch.ones(10, 12), "fc.bias": torch.zeros(10)})
     loaded = zoo.load_model("my_model:with_example", path)
     assert loaded.model(torch.ones(1, 3, 2, 2)).tolist() == [[12.0] * 10]
-
-
-def test_a_file_that_is_not_there_is_named() -> None:
-    assert "there is no file net.onnx" in message("net.onnx")

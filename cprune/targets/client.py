@@ -11,13 +11,16 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cprune.targets.device import broke
 from cprune.targets.process import answer, begun, first_line
-from cprune.targets.session import Failure, Timed, arguments
+from cprune.targets.serve import timed
+from cprune.targets.session import Failure, Timed
+from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
 HELD = 64
 """Libraries that stay loaded on a device."""
@@ -42,6 +45,7 @@ class Client:
     def __init__(self, host: str, port: int, key: str, threads: int) -> None:
         self.place, self.key, self.threads = (host, port), key, threads
         self.session: Any = None
+        self.measure: Any = None
         self.device = self.connect()
 
     def connect(self) -> Any:
@@ -49,7 +53,7 @@ class Client:
         from tvm import rpc
 
         self.loaded: dict[str, Any] = {}
-        self.arguments: tuple[Any, list[Any]] = (None, [])
+        self.arguments = Arguments(self._tensor)
         self.models: dict[str, tuple[Any, list[Any]]] = {}
         start = time.perf_counter()
         self.session = rpc.connect_tracker(*self.place).request(self.key, session_timeout=0)
@@ -58,6 +62,10 @@ class Client:
             told = json.loads(self.session.get_function("cprune.device")())
         except Exception:  # a stock server, or TVM's C++ one: it cannot tell
             told = {"cpu": "", "machine": "", "tvm": ""}
+        try:
+            self.measure = self.session.get_function("cprune.time")
+        except Exception:  # a stock server
+            self.measure = None
         if self.threads:  # 1: the pool prefers large cores
             self.session.get_function("runtime.config_threadpool")(1, self.threads)
         count = self.session.get_function("runtime.NumThreads")
@@ -105,66 +113,38 @@ class Client:
     def time(
         self, path: str, shapes: Any, repeats: int, min_run_s: float, slow_s: float, cooldown_s: float
     ) -> Timed | Failure:
-        """Run once, then time, on random arguments that stay on the device for the programs of one task."""
+        """Run once, then time, on random arguments that stay on the device.
+
+        One call where the server knows how (`serve.measured`), some ten where it is a stock one.
+        """
+        numbers = (repeats, min_run_s, slow_s, cooldown_s)
         try:
-            library = self._module(path)
+            stage = "load"
+            args = self.arguments.of(shapes)
+            if self.measure is None:
+                library = self._module(path)
+                stage = "run"
+                return Timed(tuple(timed(library, self.cpu, args, *numbers)))
+            blob = bytearray(Path(path).read_bytes())
+            stage = "run"
+            told = json.loads(self.measure(blob, os.path.basename(path), *numbers, *args))
         except Exception as error:
-            return Failure("load", first_line(error))
-        try:
-            if self.arguments[0] != shapes:
-                made = [*arguments(shapes, 0), np.zeros(shapes[-1], np.float32)]
-                self.arguments = (shapes, [self._tensor(a) for a in made])
-            args = self.arguments[1]
-            once = float(library.time_evaluator("main", self.cpu, number=1, repeat=1)(*args).results[0])
-            if once > slow_s:
-                return Timed((once,))
-            return Timed(self._runs(library, args, repeats, min_run_s, once, cooldown_s))
-        except Exception as error:
-            return Failure("run", first_line(error))
+            return Failure(stage, first_line(error))
+        return Failure(told[0], told[1]) if told[0] in ("load", "run") else Timed(tuple(told))
 
     def race(
         self, paths: list[str], given: list[list[Any]], shapes: list[Any], rounds: int, run_s: float, cooldown_s: float
     ) -> list[Timed | Failure] | Failure:
         """Time programs in turns and return their outputs; one Failure for all if the connection broke."""
-        found: dict[str, Any] = {}
-        for path, arrays, form in zip(paths, given, shapes, strict=True):
-            try:
-                library = self._module(path)
-            except Exception as error:
-                found[path] = Failure("load", first_line(error))
-                if broke(found[path]):
-                    return found[path]  # type: ignore[no-any-return]
-                continue
-            try:
-                args = [*(self._tensor(a) for a in arrays), self._tensor(np.zeros(form[-1], np.float32))]
-                once = float(library.time_evaluator("main", self.cpu, number=1, repeat=1)(*args).results[0])
-                found[path] = (library, args, once, args[-1].numpy().copy(), [])
-            except Exception as error:
-                found[path] = Failure("run", first_line(error))
-                if broke(found[path]):
-                    return found[path]  # type: ignore[no-any-return]
-        for index in range(rounds):
-            for path in paths if index % 2 else reversed(paths):
-                if isinstance(found[path], Failure):
-                    continue
-                library, args, once, _, runs = found[path]
-                try:
-                    runs += self._runs(library, args, 1, run_s, once, cooldown_s)
-                except Exception as error:
-                    found[path] = Failure("run", first_line(error))
-                    if broke(found[path]):
-                        return found[path]  # type: ignore[no-any-return]
-        return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in (found[p] for p in paths)]
 
-    def _runs(
-        self, library: Any, args: list[Any], repeats: int, run_s: float, once: float, cooldown_s: float
-    ) -> tuple[float, ...]:
-        number = max(1, min(2000, int(run_s / max(once, 1e-7))))
-        pause = int(1e3 * cooldown_s)
-        evaluate = library.time_evaluator(
-            "main", self.cpu, number=number, repeat=repeats, cooldown_interval_ms=pause, repeats_to_cooldown=1
-        )
-        return tuple(float(r) for r in evaluate(*args).results)
+        def entry(path: str, arrays: list[Any], form: Any) -> Prepare:
+            def prepare() -> tuple[Any, list[Any]]:
+                output = np.zeros(form[-1], np.float32)
+                return self._module(path), [self._tensor(a) for a in (*arrays, output)]
+
+            return prepare
+
+        return race(list(map(entry, paths, given, shapes)), self.cpu, rounds, run_s, cooldown_s, broke)
 
     def load(self, key: str, path: str, weights: tuple[Any, ...]) -> Failure | None:
         """Upload a whole model with its weights."""
@@ -189,24 +169,18 @@ class Client:
             return Failure("run", first_line(error))
 
     def time_models(self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float) -> Any:
-        """Time the held models in turns; the order is reversed every other round, so that a drift hits all alike."""
+        """Time the held models in turns."""
         try:
-            numbers: dict[str, int] = {}
             for key in keys:
                 machine, weights = self.models[key]
                 machine.set_input("main", *(self._tensor(a) for a in inputs), *weights)
                 machine.invoke_stateful("main")
-                once = float(machine.time_evaluator("invoke_stateful", self.cpu, number=1)("main").results[0])
-                numbers[key] = max(1, min(1000, int(run_s / max(once, 1e-7))))
-            runs: dict[str, list[float]] = {key: [] for key in keys}
-            for index in range(rounds + 1):
-                for key in keys if index % 2 else reversed(keys):
-                    time.sleep(cooldown_s)
-                    machine = self.models[key][0]
-                    found = machine.time_evaluator("invoke_stateful", self.cpu, number=numbers[key])("main").results
-                    if index:  # the first round warms up
-                        runs[key].append(float(found[0]))
-            return {key: tuple(values) for key, values in runs.items()}
+
+            def seconds(key: str, number: int) -> float:
+                evaluate = self.models[key][0].time_evaluator("invoke_stateful", self.cpu, number=number)
+                return float(evaluate("main").results[0])
+
+            return models_in_turns(keys, seconds, rounds, run_s, cooldown_s)
         except Exception as error:
             return Failure("run", first_line(error))
 

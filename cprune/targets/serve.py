@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import time
+from typing import Any
 
 GRACE_S = 2.0
 PING_S = 2.0
@@ -237,7 +238,57 @@ def serve(client: socket.socket, cores: int, before: str) -> None:
         tvm_ffi.register_global_func("tvm.rpc.server.workpath", path, override=True)
         tvm_ffi.register_global_func("tvm.rpc.server.load_module", load_module, override=True)
         tvm_ffi.register_global_func("cprune.device", lambda: json.dumps({**device(), "before": before}), override=True)
+        tvm_ffi.register_global_func(
+            "cprune.time", lambda library, name, *given: measured(path(name), library, *given), override=True
+        )
         _ffi_api.ServerLoop(client.fileno())
+
+
+def measured(path: str, library: bytes, *given: Any) -> str:
+    """Return the JSON of a whole measurement, `timed`, or ["load" | "run", what failed].
+
+    One call over RPC instead of the ten that it is made of, each of which costs a round trip.  `given` are repeats,
+    run_s, slow_s, cooldown_s and the kernel's arguments.
+    """
+    import tvm
+
+    stage = "load"
+    try:
+        with open(path, "wb") as file:
+            file.write(library)
+        try:
+            loaded = tvm.runtime.load_module(path)
+        finally:
+            os.unlink(path)
+        stage = "run"
+        return json.dumps(timed(loaded, tvm.cpu(), list(given[4:]), *given[:4]))
+    except Exception as error:  # an exception over RPC looks like a broken connection
+        return json.dumps([stage, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"])
+
+
+def timed(
+    library: Any, device: Any, arguments: list[Any], repeats: int, run_s: float, slow_s: float, cooldown_s: float
+) -> list[float]:
+    """Return the seconds of `repeats` runs, or of one call alone where that takes longer than `slow_s`."""
+    alone = once(library, device, arguments)
+    return [alone] if alone > slow_s else runs(library, device, arguments, repeats, run_s, alone, cooldown_s)
+
+
+def once(library: Any, device: Any, arguments: list[Any]) -> float:
+    """Return the seconds of the second call: the first one touches the memory."""
+    return float(library.time_evaluator("main", device, number=1, repeat=1)(*arguments).results[0])
+
+
+def runs(
+    library: Any, device: Any, arguments: list[Any], repeats: int, run_s: float, alone: float, cooldown_s: float
+) -> list[float]:
+    """Return the mean seconds of a call in each run; a run takes about `run_s`, where one call takes `alone`."""
+    number = max(1, min(2000, int(run_s / max(alone, 1e-7))))
+    pause = int(1e3 * cooldown_s)
+    evaluate = library.time_evaluator(
+        "main", device, number=number, repeat=repeats, cooldown_interval_ms=pause, repeats_to_cooldown=1
+    )
+    return [float(seconds) for seconds in evaluate(*arguments).results]
 
 
 def _die_with_parent() -> None:

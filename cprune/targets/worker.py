@@ -17,7 +17,9 @@ import tvm
 import tvm_ffi
 
 from cprune.targets.process import answer, begun, cores, first_line
-from cprune.targets.session import Failure, Model, Program, Timed, arguments
+from cprune.targets.serve import timed
+from cprune.targets.session import Failure, Model, Program, Timed
+from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ class Worker:
         self.kernels: set[str] = set()
         self.uses: dict[str, set[str]] = {}  # the kernels of a held model
         self.programs: dict[int, tuple[Any, Program]] = {}
-        self.arguments: tuple[Any, list[Any]] = (None, [])
+        self.arguments = Arguments(tvm.runtime.tensor)
 
     def build(
         self, handles: list[int], programs: list[Program], target: str, assembly: bool, keep: list[int] | None
@@ -68,48 +70,21 @@ class Worker:
         """Run once, then time."""
         library, program = self.programs[handle]
         try:
-            if self.arguments[0] != program.shapes:  # the programs of one task share them
-                self.arguments = (program.shapes, [tvm.runtime.tensor(a) for a in arguments(program.shapes, 0)])
-            args = [*self.arguments[1], _zeros(program)]
-            once = _once(library["main"], args)
-            if once > slow_s:
-                return Timed((once,))
-            return Timed(self._runs(library, args, repeats, min_run_s, once, cooldown_s))
+            args = self.arguments.of(program.shapes)
+            return Timed(tuple(timed(library, self.device, args, repeats, min_run_s, slow_s, cooldown_s)))
         except Exception as error:
             return Failure("run", first_line(error))
 
     def race(
         self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float, cooldown_s: float = 0.0
-    ) -> list[Timed | Failure]:
+    ) -> Any:
         """Time programs in turns and return their outputs."""
-        found: dict[int, Any] = {}
-        for handle, arrays in zip(handles, given, strict=True):
-            library, program = self.programs[handle]
-            try:
-                args = [*(tvm.runtime.tensor(a) for a in arrays), _zeros(program)]
-                once = _once(library["main"], args)
-                found[handle] = (library, args, once, args[-1].numpy().copy(), [])
-            except Exception as error:
-                found[handle] = Failure("run", first_line(error))
-        for index in range(rounds):
-            for handle in handles if index % 2 else reversed(handles):
-                if isinstance(found[handle], Failure):
-                    continue
-                library, args, once, _, runs = found[handle]
-                try:
-                    runs += self._runs(library, args, 1, run_s, once, cooldown_s)
-                except Exception as error:
-                    found[handle] = Failure("run", first_line(error))
-        return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in (found[h] for h in handles)]
 
-    def _runs(
-        self, library: Any, args: list[Any], repeats: int, run_s: float, once: float, cooldown_s: float
-    ) -> tuple[float, ...]:
-        number = max(1, min(2000, int(run_s / max(once, 1e-7))))
-        evaluate = library.time_evaluator(
-            "main", self.device, number=number, repeat=repeats, cooldown_interval_ms=int(1e3 * cooldown_s)
-        )
-        return tuple(float(r) for r in evaluate(*args).results)
+        def entry(handle: int, arrays: list[Any]) -> Prepare:
+            library, program = self.programs[handle]
+            return lambda: (library, [*(tvm.runtime.tensor(a) for a in arrays), _zeros(program)])
+
+        return race(list(map(entry, handles, given)), self.device, rounds, run_s, cooldown_s)
 
     def load(self, key: str, model: Model, target: str) -> Failure | None:
         """Build a whole model; its kernels on all cores."""
@@ -147,28 +122,19 @@ class Worker:
     def time_models(
         self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float = 0.0
     ) -> Any:
-        """Time the held models in turns; the order is reversed every other round, so that a drift hits all alike."""
+        """Time the held models in turns."""
         try:
             callers = {key: self._caller(key, inputs) for key in keys}
-            numbers = {}
-            for key, call in callers.items():
+
+            def seconds(key: str, number: int) -> float:
+                call = callers[key]
                 call()
                 start = time.perf_counter()
-                call()
-                numbers[key] = max(1, min(1000, int(run_s / max(time.perf_counter() - start, 1e-7))))
-            runs: dict[str, list[float]] = {key: [] for key in keys}
-            for index in range(rounds + 1):
-                for key in keys if index % 2 else reversed(keys):
-                    call = callers[key]
-                    time.sleep(cooldown_s)
-                    call()  # brings this model's weights back into the caches
-                    start = time.perf_counter()
-                    for _ in range(numbers[key]):
-                        call()
-                    spent = (time.perf_counter() - start) / numbers[key]
-                    if index:  # the first round warms up
-                        runs[key].append(spent)
-            return {key: tuple(values) for key, values in runs.items()}
+                for _ in range(number):
+                    call()
+                return (time.perf_counter() - start) / number
+
+            return models_in_turns(keys, seconds, rounds, run_s, cooldown_s)
         except Exception as error:
             return Failure("run", first_line(error))
 
@@ -191,14 +157,6 @@ def _built(module: str, name: str, target: str) -> Any:
 
 def _zeros(program: Program) -> Any:
     return tvm.runtime.tensor(np.zeros(program.shapes[-1], np.float32))
-
-
-def _once(kernel: Any, args: list[Any]) -> float:
-    """Return the seconds of the second call: the first one touches the memory."""
-    kernel(*args)
-    start = time.perf_counter()
-    kernel(*args)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def candidates(workload: Workload, target: Target, seed: int, points: int = POIN
     """Return the plain schedules and up to `points` random ones of MetaSchedule; the same ones for one seed."""
     ways = ("none", "outer") if target.threads > 1 else ("none",)
     plain = [Candidate.of(parallel=way) for way in ways]
-    if not _reduces(workload):
+    if not points or not _reduces(workload):
         return tuple(plain)
     return tuple(dict.fromkeys([*plain, *(Candidate.of(trace=t) for t in _traces(workload, target, seed, points))]))
 

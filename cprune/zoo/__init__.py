@@ -1,4 +1,4 @@
-"""The models that cprune brings, and the way to a user's own: a name, or MODULE:FUNCTION.
+"""The models that cprune brings, and the way to a user's own in Python: a name, or MODULE:FUNCTION.
 
 Only `resnet-fashion` comes with weights.  The ResNets for CIFAR load the widely published checkpoints by
 `--weights`.
@@ -7,7 +7,7 @@ Only `resnet-fashion` comes with weights.  The ResNets for CIFAR load the widely
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,7 @@ class Loaded:
     """A model in evaluation mode with inputs to try it on (one image).
 
     `trained` is False if the weights are random: a zoo model without built-in weights, and none were given.
-    `outputs` is the number of classes it tells apart, None if it does not return logits [N, classes].  A model from a
-    file has names for its inputs and outputs.
+    `outputs` is the number of classes it tells apart, None if it does not return logits [N, classes].
     """
 
     model: nn.Module
@@ -52,8 +51,6 @@ class Loaded:
     name: str
     trained: bool
     outputs: int | None
-    input_names: tuple[str, ...] = ()
-    output_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,15 +90,13 @@ def load_model(
     classes: int | None = None,
     seed: int = 0,
     input_shape: tuple[int, int, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    fixed: Mapping[str, float] | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Loaded:
-    """Return the model that `spec` names: one of `models()` (spelled with or without - and _), a `.pt2` or `.onnx`
-    file, or MODULE:FUNCTION.
+    """Return the model that `spec` names: one of `models()` (spelled with or without - and _), or MODULE:FUNCTION.
 
     The user's function takes no argument, or `classes`, and returns the module, or the module and its example
-    input (a tensor or a tuple of tensors); without one, `input_shape` (C, H, W) of the data gives it.  `shapes` gives
-    the whole shape of an input by its name in the file ("" where there is one input only).
+    input (a tensor or a tuple of tensors); without one, `input_shape` (C, H, W) of the data gives it.  `shape` is that
+    of the example with its batch, where it is to be another.
     `weights` is a file (see `cprune.zoo.weights.read`).  `classes` is the number of the data's classes;
     without it the zoo's models have ten outputs.  `seed` draws random weights (the zoo's own models only) and
     the example image.
@@ -109,25 +104,16 @@ def load_model(
     UserError for an unknown name (with the nearest), code of the user that fails, a model that takes no such
     image, weights that do not fit.
     """
-    asked = dict(shapes or {})
-    if fixed and Path(spec).suffix != ".onnx":
-        raise UserError(f"--input {next(iter(fixed))}:=…: only an input of an ONNX file can have a value for good")
-    if is_file(spec):
-        return _from_file(Path(spec), weights, asked, dict(fixed or {}))
-    single = asked.pop("", None)
-    if asked:
-        raise UserError(
-            f"--input {next(iter(asked))}=…: only the inputs of a file have names", "Type --input 1,3,32,32"
-        )
+    whole = shape or (input_shape and (1, *input_shape))
     if ":" in spec:
-        return _own(spec, weights, classes, seed, tuple(single) if single else input_shape and (1, *input_shape))
+        return _own(spec, weights, classes, seed, whole)
     names = {entry.info.name: entry for entry in _ENTRIES}
     entry = names[byname.pick("model", spec, names)]
     info = entry.info
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = entry.build(info.classes if classes is None else classes).eval()
-        example = torch.randn(*(single or (1, *(input_shape or info.input_shape))))
+        example = torch.randn(*(whole or (1, *info.input_shape)))
     path = weights
     if path is None and entry.built_in:
         if classes not in (None, info.classes):
@@ -148,28 +134,6 @@ def _fitting(tensors: dict[str, Tensor]) -> tuple[str, ...]:
         return tuple(
             entry.info.name for entry in _ENTRIES if weight_files.shapes_fit(entry.build(entry.info.classes), tensors)
         )
-
-
-def is_file(spec: str) -> bool:
-    """Tell whether a model is named by a file that holds it, graph and weights."""
-    return Path(spec).suffix in (".pt2", ".onnx")
-
-
-def _from_file(path: Path, weights: Path | None, shapes: dict[str, Sequence[int]], fixed: dict[str, float]) -> Loaded:
-    from cprune import onnx_format, pt2
-
-    if weights is not None:
-        raise UserError(f"{path} has its own weights", "Leave --weights out.")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    if path.suffix == ".onnx":
-        model = onnx_format.opened(path, shapes, fixed)
-        outputs = class_count(model.module, model.example_inputs, str(path))
-        names = (model.input_names, model.output_names)
-        return Loaded(model.module, model.example_inputs, path.name, True, outputs, *names)
-    found = pt2.read(path, shapes)
-    outputs = class_count(found.network, found.example_inputs, str(path))
-    return Loaded(found.network, found.example_inputs, path.name, True, outputs, found.names)
 
 
 def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_shape: Sequence[int] | None) -> Loaded:
