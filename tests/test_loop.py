@@ -168,8 +168,10 @@ def test_a_test_set_that_disagrees_makes_the_run_step_back(tmp_path: Path) -> No
         tiny(), EXAMPLE, evaluate=lambda _: 0.9, test=lambda m: _third(m, sizes), out=tmp_path / "run", **FAST
     )
     accepted = result.result["steps"]["accepted"]
-    assert result.result["status"] == ("stepped-back" if accepted > 1 else "unpruned")
-    assert accepted == 0 or any("stepping back" in note for note in result.result["notes"])
+    notes = " ".join(result.result["notes"])
+    slower = "not clearly faster after final tuning" in notes  # nearly as fast, in noise
+    assert result.result["status"] == ("stepped-back" if accepted > 1 and not slower else "unpruned")
+    assert accepted == 0 or "stepping back" in notes
 
 
 def _third(model: nn.Module, sizes: list[int]) -> float:

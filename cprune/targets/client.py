@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,7 @@ class Client:
     ) -> Timed | Failure:
         """Run once, then time, on random arguments that stay on the device.
 
-        One call where the server knows how (`serve.measured`), some ten where it is a stock one.
+        Two calls where the server knows how (`serve.measured`), some ten where it is a stock one.
         """
         numbers = (repeats, min_run_s, slow_s, cooldown_s)
         try:
@@ -125,9 +124,10 @@ class Client:
                 library = self._module(path)
                 stage = "run"
                 return Timed(tuple(timed(library, self.cpu, args, *numbers)))
-            blob = bytearray(Path(path).read_bytes())
+            name = os.path.basename(path)
+            self.session.upload(path, name)
             stage = "run"
-            told = json.loads(self.measure(blob, os.path.basename(path), *numbers, *args))
+            told = json.loads(self.measure(name, *numbers, *args))
         except Exception as error:
             return Failure(stage, first_line(error))
         return Failure(told[0], told[1]) if told[0] in ("load", "run") else Timed(tuple(told))

@@ -238,24 +238,20 @@ def serve(client: socket.socket, cores: int, before: str) -> None:
         tvm_ffi.register_global_func("tvm.rpc.server.workpath", path, override=True)
         tvm_ffi.register_global_func("tvm.rpc.server.load_module", load_module, override=True)
         tvm_ffi.register_global_func("cprune.device", lambda: json.dumps({**device(), "before": before}), override=True)
-        tvm_ffi.register_global_func(
-            "cprune.time", lambda library, name, *given: measured(path(name), library, *given), override=True
-        )
+        tvm_ffi.register_global_func("cprune.time", lambda name, *given: measured(path(name), *given), override=True)
         _ffi_api.ServerLoop(client.fileno())
 
 
-def measured(path: str, library: bytes, *given: Any) -> str:
-    """Return the JSON of a whole measurement, `timed`, or ["load" | "run", what failed].
+def measured(path: str, *given: Any) -> str:
+    """Return the JSON of a measurement, `timed`, of an uploaded library, or ["load" | "run", what failed].
 
-    One call over RPC instead of the ten that it is made of, each of which costs a round trip.  `given` are repeats,
-    run_s, slow_s, cooldown_s and the kernel's arguments.
+    One call over RPC instead of the eight that it is made of, each of which costs a round trip.  `given` are repeats,
+    run_s, slow_s, cooldown_s and the kernel's arguments.  The library is removed.
     """
     import tvm
 
     stage = "load"
     try:
-        with open(path, "wb") as file:
-            file.write(library)
         try:
             loaded = tvm.runtime.load_module(path)
         finally:
