@@ -77,7 +77,7 @@ class Worker:
 
     def race(
         self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float, cooldown_s: float = 0.0
-    ) -> Any:
+    ) -> list[Timed | Failure] | Failure:
         """Time programs in turns and return their outputs."""
 
         def entry(handle: int, arrays: list[Any]) -> Prepare:
