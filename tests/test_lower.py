@@ -8,7 +8,7 @@ from contracts import run_once
 from small_nets import NETS, captured, randomised
 from torch import nn
 
-from cprune import zoo
+from cprune import foreign, zoo
 from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.lower import Layout, Lowered, lower
@@ -105,6 +105,35 @@ def test_foreign_operators_come_through_tvm_s_importer(session: LocalSession, ta
     network = capture(Mixed(), inputs)
     assert any(isinstance(t.workload, Tir) for t in lower(network, inputs, 8).tasks())
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+class Normed(nn.Module):
+    """Three layer norms of one shape with weights of their own, one of them after another operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(24) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm in self.norms:
+            x = torch.softmax(norm(x), -1)
+        return x
+
+
+def test_an_operator_is_imported_once_and_every_layer_keeps_its_own_weights(
+    session: LocalSession, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[int] = []
+    original = foreign._imported
+    monkeypatch.setattr(foreign, "_KNOWN", {})
+    monkeypatch.setattr(foreign, "_imported", lambda *a: (imported.append(1), original(*a))[1])
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 5, 24),)
+    network = capture(randomised(Normed()), inputs)
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+    assert len(imported) == 2  # the norm and the softmax
+    assert compiled_error(capture(randomised(Normed(), 1), inputs), inputs, 8, session, target) < 1e-4
+    assert len(imported) == 2
 
 
 def test_points_of_metaschedule_compute_what_the_plain_program_computes(session: LocalSession, target: Target) -> None:
