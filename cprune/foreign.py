@@ -43,10 +43,15 @@ class Imported:
     output: str
 
 
+_KNOWN: dict[str, Imported] = {}
+"""What operators became, by the operator, its arguments and shapes: an import takes most of a second."""
+MOST_KNOWN = 1024
+
+
 def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str, Any]) -> Imported:
     """Return the calls that compute the last of `nodes`; the others are read by it alone.
 
-    Values are named as in the network; what is new is named "0", "1", …, and vectors of weights "@" and their name.
+    Values are named as in the network; what is new is named "0", "1", …, and weights "@" and their name.
     Raises UserError for an operator that TVM cannot import or that works on other numbers than float32, naming the
     operator and its place in the code.
     """
@@ -55,62 +60,54 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
     operator = nodes[0].op
     own = {node.name for node in nodes}
     outside = dict.fromkeys(n for node in nodes for n in node.refs() if n not in own)
-    tensors = [n for n in outside if isinstance(examples[n], Tensor)]
-    strange = [n for n in (*tensors, last.name) if examples[n].dtype != torch.float32]
+    inputs = [n for n in outside if isinstance(examples[n], Tensor)]
+    strange = [n for n in (*inputs, last.name) if examples[n].dtype != torch.float32]
     if strange:
         raise UserError(
             f"cannot compile {operator}{where}: it works on {examples[strange[0]].dtype}, not on float32 numbers"
         )
-    params = {
-        n.name: network.tensors()[n.args[0]].detach() for n in network.nodes if n.op == "param" and n.name in outside
-    }
-    # One number a channel is handed over like an input: what computes it may be shared, and there is nothing to fold.
-    vectors = [n for n, value in params.items() if value.numel() == max(value.shape, default=1)]
-    inputs = [n for n in tensors if n not in params] + vectors
-    held = {n: value for n, value in params.items() if n not in vectors}
     short = {name: f"x{i}" for i, name in enumerate(inputs)} | {node.name: f"n{i}" for i, node in enumerate(nodes)}
-    short |= {name: f"p{i}" for i, name in enumerate(held)}
 
     def renamed(ref: Ref) -> Any:
-        value = examples[ref.name]
-        return Ref(short[ref.name]) if ref.name in own or isinstance(value, Tensor) else value
+        return Ref(short[ref.name]) if ref.name in short else examples[ref.name]
 
-    inner = [
-        Node(short[n.name], n.op, map_refs(n.args, renamed), tuple((k, map_refs(v, renamed)) for k, v in n.kwargs))
-        for n in nodes
-    ]
     alone = (
-        *(Node(short[n], "param", (short[n],)) for n in held),
         *(Node(short[n], "input") for n in inputs),
-        *inner,
+        *(
+            Node(short[n.name], n.op, map_refs(n.args, renamed), tuple((k, map_refs(v, renamed)) for k, v in n.kwargs))
+            for n in nodes
+        ),
         Node("output", "output", (Ref(short[last.name]),)),
     )
-    key = repr((alone, [tuple(examples[n].shape) for n in inputs]))
-    found = None if held else _KNOWN.get(key)
-    if found is None:
-        given = tuple(params.get(n, examples[n]).contiguous() for n in inputs)
-        try:
-            found = _imported(Network(alone, {short[n]: value for n, value in held.items()}).eval(), given)
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"cannot compile {operator}{where}: {lines[0][:200]}") from error
-        if not held:
-            _KNOWN[key] = found
-    back = {short[name]: f"@{name}" if name in params else name for name in inputs}  # no value of a network has an @
+    try:
+        found = _known(alone, [tuple(examples[n].shape) for n in inputs])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"cannot compile {operator}{where}: {lines[0][:200]}") from error
+    tensors = network.tensors()
+    weights = {n.name: tensors[n.args[0]].detach() for n in network.nodes if n.op == "param" and n.name in inputs}
+    back = {short[name]: f"@{name}" if name in weights else name for name in inputs}  # no value of a network has an @
     calls = tuple(replace(call, inputs=tuple(back.get(n, n) for n in call.inputs)) for call in found.calls)
-    constants = dict(found.constants) | {f"@{n}": np.ascontiguousarray(params[n].numpy()) for n in vectors}
+    constants = dict(found.constants) | {f"@{n}": np.ascontiguousarray(w.numpy()) for n, w in weights.items()}
     return Imported(calls, constants, back.get(found.output, found.output))
 
 
-_KNOWN: dict[str, Imported] = {}
-"""What operators became, by the operator, its arguments and shapes: an import takes most of a second."""
+def _known(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
+    """Return `_imported`, found again where an equal operator came before: its weights are inputs like any other."""
+    key = repr((alone, shapes))  # not the nodes themselves: 1 and True are equal
+    if key not in _KNOWN:
+        if len(_KNOWN) >= MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = _imported(alone, shapes)
+    return _KNOWN[key]
 
 
-def _imported(alone: Network, given: tuple[Tensor, ...]) -> Imported:
+def _imported(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
     """Return the calls of a small network of its own, whose inputs are named as its nodes are."""
+    given = tuple(torch.ones(shape) for shape in shapes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TVM's copies of torch's own objects
-        module = from_exported_program(torch.export.export(alone, given))
+        module = from_exported_program(torch.export.export(Network(alone, {}).eval(), given))
     passes = relax.transform
     module = tvm.transform.Sequential(
         [
@@ -122,7 +119,7 @@ def _imported(alone: Network, given: tuple[Tensor, ...]) -> Imported:
             passes.DeadCodeElimination(),
         ]
     )(module)
-    return _calls(module, [node.name for node in alone.nodes if node.op == "input"])
+    return _calls(module, [node.name for node in alone if node.op == "input"])
 
 
 def _calls(module: Any, inputs: Sequence[str]) -> Imported:

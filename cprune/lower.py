@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -37,6 +38,13 @@ from cprune.tuner.workload import (
 )
 
 PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
+
+SHAPE_ALONE = frozenset(
+    f"{how}{what}{like}"
+    for what in ("zeros", "ones", "full")
+    for how, like in (("", ""), ("new_", ""), ("", "_like"))
+) | {"arange", "eye", "linspace", "scalar_tensor"}  # fmt: skip
+"""Operators whose result does not depend on the numbers that they read."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +221,8 @@ class _Lowering:
                     outputs.append((stored.name, stored.shape))
             else:
                 value = self.examples[node.name]
-                refs = node.refs()
-                if refs and all(n in self.params or n in self.constants for n in refs):
-                    self.constants.add(node.name)  # depends on weights alone: computed here, once
+                if self.is_constant(node):
+                    self.constants.add(node.name)  # depends on weights and shapes alone: computed here, once
                 elif isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and node.op != "getitem"):
                     self.values[node.name] = self.node(node)
         return Lowered(tuple(inputs), tuple(self.calls), tuple(outputs), self.layout, self.channels, self.weights)
@@ -227,6 +234,12 @@ class _Lowering:
         if value is None:
             value = self.foreign(node)
         return value
+
+    def is_constant(self, node: Node) -> bool:
+        if node.op.removeprefix("aten.").split(".")[0] in SHAPE_ALONE:
+            return True
+        refs = [n for n in node.refs() if not isinstance(self.examples[n], (int, float))]
+        return bool(refs) and all(n in self.params or n in self.constants for n in refs)
 
     def is_float(self, node: Node) -> bool:
         refs = [self.examples.get(n) for n in node.refs()]
@@ -276,7 +289,7 @@ class _Lowering:
     def op_linear(self, node: Node) -> Any:
         x, weight, bias = _filled(node, [None], 2)
         w = self.tensor(weight)
-        if w is None or len(self.shape(node.name)) != 2:
+        if w is None:
             return None
         b = self.tensor(bias) if isinstance(bias, Ref) else torch.zeros(w.shape[0])
         return None if b is None else _Linear(x.name, w, b, self.shape(node.name), [self.layer(weight)])
@@ -385,6 +398,30 @@ class _Lowering:
             return self.same(x)
         return self.chained(node, x, lambda e: ("slice", e, moves, after))
 
+    def op_select(self, node: Node) -> Any:
+        x, axis, index = node.args
+        if isinstance(index, Ref):
+            return None
+        before, after = self.shape(x.name), self.shape(node.name)
+        axis %= len(before)
+        moves = tuple((index % before[axis] if i == axis else 0, 1) for i in range(len(before)))
+        one = (*before[:axis], 1, *before[axis + 1 :])
+        return self.chained(node, x, lambda e: ("reshape", ("slice", e, moves, one), one, after))
+
+    def op_roll(self, node: Node) -> Any:
+        x, shifts, axes = _filled(node, [()], 2)
+        shape = self.shape(x.name)
+        if not axes or any(isinstance(shift, Ref) for shift in shifts):
+            return None
+        chain = self.chain(x)
+        e = chain.expression
+        for shift, axis in zip(shifts, axes, strict=True):
+            axis %= len(shape)
+            start = -shift % shape[axis]
+            if start:
+                e = ("cat", axis, tuple(_cut(e, shape, axis, *ends) for ends in ((start, shape[axis]), (0, start))))
+        return _Chain(e, chain.inputs, shape)
+
     def op_pad(self, node: Node) -> Any:
         x, pads, mode, value = _filled(node, ["constant", None], 2)
         if mode != "constant" or value not in (None, 0, 0.0) or any(isinstance(p, Ref) or p < 0 for p in pads):
@@ -492,6 +529,8 @@ class _Lowering:
         if before == after:
             return self.same(x)
         held = self.values.get(x.name)
+        if isinstance(held, _Linear):
+            held = self.stored(x, 0)
         if isinstance(held, _Stored) and held.block == 0:
             return replace(held, shape=after)
         return self.chained(node, x, lambda e: ("reshape", e, before, after))
@@ -598,11 +637,11 @@ class _Lowering:
 
     def write_linear(self, name: str, linear: _Linear) -> _Stored:
         x = self.stored(Ref(linear.x), 0)
-        n, k = self.shape(linear.x)
-        o = linear.shape[1]
-        workload = Dense(n, k, o, linear.activation, self.layout.block)
-        rows = pack_rows(linear.weight, self.layout.block)
-        weights = self.pack(name, linear.layers[0], rows, pack_rows(linear.bias, self.layout.block))
+        *rows, k = self.shape(linear.x)  # a plain value is the same in memory with its leading axes flattened
+        o = linear.shape[-1]
+        workload = Dense(prod(rows), k, o, linear.activation, self.layout.block)
+        weight, bias = (pack_rows(value, self.layout.block) for value in (linear.weight, linear.bias))
+        weights = self.pack(name, linear.layers[0], weight, bias)
         return self.emit(name, workload, (x,), weights, tuple(linear.layers), linear.shape, 0)
 
     def pack(self, name: str, layer: str, weight: Array, bias: Array) -> tuple[str, str]:
@@ -665,6 +704,12 @@ class _Parts:
     x: Ref
     shapes: tuple[Any, ...]
     axis: int
+
+
+def _cut(e: Any, shape: Shape, axis: int, start: int, end: int) -> tuple[Any, int]:
+    """Return a part of `e`, a value of `shape`, for a concatenation along the same axis, and its extent there."""
+    moves = tuple((start if i == axis else 0, 1) for i in range(len(shape)))
+    return ("slice", e, moves, (*shape[:axis], end - start, *shape[axis + 1 :])), end - start
 
 
 def _hard_sigmoid(e: Any) -> Any:

@@ -18,7 +18,7 @@ from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
 from cprune.tuner import metaschedule, space
-from cprune.tuner.workload import Conv2d, Elementwise, Mean, Tir, stored_shape
+from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Tir, stored_shape
 
 
 def compiled_error(network: Network, inputs: tuple[torch.Tensor, ...], block: int, session: LocalSession,
@@ -108,15 +108,16 @@ def test_foreign_operators_come_through_tvm_s_importer(session: LocalSession, ta
 
 
 class Normed(nn.Module):
-    """Three layer norms of one shape with weights of their own, one of them after another operator."""
+    """Three layer norms and three grouped convolutions of one shape, each with weights of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(24) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv1d(6, 6, 3, padding=1, groups=2) for _ in range(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for norm in self.norms:
-            x = torch.softmax(norm(x), -1)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = conv(torch.softmax(norm(x), -1))
         return x
 
 
@@ -128,12 +129,66 @@ def test_an_operator_is_imported_once_and_every_layer_keeps_its_own_weights(
     monkeypatch.setattr(foreign, "_KNOWN", {})
     monkeypatch.setattr(foreign, "_imported", lambda *a: (imported.append(1), original(*a))[1])
     torch.manual_seed(0)
-    inputs = (torch.randn(2, 5, 24),)
+    inputs = (torch.randn(2, 6, 24),)
     network = capture(randomised(Normed()), inputs)
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
-    assert len(imported) == 2  # the norm and the softmax
+    assert len(imported) == 3  # the norm, the softmax and the convolution
     assert compiled_error(capture(randomised(Normed(), 1), inputs), inputs, 8, session, target) < 1e-4
-    assert len(imported) == 2
+    assert len(imported) == 3
+
+
+class Moved(nn.Module):
+    """A picture that is rolled, and the first and the last of its rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.roll(torch.relu(x), (-2, 3), (2, -1))
+        return x[:, :, 0] + x.select(2, -1)
+
+
+def test_rolled_values_and_single_rows_are_part_of_one_chain(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 5, 7),)
+    network = capture(Moved(), inputs)
+    assert [type(call.workload) for call in lower(network, inputs, 8).calls] == [Elementwise, Elementwise]
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+class Masking(nn.Module):
+    """A mask of truths that is made of the input's shape alone, as Swin's windows have it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        below = torch.arange(4)[:, None] > torch.arange(4)
+        return x + x.new_zeros(4, 4).masked_fill(below != 0, -1.0) + x.new_ones(4)
+
+
+def test_what_depends_on_shapes_alone_is_computed_once_while_lowering(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 4, 4),)
+    network = capture(Masking(), inputs)
+    assert len(lower(network, inputs, 8).calls) == 1
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+class Rows(nn.Module):
+    """A linear layer over the last of three axes, its activation, and one over the last of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(24, 20), nn.Linear(5, 9, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        return self.b(x.reshape(2, 7, 4, 5))
+
+
+def test_a_linear_layer_over_more_than_two_axes_is_one_over_their_rows(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 7, 24),)
+    network = capture(randomised(Rows()), inputs)
+    first, second = (call.workload for call in lower(network, inputs, 8).calls)
+    assert first == Dense(14, 24, 20, "relu", 8)
+    assert second == Dense(56, 5, 9, "none", 8)
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 
 def test_points_of_metaschedule_compute_what_the_plain_program_computes(session: LocalSession, target: Target) -> None:

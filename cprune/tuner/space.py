@@ -139,7 +139,7 @@ def _winograd(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[
 def _dense(w: Dense, threads: int) -> Iterator[Candidate]:
     blocks = padded(w.out_features, w.block) // w.block
     for oc in (d for d in (1, 2, 4, 8) if blocks % d == 0):
-        for n in (d for d in (1, 2, 4, 8) if w.batch % d == 0 and d * oc <= 16):
+        for n in (d for d in divisors(w.batch) if d * oc <= 16):
             for k in (d for d in (1, 4, 8) if w.in_features % d == 0):
                 yield Candidate.of(oc_tile=oc, n_tile=n, k_tile=k, parallel="none")
                 if threads > 1 and blocks // oc * (w.batch // n) > 1:
