@@ -57,7 +57,7 @@ def check(
     """Return `groups`, `frozen` (how many of each), `failed` and `failures`, as `cprune check --json` prints them."""
     opened = source.opened(settings.seed)
     network, inputs = opened.network.eval(), opened.example_inputs
-    graph = analyse(network, inputs, settings.ignore)
+    graph = analyse(network, inputs, settings.ignore, settings.whole_heads)
     if settings.strict:
         graph.must_be_free()
     wrong = list(pruned_as_masked(network, graph, inputs, settings.seed, progress))

@@ -60,6 +60,9 @@ Ignore = Annotated[
     typer.Option(metavar="GLOB|TYPE", help="layers whose output channels stay: 'head.*' or Linear; may be repeated"),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="stop if there are channels that cannot be pruned")]
+WholeHeads = Annotated[
+    bool, typer.Option("--whole-heads", help="of attention remove whole heads, not the width of all heads")
+]
 Weights = Annotated[Path | None, typer.Option(help="trained weights: .safetensors, .pth, .pt or .th")]
 DataSpec = Annotated[
     str | None,
@@ -91,6 +94,7 @@ def run_command(
         str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
     ] = None,
     ignore: Ignore = None,
+    whole_heads: WholeHeads = False,
     strict: Strict = False,
     max_steps: Annotated[int | None, typer.Option(help="stop after so many tried steps")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win")] = None,
@@ -115,6 +119,7 @@ def run_command(
         "importance": importance,
         "max_steps": max_steps,
         "ignore": ignore,
+        "whole_heads": whole_heads or None,
         "strict": strict or None,
     }
     if min_acc is not None and max_drop is not None:
@@ -181,6 +186,7 @@ def explain(
     threads: Threads = None,
     seed: Seed = None,
     ignore: Ignore = None,
+    whole_heads: WholeHeads = False,
     strict: Strict = False,
     records: Records = None,
     as_json: Json = False,
@@ -188,7 +194,9 @@ def explain(
     """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
     from cprune import inspect_model
 
-    settings = _settings(trials=trials, seed=seed, ignore=ignore, strict=strict or None)
+    settings = _settings(
+        trials=trials, seed=seed, ignore=ignore, whole_heads=whole_heads or None, strict=strict or None
+    )
     where = machine(target, rpc_tracker, device_timeout)
     told = inspect_model.explain(_source(model, weights, inputs), where, threads, settings, records, _progress())
     if as_json:
@@ -209,6 +217,7 @@ def check(
     threads: Threads = None,
     seed: Seed = None,
     ignore: Ignore = None,
+    whole_heads: WholeHeads = False,
     strict: Strict = False,
     records: Records = None,
     as_json: Json = False,
@@ -219,7 +228,7 @@ def check(
     """
     from cprune import check as checking
 
-    settings = _settings(trials=1, seed=seed, ignore=ignore, strict=strict or None)
+    settings = _settings(trials=1, seed=seed, ignore=ignore, whole_heads=whole_heads or None, strict=strict or None)
     where = machine(target, rpc_tracker, device_timeout)
     told = checking.check(_source(model, weights, inputs), where, threads, settings, records, compiled, _progress())
     if as_json:

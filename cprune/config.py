@@ -34,6 +34,7 @@ class Settings:
         max_sparsity: no layer loses more than this share of its channels.
         max_steps: tried steps, whatever came of them.
         ignore: layers whose output channels stay, by name (with * and ?) or by type (Conv2d, Linear, …).
+        whole_heads: of attention heads are removed, not the width of all heads.
         strict: a channel that cannot be pruned, for another reason than being the model's output, is an error.
         rounds, run_ms: interleaved rounds of a comparison, and how long each model runs in a round.
         seed: everything random follows from it.
@@ -60,6 +61,7 @@ class Settings:
     run_ms: float = 10.0
     seed: int = 0
     ignore: tuple[str, ...] = ()
+    whole_heads: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -95,8 +97,8 @@ class Settings:
             wanted = type(getattr(cls, name))
             if wanted in (int, float) and not isinstance(value, (int, float)):
                 raise UserError(f"the setting {name} must be a number, not {value!r}")
-            if name == "strict" and not isinstance(value, bool):
-                raise UserError(f"the setting strict must be true or false, not {value!r}")
+            if wanted is bool and not isinstance(value, bool):
+                raise UserError(f"the setting {name} must be true or false, not {value!r}")
             if name == "ignore" and not (
                 isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
             ):

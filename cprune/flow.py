@@ -44,12 +44,14 @@ class Flow:
     """The state of one analysis: the labels of every value so far.
 
     `sample` holds every node's value for the example inputs, `larger` for a batch with one more (empty if
-    there is no such batch); of tensors, only the shapes are looked at.
+    there is no such batch); of tensors, only the shapes are looked at.  With `whole_heads` features that are split
+    into heads are channels head by head, not by their place within every head.
     """
 
     network: Network
     sample: Mapping[str, Any]
     larger: Mapping[str, Any]
+    whole_heads: bool = False
     labels: Labels = field(default_factory=Labels)
     values: dict[str, tuple[Spread, ...]] = field(default_factory=dict)
     axes: dict[tuple[str, int], Array] = field(default_factory=dict)

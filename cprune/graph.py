@@ -115,17 +115,20 @@ class Graph:
         return self.layers[name]
 
 
-def analyse(network: Network, example_inputs: tuple[Tensor, ...], ignore: Sequence[str] = ()) -> Graph:
+def analyse(
+    network: Network, example_inputs: tuple[Tensor, ...], ignore: Sequence[str] = (), whole_heads: bool = False
+) -> Graph:
     """Return the channel groups of a network, and what is frozen and why.
 
     `ignore` names layers whose output channels stay: by name, in which * and ? stand for any text, or by type
-    ("Conv2d", "Linear").  UserError for one that fits no layer.
+    ("Conv2d", "Linear").  UserError for one that fits no layer.  Of attention the width of all heads goes, or, with
+    `whole_heads`, heads.
 
     Of `example_inputs` the shapes matter; no channel is ever looked for along an axis that grows with the
     batch. Everything that has no rule is frozen, with a reason naming the operator and the line of the
     model's code; the one error is the UserError for inputs that the network does not take.
     """
-    flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs))
+    flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs), whole_heads)
     flow.run(RULES)
     for pattern in ignore:
         _ignore(flow, pattern)

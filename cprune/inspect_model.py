@@ -29,7 +29,7 @@ def explain(
     """
     loaded = source.opened(settings.seed)
     network = loaded.network
-    graph = analyse(network, loaded.example_inputs, settings.ignore)
+    graph = analyse(network, loaded.example_inputs, settings.ignore, settings.whole_heads)
     if settings.strict:
         graph.must_be_free()
     where = find(target, threads)

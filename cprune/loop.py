@@ -251,7 +251,7 @@ class Loop:
         Raises UserError if the accuracy asked for is more than the model has.
         """
         if self.settings.strict:
-            analyse(self.first, self.example, self.settings.ignore).must_be_free()
+            analyse(self.first, self.example, self.settings.ignore, self.settings.whole_heads).must_be_free()
         kept = next((e for e in self.events if e["event"] == "start"), None)
         with self.seconds.spent("evaluate"):
             test = kept["test"] if kept else self.trainer.test(self.first)
@@ -670,7 +670,8 @@ class Loop:
                 f"this machine is noisy: runs of one program spread by {self.tuner.noise:.0%}. Close what else is "
                 "running, or expect winners that another run would not choose"
             )
-        return Tuned(network, analyse(network, self.example, self.settings.ignore), lowered, best)
+        graph = analyse(network, self.example, self.settings.ignore, self.settings.whole_heads)
+        return Tuned(network, graph, lowered, best)
 
     def _siblings(self, tuned: Tuned) -> dict[str, Candidate]:
         return {name: tuned.best[task.key].candidate for task in tuned.lowered.tasks() for name in task.layers}

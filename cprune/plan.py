@@ -118,7 +118,7 @@ def _fitting(
                 continue
             count = size * (1 + memory.rejected.get(key, 0))
             removed = _removed(layers, graph, start, count)
-            if removed is not None and _allowed(removed, graph, first_widths, max_sparsity):
+            if _allowed(removed, graph, first_widths, max_sparsity):
                 return Proposal(impact.task, size, tuple(sorted(removed.items())))
         if size % 2:
             return None
@@ -147,17 +147,17 @@ def _starts(layers: Sequence[str], graph: Graph, size: int, scores: Scores) -> l
     return list(dict.fromkeys(found))
 
 
-def _removed(layers: Sequence[str], graph: Graph, groups: Sequence[str], count: int) -> dict[str, int] | None:
-    """Return channels per group so that every layer loses `count`; None where they do not share out evenly."""
+def _removed(layers: Sequence[str], graph: Graph, groups: Sequence[str], count: int) -> dict[str, int]:
+    """Return channels per group so that every layer loses `count`, or the next number that its groups can share.
+
+    A channel of a group may be several of a layer: a head, one place in every head, one channel of a shuffle.
+    """
     removed: dict[str, int] = {}
     for layer in layers:
         mine = [g for g in groups if layer in graph.group(g).layers]
         for group in mine:
             each = len(graph.positions(group, layer)[0])
-            part, rest = divmod(count, len(mine) * each)
-            if rest or not part:
-                return None
-            removed[group] = max(removed.get(group, 0), part)
+            removed[group] = max(removed.get(group, 0), -(-count // (len(mine) * each)))
     return removed
 
 

@@ -33,19 +33,36 @@ def _moved(flow: Flow, node: Node) -> tuple[Spread, ...]:
     if isinstance(found, (tuple, list)):
         return tuple(flow.labels.spread(tensor, flow.open_axes(node, i)) for i, tensor in enumerate(found))
     fixed = [*flow.open_axes(node), *_computed_axes(node)]
-    return (flow.labels.spread(found, fixed, _heads_width(flow, node)),)
+    return (flow.labels.spread(found, fixed, _heads(flow, node)),)
 
 
-def _heads_width(flow: Flow, node: Node) -> int | None:
-    """Return the last axis where features at the end are split into heads: their width goes, before and after pruning.
+def _heads(flow: Flow, node: Node) -> int | None:
+    """Return the axis along which channels lie where features at the end are split into heads: their width, or they.
 
-    The longest part would be another one as soon as the width is pruned below the number of heads.
+    It is the same before and after pruning.  The longest part would be another one as soon as the width is pruned below
+    the number of heads.
     """
     if node.op not in RESHAPES and node.op != "aten.unflatten.int":
         return None
     x, shape = _operand(flow, node.args[0]), flow.shape(node)
     last = len(x.shape) - 1
-    return len(shape) - 1 if x.varies(last) and shape[-1] < x.shape[last] else None
+    if not x.varies(last) or shape[-1] == x.shape[last]:
+        return None
+    whole = flow.whole_heads and not (shape[-2] * shape[-1] == x.shape[last] and _taken_apart(flow, node))
+    return len(shape) - (2 if whole else 1)
+
+
+def _taken_apart(flow: Flow, node: Node) -> bool:
+    """Tell whether a split in two is one into q, k and v, as nn.MultiheadAttention has it: heads are not selected."""
+    moved = {node.name}
+    for reader in flow.network.nodes:
+        if moved.isdisjoint(reader.refs()):
+            continue
+        if operator_name(reader) in ("select", "unbind", "split", "chunk"):
+            return True
+        if operator_name(reader) in ("unsqueeze", "squeeze", "transpose", "permute", "movedim", "contiguous", "clone"):
+            moved.add(reader.name)
+    return False
 
 
 def _operand(flow: Flow, ref: Ref) -> Spread:
@@ -126,7 +143,12 @@ def _roll(flow: Flow, node: Node) -> tuple[Spread, ...]:
 
 def _index(flow: Flow, node: Node) -> tuple[Spread, ...]:
     """x[:, table] and the like, where the table picks along other axes than the channels'."""
-    x, tables = flow.spread(node.args[0]), tuple(node.args[1])
+    tables = tuple(node.args[1])
+    source = flow.nodes[node.args[0].name]
+    if flow.whole_heads and source.op == "param" and len(flow.shape(source)) == 2 and len(tables) == 1:  # their biases
+        x = flow.along_param(node.args[0], 1)
+    else:
+        x = flow.spread(node.args[0])
     if not x.constant and x.axis < len(tables) and tables[x.axis] is not None:
         raise NoRule(f"{called(node)} picks channels by a table")
     picks = [None if ref is None else torch.zeros(flow.sample[ref.name].shape, dtype=torch.long) for ref in tables]

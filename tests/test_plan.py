@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from rule_nets import Vit
+from small_nets import captured_net
 
 from cprune import zoo
 from cprune.capture import capture
@@ -93,6 +95,15 @@ def test_a_padded_stream_of_two_groups_is_narrowed_through_one_of_them() -> None
 def test_a_stream_of_two_groups_of_16_loses_16_as_8_and_8() -> None:
     first = RESNET20.propose("layer2.1.conv2", 16)[0]
     assert sorted(count for _, count in first.removed) == [8, 8]
+
+
+def test_a_head_that_is_wider_than_the_step_goes_as_a_whole() -> None:
+    model = captured_net(Vit)  # 24 outputs are q, k and v of two heads of 4
+    graph = analyse(model.network, model.example, whole_heads=True)
+    task = next(t for t in lower(model.network, model.example, 8).tasks() if "qkv" in t.layers)
+    scores = {g.id: np.arange(g.channels, dtype=float) for g in graph.groups}
+    first = next(proposals([Impact(task, 1.0, 8)], graph, scores, widths(graph), NOTHING, 8))
+    assert first.removed == (("qkv", 1),)  # 12 channels, not 8
 
 
 def test_the_channels_with_the_lowest_scores_go() -> None:

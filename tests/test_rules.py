@@ -130,6 +130,51 @@ def test_attention_by_hand() -> None:
     same(prune(network, graph, {"qkv": [1, 2]})(x), wanted)
 
 
+def heads(name: str) -> tuple[Network, Graph, tuple[Tensor, ...]]:
+    whole = captured(name)
+    return whole.network, analyse(whole.network, whole.example, whole_heads=True), whole.example
+
+
+def test_a_whole_head_is_its_q_k_and_v() -> None:
+    _, graph, _ = heads("Vit")
+    assert positions(graph, "qkv", "qkv") == [
+        [*range(first, first + 4), *range(8 + first, 12 + first), *range(16 + first, 20 + first)] for first in (0, 4)
+    ]
+    assert graph.group("qkv").consumers == ("proj",)
+
+
+def test_attention_with_one_head_less_by_hand() -> None:
+    model = randomised(Vit())
+    network, graph, (x,) = heads("Vit")
+    with torch.no_grad():
+        y = model.patch(x).flatten(2).transpose(1, 2)
+        y = torch.cat([model.cls.expand(2, -1, -1), y], 1) + model.place
+        q, k, v = model.qkv(model.norm1(y)).view(2, 5, 3, 2, 4)[..., 1, :].permute(2, 0, 1, 3)
+        q = F.layer_norm(q, (4,), model.q_norm.weight, model.q_norm.bias)
+        z = (q @ k.mT / 2).softmax(-1) @ v
+        y = y + model.gamma * F.linear(z, model.proj.weight[:, 4:], model.proj.bias)
+        y = y + model.down(F.gelu(model.up(model.norm2(y))))
+        wanted = model.fc(model.norm(y)[:, 0])
+    same(prune(network, graph, {"qkv": [0]})(x), wanted)
+    same(masked(network, graph, {"qkv": [0]}, x), wanted)
+
+
+def test_a_table_of_biases_loses_the_column_of_a_head() -> None:
+    network, graph, (x,) = heads("Windows")
+    assert graph.group("qkv").channels == 2
+    smaller = prune(network, graph, {"qkv": [0]})
+    assert smaller.tensors()["table"].shape == (9, 1)
+    assert torch.equal(smaller.tensors()["table"][:, 0], network.tensors()["table"][:, 1])
+    same(smaller(x), masked(network, graph, {"qkv": [0]}, x))
+
+
+def test_where_heads_and_images_share_an_axis_the_width_of_the_heads_goes_all_the_same() -> None:
+    network, graph, (x,) = heads("TorchAttention")  # nn.MultiheadAttention
+    assert graph.group("attention.in_proj_weight").channels == 4
+    removed = {"attention.in_proj_weight": [1, 2]}
+    same(prune(network, graph, removed)(x), masked(network, graph, removed, x))
+
+
 def test_embeddings_and_layer_scale_go_with_the_stream() -> None:
     smaller = prune(captured("Vit").network, captured("Vit").graph, {"patch": [0, 5]})
     shapes = {name: tuple(t.shape) for name, t in smaller.tensors().items()}
