@@ -58,6 +58,8 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
     last = nodes[-1]
     where = f" ({last.source})" if last.source else ""
     operator = nodes[0].op
+    if operator == "aten.scaled_dot_product_attention.default":
+        nodes = _attention(last, examples)
     own = {node.name for node in nodes}
     outside = dict.fromkeys(n for node in nodes for n in node.refs() if n not in own)
     inputs = [n for n in outside if isinstance(examples[n], Tensor)]
@@ -90,6 +92,34 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
     calls = tuple(replace(call, inputs=tuple(back.get(n, n) for n in call.inputs)) for call in found.calls)
     constants = dict(found.constants) | {f"@{n}": np.ascontiguousarray(w.numpy()) for n, w in weights.items()}
     return Imported(calls, constants, back.get(found.output, found.output))
+
+
+def _attention(node: Node, examples: Mapping[str, Any]) -> Sequence[Node]:
+    """Return the operators that an attention is made of; itself where heads are shared or the mask is triangular.
+
+    TVM's importer guards the softmax against rows that a mask empties, which takes passes of their own over the scores
+    and a table of truths between two kernels.
+    """
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if given.get("is_causal") or given.get("enable_gqa"):
+        return (node,)
+    scale = given.get("scale")
+    if scale is None:
+        scale = examples[given["query"].name].shape[-1] ** -0.5
+
+    def step(name: str, op: str, *args: Any) -> Node:
+        steps.append(Node(f"{node.name}.{name}", f"aten.{op}", args, source=node.source))
+        return steps[-1]
+
+    steps: list[Node] = []
+    query = step("scaled", "mul.Tensor", given["query"], scale)
+    key = step("turned", "transpose.int", given["key"], -2, -1)
+    scores = step("scores", "matmul.default", Ref(query.name), Ref(key.name))
+    if given.get("attn_mask") is not None:
+        scores = step("masked", "add.Tensor", Ref(scores.name), given["attn_mask"])
+    shares = step("shares", "softmax.int", Ref(scores.name), -1)
+    return (*steps, replace(node, op="aten.matmul.default", args=(Ref(shares.name), given["value"]), kwargs=()))
 
 
 def _known(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
@@ -144,6 +174,8 @@ def _calls(module: Any, inputs: Sequence[str]) -> Imported:
             if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
                 reads = list(value.args[1].fields)
                 out = _shape(binding.var)
+                if binding.var.ty.dtype != "float32":
+                    raise ValueError(f"one of its parts hands {binding.var.ty.dtype} numbers to the next")
                 func = module[value.args[0]].with_attr("global_symbol", "main")
                 json = tvm.ir.save_json(tvm.IRModule({"main": func}))
                 shapes = (*(_shape(r) for r in reads), out)

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no model after so many")
     parser.add_argument("--time-limit", type=float, default=600, help="seconds per model")
     parser.add_argument("--memory-limit", type=float, default=16, help="GB of address space per model")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch and of the compiled model")
     parser.add_argument("--captured", type=Path, default=None, help="folder to keep captured networks in")
     parser.add_argument("--compile", action="store_true", help="also compile the pruned network; slow")
     parser.add_argument("--again", default="", help="statuses to run again, by commas")
@@ -114,7 +115,7 @@ def examine(given: argparse.Namespace) -> dict[str, Any]:
 
     from cprune.targets.errors import UserError
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
     row: dict[str, Any] = {}
     try:
@@ -172,7 +173,7 @@ def pruned(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...], about
         # What is known by now is not lost if compiling takes too long.
         print(json.dumps({**about, **row, "compiled": "not within the limits"}), flush=True)
         with torch.no_grad():
-            row["compiled"] = compiled(smaller, inputs)
+            row["compiled"] = compiled(smaller, inputs, given.threads)
         seconds["compile"] = clock.lap()
     return row
 
@@ -229,7 +230,7 @@ def shares(graph: Any) -> dict[str, Any]:
     return {"channels": channels, "frozen": frozen, "reasons": why.most_common(5)}
 
 
-def compiled(network: Any, inputs: tuple[Any, ...]) -> str:
+def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     """Return "equal", or how TVM's result differs or why there is none.
 
     Every task gets a program with a large tile for its vectors, untuned: this is about results, not about speed.
@@ -244,7 +245,7 @@ def compiled(network: Any, inputs: tuple[Any, ...]) -> str:
     from cprune.tuner import metaschedule, space
     from cprune.tuner.workload import Tir
 
-    target = dataclasses.replace(find("local"), timing=Timing(repeats=2, min_run_ms=0.2, deadline_s=120))
+    target = dataclasses.replace(find("local", threads), timing=Timing(repeats=2, min_run_ms=0.2, deadline_s=120))
     try:
         lowered = lower(network, inputs, target.vector)
     except UserError as error:

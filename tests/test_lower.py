@@ -169,6 +169,38 @@ def test_what_depends_on_shapes_alone_is_computed_once_while_lowering(session: L
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 
+class Attending(nn.Module):
+    """Attention of one input with itself: bare, with a mask that is added, and with a scale of its own."""
+
+    def __init__(self, **how: bool) -> None:
+        super().__init__()
+        self.how = how
+        self.mask = nn.Parameter(torch.zeros(5, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attend = nn.functional.scaled_dot_product_attention
+        if self.how:
+            return attend(x, x, x, **self.how)
+        return attend(x, x, x) + attend(x, x, x, self.mask) + attend(x, x.flip(1), x, scale=0.1)
+
+
+def test_attention_is_products_and_a_softmax(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 5, 8),)
+    network = capture(randomised(Attending()), inputs)
+    names = [call.workload.name for call in lower(network, inputs, 8).calls if isinstance(call.workload, Tir)]
+    assert not [name for name in names if "where" in name]
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+def test_an_operator_whose_parts_hand_on_truths_is_named() -> None:
+    inputs = (torch.randn(2, 3, 5, 8),)
+    network = capture(Attending(is_causal=True), inputs)  # TVM's importer looks for rows that the mask empties
+    wanted = r"cannot compile aten\.scaled_dot_product_attention\.default \(test_lower\.py:\d+\): one of its parts hands int8"
+    with pytest.raises(UserError, match=wanted):
+        lower(network, inputs, 8)
+
+
 class Rows(nn.Module):
     """A linear layer over the last of three axes, its activation, and one over the last of four."""
 
