@@ -44,7 +44,6 @@ class Client:
     def __init__(self, host: str, port: int, key: str, threads: int) -> None:
         self.place, self.key, self.threads = (host, port), key, threads
         self.session: Any = None
-        self.measure: Any = None
         self.device = self.connect()
 
     def connect(self) -> Any:
@@ -57,14 +56,8 @@ class Client:
         start = time.perf_counter()
         self.session = rpc.connect_tracker(*self.place).request(self.key, session_timeout=0)
         self.cpu = self.session.cpu(0)
-        try:
-            told = json.loads(self.session.get_function("cprune.device")())
-        except Exception:  # a stock server, or TVM's C++ one: it cannot tell
-            told = {"cpu": "", "machine": "", "tvm": ""}
-        try:
-            self.measure = self.session.get_function("cprune.time")
-        except Exception:  # a stock server
-            self.measure = None
+        tell, self.measure = self._ours("cprune.device"), self._ours("cprune.time")
+        told = json.loads(tell()) if tell is not None else {"cpu": "", "machine": "", "tvm": ""}
         if self.threads:  # 1: the pool prefers large cores
             self.session.get_function("runtime.config_threadpool")(1, self.threads)
         count = self.session.get_function("runtime.NumThreads")
@@ -77,6 +70,13 @@ class Client:
             trips.append(time.perf_counter() - start)
         told["round_trip_ms"] = 1e3 * min(trips)
         return told
+
+    def _ours(self, name: str) -> Any:
+        """Return a function of our server; None where a stock one runs there, or TVM's in C++."""
+        try:
+            return self.session.get_function(name)
+        except Exception:
+            return None
 
     def again(self) -> Any:
         """Get another session after the first one broke; a Failure if there is none."""
