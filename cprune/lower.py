@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import pi, prod
 from typing import Any
 
 import torch
@@ -318,6 +318,13 @@ class _Lowering:
 
     def op_silu(self, node: Node) -> Any:
         return self.chained(node, node.args[0], lambda e: ("mul", e, ("sigmoid", e)))
+
+    def op_tanh(self, node: Node) -> Any:
+        return self.chained(node, node.args[0], lambda e: ("tanh", e))
+
+    def op_gelu(self, node: Node) -> Any:
+        exact = dict(node.kwargs).get("approximate", "none") == "none"
+        return self.chained(node, node.args[0], _gelu if exact else _gelu_by_tanh)
 
     def op_hardsigmoid(self, node: Node) -> Any:
         return self.chained(node, node.args[0], _hard_sigmoid)
@@ -710,6 +717,16 @@ def _cut(e: Any, shape: Shape, axis: int, start: int, end: int) -> tuple[Any, in
     """Return a part of `e`, a value of `shape`, for a concatenation along the same axis, and its extent there."""
     moves = tuple((start if i == axis else 0, 1) for i in range(len(shape)))
     return ("slice", e, moves, (*shape[:axis], end - start, *shape[axis + 1 :])), end - start
+
+
+def _gelu(e: Any) -> Any:
+    return ("mul", e, ("scale", ("shift", ("erf", ("scale", e, 0.5**0.5)), 1.0), 0.5))
+
+
+def _gelu_by_tanh(e: Any) -> Any:
+    cube = ("mul", e, ("mul", e, e))
+    inner = ("add", ("scale", e, (2 / pi) ** 0.5), ("scale", cube, 0.044715 * (2 / pi) ** 0.5))
+    return ("mul", e, ("sigmoid", ("scale", inner, 2.0)))  # (1 + tanh y) / 2 is the logistic function of 2 y
 
 
 def _hard_sigmoid(e: Any) -> Any:

@@ -23,7 +23,13 @@ MAY_NAME = {
     "tvm": (
         *("cprune/lower.py", "cprune/compile.py", "cprune/step.py", "cprune/deploy.py"),
         *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
-        *("cprune/tuner/programs.py", "cprune/tuner/winograd.py", "cprune/tuner/tvm_database.py", "cprune/foreign.py"),
+        *(
+            "cprune/tuner/programs.py",
+            "cprune/tuner/winograd.py",
+            "cprune/tuner/smooth.py",
+            "cprune/tuner/tvm_database.py",
+            "cprune/foreign.py",
+        ),
         *("cprune/targets/worker.py", "cprune/targets/builder.py", "cprune/targets/client.py"),
         "cprune/targets/serve.py",  # runs on the device, beside nothing else of ours
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target

@@ -153,6 +153,19 @@ def test_rolled_values_and_single_rows_are_part_of_one_chain(session: LocalSessi
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 
+def test_both_kinds_of_gelu_and_a_tanh_ride_in_one_chain(session: LocalSession, target: Target) -> None:
+    class Curved(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.gelu(x) + nn.functional.gelu(3 * x, approximate="tanh")
+            return torch.tanh(x)
+
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 6, 5, 4),)
+    network = capture(Curved(), inputs)
+    assert len(lower(network, inputs, 8).calls) == 1
+    assert compiled_error(network, inputs, 8, session, target) < 1e-5
+
+
 class Masking(nn.Module):
     """A mask of truths that is made of the input's shape alone, as Swin's windows have it."""
 

@@ -47,6 +47,7 @@ WORKLOADS: list[Workload] = [
     Elementwise(("in", 0), (((1, 20, 4, 4), 8),), (1, 20, 4, 4), 0),
     Elementwise(("relu", ("add", ("in", 0), ("in", 1))), (((1, 12, 5, 5), 8), ((1, 12, 5, 5), 0)), (1, 12, 5, 5), 8),
     Elementwise(("shift", ("sigmoid", ("scale", ("in", 0), 2.0)), 1.0), (((1, 6, 3, 3), 8),), (1, 6, 3, 3), 8),
+    Elementwise(("tanh", ("erf", ("sigmoid", ("in", 0)))), (((1, 6, 3, 3), 8),), (1, 6, 3, 3), 0),
     Elementwise(("clip", ("sub", ("in", 0), ("in", 0)), 0.0, 6.0), (((1, 6, 3, 3), 8),), (1, 6, 3, 3), 8),
     Elementwise(
         ("pad", ("slice", ("in", 0), ((0, 1), (0, 1), (0, 2), (0, 2)), (1, 4, 3, 3)), (0, 2, 0, 0), (1, 4, 3, 3),
@@ -88,6 +89,17 @@ def test_a_workload_comes_back_from_its_key(workload: Workload) -> None:
 
 def direct(w: Conv2d, vector: int, registers: int, threads: int) -> tuple[Candidate, ...]:
     return tuple(c for c in space.candidates(w, vector, registers, threads) if not programs.filtering(c))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "erf"])
+def test_a_smooth_function_is_what_it_should_be_from_end_to_end(name: str, session: LocalSession) -> None:
+    ends = np.array([-3e38, -1e4, -104, -88, -4, -1e-30, 0, 1e-30, 4, 87, 88.8, 104, 1e4, 3e38], np.float32)
+    x = np.concatenate([np.linspace(-10, 10, 4096 - len(ends), dtype=np.float32), ends])[None]
+    w = Elementwise((name, ("in", 0)), (((1, 4096), 0),), (1, 4096), 0)
+    timed = run_once(session, programs.program(w, Candidate.of(parallel="none")), [x])
+    assert isinstance(timed, Timed), timed
+    assert timed.output is not None
+    np.testing.assert_allclose(timed.output, reference.expected(w, [x]), rtol=0, atol=5e-7)
 
 
 def test_winograd_is_offered_where_it_may_pay_and_nowhere_else() -> None:

@@ -142,8 +142,9 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
         return a * float(rest[1])
     if op == "shift":
         return a + float(rest[1])
-    if op == "sigmoid":
-        return torch.sigmoid(a)
+    if op in ("sigmoid", "tanh", "erf"):
+        smooth: Tensor = getattr(torch, op)(a)
+        return smooth
     if op == "slice":
         starts, shape = rest[1], rest[2]
         for axis, ((start, step), size) in enumerate(zip(starts, shape, strict=True)):

@@ -18,6 +18,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from cprune.targets.session import Program
+from cprune.tuner import smooth
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
 
@@ -342,8 +343,8 @@ def _elementwise(w: Elementwise) -> list[Any]:
             return a * tirx.const(e[2], "float32")
         if op == "shift":
             return a + tirx.const(e[2], "float32")
-        if op == "sigmoid":
-            return tirx.sigmoid(a)
+        if op in ("sigmoid", "tanh", "erf"):
+            return getattr(smooth, op)(a)
         raise ValueError(f"no element-wise operator {op!r}")
 
     shape = stored_shape(w.shape, w.block)

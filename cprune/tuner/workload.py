@@ -190,6 +190,7 @@ class Elementwise:
 
     `expression` is a nested tuple over logical values: ("in", i) · ("relu", a) · ("clip", a, low, high) ·
     ("add", a, b) · ("mul", a, b) · ("sub", a, b) · ("scale", a, factor) · ("shift", a, amount) · ("sigmoid", a) ·
+    ("tanh", a) · ("erf", a) ·
     ("slice", a, ((start, step), …), shape) · ("pad", a, (before, …), shape of a, shape) ·
     ("cat", axis, ((a, extent), …)) · ("broadcast", a, shape with ones in front, rank of a) ·
     ("reshape", a, shape of a, shape).
