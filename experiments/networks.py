@@ -31,6 +31,26 @@ class BasicBlock(nn.Module):
         return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
 
 
+class Gated(nn.Module):
+    """An inverted residual with squeeze-excitation and SiLU (Tan and Le 2019)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, kernel: int) -> None:
+        super().__init__()
+        wide, narrow = inputs * expansion, inputs // 4
+        first = [_conv(inputs, wide, 1), nn.SiLU()] if expansion > 1 else []
+        self.widen = nn.Sequential(*first, _conv(wide, wide, kernel, stride, wide), nn.SiLU())
+        self.squeeze, self.excite = nn.Conv2d(wide, narrow, 1), nn.Conv2d(narrow, wide, 1)
+        self.project = _conv(wide, outputs, 1)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        y = self.widen(x)
+        gate = self.excite(nn.functional.silu(self.squeeze(y.mean((2, 3), keepdim=True))))
+        y = self.project(y * torch.sigmoid(gate))
+        return x + y if self.adds else y
+
+
 class Classifier(nn.Module):
     """Features, mean over the plane, a linear layer."""
 
@@ -77,6 +97,22 @@ def mobilenetv2() -> tuple[nn.Module, tuple[Tensor, ...]]:
             layers.append(InvertedResidual(inputs, outputs, stride if block == 0 else 1, expansion))
             inputs = outputs
     layers += [_conv(inputs, 1280, 1), nn.ReLU6()]
+    return Classifier(nn.Sequential(*layers), 1280), _image()
+
+
+def efficientnet_b0() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return EfficientNet-B0 for 224x224 images (Tan and Le 2019, table 1)."""
+    layers: list[nn.Module] = [_conv(3, 32, 3, 2), nn.SiLU()]
+    inputs = 32
+    plan = (
+        *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
+        *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
+    )
+    for expansion, outputs, count, stride, kernel in plan:
+        for block in range(count):
+            layers.append(Gated(inputs, outputs, stride if block == 0 else 1, expansion, kernel))
+            inputs = outputs
+    layers += [_conv(inputs, 1280, 1), nn.SiLU()]
     return Classifier(nn.Sequential(*layers), 1280), _image()
 
 

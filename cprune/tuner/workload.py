@@ -263,7 +263,8 @@ def describe(workload: Workload) -> str:
         tail = " + residual" if workload.residual else ""
         return f"{kind} {size} {workload.in_channels}→{workload.out_channels} @{plane}{tail}"
     if isinstance(workload, Dense):
-        return f"dense {workload.in_features}→{workload.out_features}"
+        rows = f" @{workload.batch}" if workload.batch > 1 else ""
+        return f"dense {workload.in_features}→{workload.out_features}{rows}"
     if isinstance(workload, Pool2d):
         return f"{workload.op} pool {workload.kernel[0]}x{workload.kernel[1]} {workload.channels} ch"
     if isinstance(workload, Mean):
