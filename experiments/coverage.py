@@ -346,8 +346,8 @@ def of_torchvision(name: str) -> tuple[Any, int]:
     if bare in ("googlenet", "inception_v3"):
         more = {"init_weights": True}
     model = models.get_model(bare, weights=None, **more)
-    if kind:
-        return (model.backbone if kind == "backbone" else model), SMALLER
+    if kind:  # the last maps of SSD300's backbone are smaller than their kernels for smaller images
+        return (model.backbone if kind == "backbone" else model), LARGEST if bare == "ssd300_vgg16" else SMALLER
     weights = models.get_model_weights(bare)
     native = next(iter(weights)).transforms().crop_size[0]
     return model, native if native <= LARGEST else SMALLER
