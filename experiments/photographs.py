@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--others", type=Path, required=True)
     parser.add_argument("--count", type=int, default=3000, help="images to distil on")
     parser.add_argument("--epochs", type=int, default=1, help="rounds over them in every training")
-    parser.add_argument("--lr", type=float, default=0.005)
+    parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--max-drop", type=float, default=0.02)
     parser.add_argument("--max-steps", type=int, default=12)
     parser.add_argument("--trials", type=int, default=32)
@@ -102,7 +102,7 @@ def main() -> None:
     def distil(net: nn.Module, epochs: int, lr: float) -> None:
         calls[0] += 1
         noise = torch.Generator().manual_seed(given.seed + calls[0])
-        net.train()
+        net.eval()  # batch normalisation keeps the statistics of photographs: the others look different
         optimiser = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=1e-5)
         steps = epochs * -(-given.count // BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -119,7 +119,6 @@ def main() -> None:
                 nn.utils.clip_grad_norm_(net.parameters(), 5.0)
                 optimiser.step()
                 schedule.step()
-        net.eval()
 
     result = cprune.prune(
         model,
