@@ -119,8 +119,8 @@ def run_command(
         "importance": importance,
         "max_steps": max_steps,
         "ignore": ignore,
-        "whole_heads": whole_heads or None,
-        "strict": strict or None,
+        "whole_heads": whole_heads,
+        "strict": strict,
     }
     if min_acc is not None and max_drop is not None:
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
@@ -194,9 +194,7 @@ def explain(
     """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
     from cprune import inspect_model
 
-    settings = _settings(
-        trials=trials, seed=seed, ignore=ignore, whole_heads=whole_heads or None, strict=strict or None
-    )
+    settings = _settings(trials=trials, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
     told = inspect_model.explain(_source(model, weights, inputs), where, threads, settings, records, _progress())
     if as_json:
@@ -228,7 +226,7 @@ def check(
     """
     from cprune import check as checking
 
-    settings = _settings(trials=1, seed=seed, ignore=ignore, whole_heads=whole_heads or None, strict=strict or None)
+    settings = _settings(trials=1, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
     told = checking.check(_source(model, weights, inputs), where, threads, settings, records, compiled, _progress())
     if as_json:
@@ -431,10 +429,15 @@ def _source(model: str, weights: Path | None, inputs: list[str] | None) -> Sourc
 
 
 def _settings(values: dict[str, Any] | None = None, **given: Any) -> Settings:
-    """Return the settings of a file, with what was given on the command line (None: nothing) in their place."""
+    """Return the settings of a file, with what was given on the command line (None: nothing) in their place.
+
+    A flag that was not given says nothing either: the file may have it.
+    """
     from cprune.config import Settings
 
-    return Settings.from_dict({**(values or {}), **{k: v for k, v in given.items() if v is not None}})
+    return Settings.from_dict(
+        {**(values or {}), **{k: v for k, v in given.items() if v is not None and v is not False}}
+    )
 
 
 _shown: list[Any] = []  # the progress of this command, so that its bar is gone before the last message

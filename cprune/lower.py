@@ -411,9 +411,9 @@ class _Lowering:
             return None
         before, after = self.shape(x.name), self.shape(node.name)
         axis %= len(before)
-        moves = tuple((index % before[axis] if i == axis else 0, 1) for i in range(len(before)))
+        index %= before[axis]
         one = (*before[:axis], 1, *before[axis + 1 :])
-        return self.chained(node, x, lambda e: ("reshape", ("slice", e, moves, one), one, after))
+        return self.chained(node, x, lambda e: ("reshape", _cut(e, before, axis, index, index + 1)[0], one, after))
 
     def op_roll(self, node: Node) -> Any:
         x, shifts, axes = _filled(node, [()], 2)
@@ -465,8 +465,7 @@ class _Lowering:
         axis = parts.axis % len(parts.shapes[0])
         start = sum(shape[axis] for shape in parts.shapes[:index])
         shape = tuple(parts.shapes[index])
-        moves = tuple((start if i == axis else 0, 1) for i in range(len(shape)))
-        return self.chained(node, parts.x, lambda e: ("slice", e, moves, shape))
+        return self.chained(node, parts.x, lambda e: _cut(e, shape, axis, start, start + shape[axis])[0])
 
     def op_max_pool2d(self, node: Node) -> Any:
         x, kernel, stride, pad, dilation, ceil = _filled(node, [None, (0, 0), (1, 1), False], 2)
@@ -714,7 +713,7 @@ class _Parts:
 
 
 def _cut(e: Any, shape: Shape, axis: int, start: int, end: int) -> tuple[Any, int]:
-    """Return a part of `e`, a value of `shape`, for a concatenation along the same axis, and its extent there."""
+    """Return a part of `e` along an axis, and its extent there, as a concatenation wants it; the others are whole."""
     moves = tuple((start if i == axis else 0, 1) for i in range(len(shape)))
     return ("slice", e, moves, (*shape[:axis], end - start, *shape[axis + 1 :])), end - start
 
