@@ -37,6 +37,7 @@ from cprune.tuner.workload import (
     padded,
 )
 
+MOST_PARTS = 64  # that a row of chosen places may be made of; every value asks for each of them which it lies in
 PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
 
 SHAPE_ALONE = frozenset(
@@ -242,8 +243,8 @@ class _Lowering:
         return bool(refs) and all(n in self.params or n in self.constants for n in refs)
 
     def is_float(self, node: Node) -> bool:
-        refs = [self.examples.get(n) for n in node.refs()]
-        return all(not isinstance(v, Tensor) or v.dtype == torch.float32 for v in refs)
+        computed = [self.examples.get(n) for n in node.refs() if n not in self.params and n not in self.constants]
+        return all(not isinstance(v, Tensor) or v.dtype == torch.float32 for v in computed)
 
     def shape(self, name: str) -> Shape:
         return tuple(self.examples[name].shape)
@@ -413,7 +414,43 @@ class _Lowering:
         axis %= len(before)
         index %= before[axis]
         one = (*before[:axis], 1, *before[axis + 1 :])
-        return self.chained(node, x, lambda e: ("reshape", _cut(e, before, axis, index, index + 1)[0], one, after))
+        return self.chained(node, x, lambda e: ("reshape", _cut(e, before, axis, index, 1)[0], one, after))
+
+    def op_index_select(self, node: Node) -> Any:
+        x, axis, index = node.args
+        return self.gathered(node, x, int(axis), index)
+
+    def op_index(self, node: Node) -> Any:
+        x, indices = node.args
+        given = [axis for axis, index in enumerate(indices) if index is not None]
+        return self.gathered(node, x, given[0], indices[given[0]]) if len(given) == 1 else None
+
+    def gathered(self, node: Node, x: Ref, axis: int, index: Ref) -> Any:
+        """Return the places of an axis that a constant names, as parts that are evenly spaced."""
+        if index.name not in self.params and index.name not in self.constants:
+            return None
+        places, shape = self.examples[index.name], self.shape(x.name)
+        axis %= len(shape)
+        if places.dtype != torch.int64 or places.numel() == 0:
+            return None
+        runs = _runs([int(place) % shape[axis] for place in places.flatten()])
+        if len(runs) > MOST_PARTS:
+            return None
+        flat = (*shape[:axis], places.numel(), *shape[axis + 1 :])
+
+        def parts(e: Any) -> Any:
+            cut = tuple(_cut(e, shape, axis, start, count, step) for start, step, count in runs)
+            whole = cut[0][0] if len(cut) == 1 else ("cat", axis, cut)
+            return whole if places.dim() == 1 else ("reshape", whole, flat, self.shape(node.name))
+
+        return self.chained(node, x, parts)
+
+    def op_flip(self, node: Node) -> Any:
+        x, axes = node.args
+        shape = self.shape(x.name)
+        turned = {axis % len(shape) for axis in axes}
+        moves = tuple((extent - 1, -1) if i in turned else (0, 1) for i, extent in enumerate(shape))
+        return self.chained(node, x, lambda e: ("slice", e, moves, shape))
 
     def op_roll(self, node: Node) -> Any:
         x, shifts, axes = _filled(node, [()], 2)
@@ -426,7 +463,7 @@ class _Lowering:
             axis %= len(shape)
             start = -shift % shape[axis]
             if start:
-                e = ("cat", axis, tuple(_cut(e, shape, axis, *ends) for ends in ((start, shape[axis]), (0, start))))
+                e = ("cat", axis, (_cut(e, shape, axis, start, shape[axis] - start), _cut(e, shape, axis, 0, start)))
         return _Chain(e, chain.inputs, shape)
 
     def op_pad(self, node: Node) -> Any:
@@ -465,7 +502,7 @@ class _Lowering:
         axis = parts.axis % len(parts.shapes[0])
         start = sum(shape[axis] for shape in parts.shapes[:index])
         shape = tuple(parts.shapes[index])
-        return self.chained(node, parts.x, lambda e: _cut(e, shape, axis, start, start + shape[axis])[0])
+        return self.chained(node, parts.x, lambda e: _cut(e, shape, axis, start, shape[axis])[0])
 
     def op_max_pool2d(self, node: Node) -> Any:
         x, kernel, stride, pad, dilation, ceil = _filled(node, [None, (0, 0), (1, 1), False], 2)
@@ -712,10 +749,23 @@ class _Parts:
     axis: int
 
 
-def _cut(e: Any, shape: Shape, axis: int, start: int, end: int) -> tuple[Any, int]:
-    """Return a part of `e` along an axis, and its extent there, as a concatenation wants it; the others are whole."""
-    moves = tuple((start if i == axis else 0, 1) for i in range(len(shape)))
-    return ("slice", e, moves, (*shape[:axis], end - start, *shape[axis + 1 :])), end - start
+def _cut(e: Any, shape: Shape, axis: int, start: int, count: int, step: int = 1) -> tuple[Any, int]:
+    """Return `count` places of `e` along an axis, and `count`, as a concatenation wants them; other axes are whole."""
+    moves = tuple((start, step) if i == axis else (0, 1) for i in range(len(shape)))
+    return ("slice", e, moves, (*shape[:axis], count, *shape[axis + 1 :])), count
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the start, the step and the length of the evenly spaced runs that a row of places is made of."""
+    runs: list[tuple[int, int, int]] = []
+    for place in places:
+        if runs:
+            start, step, count = runs[-1]
+            if count == 1 or place == start + step * count:
+                runs[-1] = (start, place - start if count == 1 else step, count + 1)
+                continue
+        runs.append((place, 1, 1))
+    return runs
 
 
 def _gelu(e: Any) -> Any:

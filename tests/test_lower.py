@@ -11,13 +11,14 @@ from torch import nn
 from cprune import foreign, zoo
 from cprune.capture import capture
 from cprune.compile import relax_model
-from cprune.lower import Layout, Lowered, lower
+from cprune.lower import Layout, Lowered, _runs, lower
 from cprune.network import Network
 from cprune.same import difference
 from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
+from cprune.targets.session import Array
 from cprune.targets.target import Target
-from cprune.tuner import metaschedule, space
+from cprune.tuner import metaschedule, space, tune
 from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Tir, stored_shape
 
 
@@ -38,7 +39,21 @@ def compiled_error(network: Network, inputs: tuple[torch.Tensor, ...], block: in
     session.drop("model")
     assert isinstance(output, tuple), output
     with torch.no_grad():
-        return difference(output, network.eval()(*inputs))
+        wanted = network.eval()(*inputs)
+    assert difference(by_reference(lowered, inputs), wanted) < 1e-4
+    return difference(output, wanted)
+
+
+def by_reference(lowered: Lowered, inputs: tuple[torch.Tensor, ...]) -> tuple[Array, ...]:
+    """Return the outputs where every call gives what the tuner compares its programs with."""
+    values = {name: x.numpy() for (name, _), x in zip(lowered.inputs, inputs, strict=True)} | dict(lowered.weights)
+    for call in lowered.calls:
+        *shapes, out = call.workload.arguments()
+        names = (*call.inputs, *call.weights)
+        given = [values[name].reshape(shape) for name, shape in zip(names, shapes, strict=True)]
+        values[call.output] = tune._expected(call.workload, given)
+        assert values[call.output].shape == out
+    return tuple(values[name].reshape(shape) for name, shape in lowered.outputs)
 
 
 @pytest.mark.parametrize("name", ["resnet-fashion", "resnet20", "mobilenetv2"])
@@ -153,6 +168,43 @@ def test_rolled_values_and_single_rows_are_part_of_one_chain(session: LocalSessi
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 
+class Mirrored(nn.Module):
+    """A sound continued by its mirror image, as ONNX files do it: places that the file lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mirror", torch.tensor([3, 2, 1, 0, 1, 2, 3, 4, 5, 4, 3, 2]))
+        self.register_buffer("corners", torch.tensor([[0, -1], [2, 2]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(x).index_select(2, self.mirror)
+        return x[:, self.corners] + torch.flip(x, (1,))[:, :1, None]
+
+
+def test_the_places_that_a_model_lists_are_evenly_spaced_parts() -> None:
+    assert _runs([3, 2, 1, 0, 1, 2, 3, 4, 5, 4, 3, 2]) == [(3, -1, 4), (1, 1, 5), (4, -1, 3)]
+    assert _runs([2, 2]) == [(2, 0, 2)]
+    assert _runs([7]) == [(7, 1, 1)]
+
+
+def test_places_that_a_model_lists_are_read_without_a_table(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 6),)
+    network = capture(Mirrored(), inputs)
+    assert {type(call.workload) for call in lower(network, inputs, 8).calls} == {Elementwise}
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+def test_places_that_follow_from_the_input_are_refused() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, x[0].argsort()]
+
+    inputs = (torch.randn(2, 6),)
+    with pytest.raises(UserError, match="int64, not on float32"):
+        lower(capture(Sorted(), inputs), inputs, 8)
+
+
 def test_both_kinds_of_gelu_and_a_tanh_ride_in_one_chain(session: LocalSession, target: Target) -> None:
     class Curved(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -233,6 +285,21 @@ def test_a_linear_layer_over_more_than_two_axes_is_one_over_their_rows(session: 
     first, second = (call.workload for call in lower(network, inputs, 8).calls)
     assert first == Dense(14, 24, 20, "relu", 8)
     assert second == Dense(56, 5, 9, "none", 8)
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+def test_a_vector_that_scales_the_last_axis_is_read_as_it_is(session: LocalSession, target: Target) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gamma = nn.Linear(24, 20), nn.Parameter(torch.randn(20))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x) * self.gamma + x[..., :20]
+
+    inputs = (torch.randn(2, 7, 24),)
+    network = capture(randomised(Scaled()), inputs)
+    assert [type(call.workload) for call in lower(network, inputs, 8).calls] == [Dense, Elementwise]
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 

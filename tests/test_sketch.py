@@ -188,3 +188,13 @@ def test_the_comparison_sees_a_wrong_value_and_a_nan() -> None:
     wrong[1, 2] = np.nan
     assert "NaN" in reference.agrees(wrong, right)
     assert reference.agrees(right + 1e-6, right) == ""
+
+
+def test_the_root_of_a_negative_number_is_nan_on_both_sides() -> None:
+    given = np.array([4, -4, 0], np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        right = 1 / np.sqrt(given)  # 1/2, NaN, infinity
+    assert reference.agrees(right.copy(), right) == ""
+    assert "NaN" in reference.agrees(np.array([0.5, 0, np.inf], np.float32), right)
+    assert "NaN" in reference.agrees(np.array([0.5, np.nan, -np.inf], np.float32), right)
+    assert "differs" in reference.agrees(np.array([0.6, np.nan, np.inf], np.float32), right)
