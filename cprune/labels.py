@@ -52,6 +52,7 @@ class Labels:
 
     def __init__(self) -> None:
         self._parent = np.zeros(0, dtype=np.int64)
+        self._scratch = self._parent
         self._count = 0
         self._reasons: dict[int, str] = {}
 
@@ -61,6 +62,7 @@ class Labels:
         if self._count > len(self._parent):
             more = np.arange(len(self._parent), max(2 * self._count, 1024), dtype=np.int64)
             self._parent = np.concatenate([self._parent, more])
+            self._scratch = np.zeros_like(self._parent)
         return np.arange(first, self._count, dtype=np.int64)
 
     def roots(self, labels: Array) -> Array:
@@ -80,12 +82,13 @@ class Labels:
             return
         parent = self._parent
         low, high = np.minimum(a[differ], b[differ]), np.maximum(a[differ], b[differ])
-        if len(np.unique(np.concatenate([low, high]))) == 2 * len(low):  # no label twice: all at once
+        if self._distinct(np.concatenate([low, high])):  # all at once
             parent[high] = low
             for y in self._reasons.keys() & set(high.tolist()):
                 self._reasons.setdefault(int(parent[y]), self._reasons.pop(y))
             return
-        for x, y in np.unique(np.stack([low, high], axis=1), axis=0).tolist():
+        for pair in np.unique(low * self._count + high).tolist():
+            x, y = divmod(pair, self._count)
             x, y = sorted((_root(parent, x), _root(parent, y)))
             if x == y:
                 continue
@@ -93,6 +96,12 @@ class Labels:
             if y in self._reasons:
                 reason = self._reasons.pop(y)
                 self._reasons.setdefault(x, reason)
+
+    def _distinct(self, labels: Array) -> bool:
+        """Tell whether no label is there twice: each finds its own number where it wrote it."""
+        numbers = np.arange(len(labels))
+        self._scratch[labels] = numbers
+        return bool((self._scratch[labels] == numbers).all())
 
     def unite_all(self, labels: Array) -> None:
         """Make one class of all these labels."""

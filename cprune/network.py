@@ -24,7 +24,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from cprune.nodes import Node, Program, Ref
+from cprune.nodes import Node, Program, Ref, on_meta
 from cprune.targets.errors import UserError
 
 __all__ = ["Network", "Node", "Ref", "load", "save"]
@@ -115,7 +115,7 @@ class Network(nn.Module):
     def to_meta(self) -> Network:
         """Return the same network without numbers, on torch's meta device: it computes shapes only."""
         bare = {name: t.detach().to("meta") for name, t in self.tensors().items()}
-        return Network(self.nodes, bare)
+        return Network([on_meta(node) for node in self.nodes], bare)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every parameter, buffer and constant by name; tied names give one and the same object."""

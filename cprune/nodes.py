@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,19 @@ def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:
     if isinstance(value, dict):
         return {key: map_refs(item, function) for key, item in value.items()}
     return value
+
+
+def on_meta(node: Node) -> Node:
+    """Return the node with torch's meta device wherever it names a device."""
+
+    def moved(value: Any) -> Any:
+        if is_encoded(value):
+            return ("device", "meta") if value[0] == "device" else value
+        if isinstance(value, (tuple, list)):
+            return tuple(moved(item) for item in value)
+        return value
+
+    return replace(node, args=moved(node.args), kwargs=tuple((key, moved(value)) for key, value in node.kwargs))
 
 
 def alive(nodes: Sequence[Node]) -> list[Node]:
@@ -225,6 +238,9 @@ class Program:
 
         self.output: Any = slotted(nodes[-1].args)[0]
         self.inputs: list[tuple[int, tuple[int | None, ...] | None]] = []
+        read_last: dict[int, list[int]] = {}
+        for slot, reader in last.items():
+            read_last.setdefault(reader, []).append(slot)
         self.params: list[tuple[int, Mapping[str, Any], str]] = []
         self.steps: list[_Step] = []
         for i, node in enumerate(nodes[:-1]):
@@ -236,7 +252,7 @@ class Program:
             else:
                 args = tuple(_prepare(value) for value in slotted(node.args))
                 kwargs = tuple((key, _prepare(slotted(value))) for key, value in node.kwargs)
-                free = tuple(slot for slot, reader in last.items() if reader == i)
+                free = tuple(read_last.get(i, ()))
                 self.steps.append(_Step(lookup(node.op, node.source), _BY_MODE.get(node.op), args, kwargs, i, free))
 
     def run(

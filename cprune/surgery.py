@@ -145,11 +145,12 @@ class _Cut:
 
     def __init__(self, graph: Graph, classes: Array) -> None:
         self.graph = graph
-        self.classes = classes
+        self.stays = np.ones(classes.max(initial=-1) + 2, dtype=np.bool_)  # by class; the last one for all above it
+        self.stays[classes] = False
 
     def kept(self, classes: Array) -> NDArray[np.bool_]:
         """Return which of these positions stay."""
-        return ~np.isin(classes, self.classes)
+        return self.stays[np.minimum(classes, len(self.stays) - 1)]
 
     def length(self, spread: Spread, axis: int) -> int:
         """Return the length of a value along an axis after the cut."""
