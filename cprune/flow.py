@@ -14,7 +14,7 @@ import numpy as np
 
 from cprune.labels import Array, Labels, Spread
 from cprune.network import Network
-from cprune.nodes import Node, Ref, find_refs, tensors_of
+from cprune.nodes import Node, Ref, find_refs, operator_name, tensors_of
 
 INPUT, RETURNED = "it is an input of the model", "the model returns it"
 
@@ -183,11 +183,6 @@ Rule = Callable[[Flow, Node], tuple[Spread, ...]]
 def named(rule: Rule, names: str) -> dict[str, Rule]:
     """Return the rule under each of these names of operators, for the table of rules."""
     return dict.fromkeys(names.split(), rule)
-
-
-def operator_name(node: Node) -> str:
-    """Return the name of a node's operator without the overload: "conv2d", "getitem"."""
-    return node.op.split(".")[1] if node.op.startswith("aten.") else node.op
 
 
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:

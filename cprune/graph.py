@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.flow import INPUT, RETURNED, Flow, Layer, operator_name
+from cprune.flow import INPUT, RETURNED, Flow, Layer
 from cprune.labels import Array, Spread
 from cprune.network import Network
+from cprune.nodes import operator_name
 from cprune.rules import RULES
 from cprune.targets.errors import UserError, unknown
 

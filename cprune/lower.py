@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cprune.activations import joined
 from cprune.network import Network
-from cprune.nodes import Node, Ref
+from cprune.nodes import Node, Ref, find_refs, operator_name
 from cprune.targets.errors import UserError
 from cprune.targets.session import Array
 from cprune.tuner.reference import pack_conv_weight, pack_rows
@@ -196,8 +197,9 @@ class _Lowering:
         self.network, self.layout = network, layout
         self.examples = network.values(*inputs)
         self.state = network.tensors()
-        self.uses = Counter(name for node in network.nodes for name in node.refs())
-        self.params: dict[str, str] = {n.name: n.args[0] for n in network.nodes if n.op == "param"}
+        self.nodes = joined(network.nodes)
+        self.uses = Counter(name for node in self.nodes for name in node.refs())
+        self.params: dict[str, str] = {n.name: n.args[0] for n in self.nodes if n.op == "param"}
         self.values: dict[str, Any] = {}
         self.constants: set[str] = set()
         self.calls: list[Call] = []
@@ -209,7 +211,7 @@ class _Lowering:
 
     def result(self) -> Lowered:
         inputs, outputs = [], []
-        for node in self.network.nodes:
+        for node in self.nodes:
             if node.op == "param":
                 continue
             if node.op == "input":
@@ -229,15 +231,14 @@ class _Lowering:
         return Lowered(tuple(inputs), tuple(self.calls), tuple(outputs), self.layout, self.channels, self.weights)
 
     def node(self, node: Node) -> Any:
-        name = node.op.removeprefix("aten.").split(".")[0]
-        rule = getattr(self, f"op_{name}", None)
+        rule = getattr(self, f"op_{operator_name(node)}", None)
         value = rule(node) if rule is not None and self.is_float(node) else None
         if value is None:
             value = self.foreign(node)
         return value
 
     def is_constant(self, node: Node) -> bool:
-        if node.op.removeprefix("aten.").split(".")[0] in SHAPE_ALONE:
+        if operator_name(node) in SHAPE_ALONE:
             return True
         refs = [n for n in node.refs() if not isinstance(self.examples[n], (int, float))]
         return bool(refs) and all(n in self.params or n in self.constants for n in refs)
@@ -318,20 +319,20 @@ class _Lowering:
         return self.chained(node, node.args[0], lambda e: ("sigmoid", e))
 
     def op_silu(self, node: Node) -> Any:
-        return self.chained(node, node.args[0], lambda e: ("mul", e, ("sigmoid", e)))
+        return self.activated(node, "silu", lambda e: ("mul", e, ("sigmoid", e)))
 
     def op_tanh(self, node: Node) -> Any:
         return self.chained(node, node.args[0], lambda e: ("tanh", e))
 
     def op_gelu(self, node: Node) -> Any:
         exact = dict(node.kwargs).get("approximate", "none") == "none"
-        return self.chained(node, node.args[0], _gelu if exact else _gelu_by_tanh)
+        return self.activated(node, "gelu", _gelu) if exact else self.activated(node, "gelu_tanh", _gelu_by_tanh)
 
     def op_hardsigmoid(self, node: Node) -> Any:
         return self.chained(node, node.args[0], _hard_sigmoid)
 
     def op_hardswish(self, node: Node) -> Any:
-        return self.chained(node, node.args[0], lambda e: ("mul", e, _hard_sigmoid(e)))
+        return self.activated(node, "hardswish", lambda e: ("mul", e, _hard_sigmoid(e)))
 
     def activated(self, node: Node, activation: str, expression: Any) -> Any:
         for kind in (_Conv, _Linear):
@@ -783,8 +784,6 @@ def _hard_sigmoid(e: Any) -> Any:
 
 
 def _outputs(node: Node) -> list[Ref]:
-    from cprune.nodes import find_refs
-
     return list(find_refs(node.args))
 
 

@@ -46,6 +46,11 @@ class Node:
         return tuple(ref.name for ref in find_refs((self.args, tuple(v for _, v in self.kwargs))))
 
 
+def operator_name(node: Node) -> str:
+    """Return the name of a node's operator without the overload: "conv2d", "getitem"."""
+    return node.op.split(".")[1] if node.op.startswith("aten.") else node.op
+
+
 def find_refs(value: Any) -> Iterator[Ref]:
     """Yield every Ref inside nested tuples, lists and dicts."""
     if isinstance(value, Ref):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cprune.flow import Flow, NoRule, Rule, argument, called, named, operator_name
+from cprune.flow import Flow, NoRule, Rule, argument, called, named
 from cprune.labels import Spread
-from cprune.nodes import RESHAPES, Node, Ref, find_refs, lookup, map_refs, tensors_of
+from cprune.nodes import RESHAPES, Node, Ref, find_refs, lookup, map_refs, operator_name, tensors_of
 
 SIZES_AT = {
     **dict.fromkeys(("zeros", "ones", "full"), 0),

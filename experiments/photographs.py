@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="rounds over them in every training")
     parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--max-drop", type=float, default=0.02)
+    parser.add_argument("--alpha", type=float, default=0.97, help="a step must keep this share of the accuracy")
     parser.add_argument("--max-steps", type=int, default=12)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--threads", type=int)
@@ -128,6 +129,7 @@ def main() -> None:
         train=lambda net: distil(net, given.epochs, given.lr),
         threads=given.threads,
         max_drop=given.max_drop,
+        alpha=given.alpha,
         max_steps=given.max_steps,
         trials=given.trials,
         seed=given.seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from contracts import run_once
@@ -203,6 +205,62 @@ def test_places_that_follow_from_the_input_are_refused() -> None:
     inputs = (torch.randn(2, 6),)
     with pytest.raises(UserError, match="int64, not on float32"):
         lower(capture(Sorted(), inputs), inputs, 8)
+
+
+WAYS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "SiLU": ("silu", nn.SiLU()),
+    "x · sigmoid(x)": ("silu", lambda x: x * torch.sigmoid(x)),
+    "sigmoid(x) · x": ("silu", lambda x: torch.sigmoid(x) * x),
+    "Hardswish": ("hardswish", nn.Hardswish()),
+    "x · hardsigmoid(x)": ("hardswish", lambda x: x * nn.functional.hardsigmoid(x)),
+    "x · relu6(x + 3) / 6": ("hardswish", lambda x: x * nn.functional.relu6(x + 3) / 6),
+    "x · (clamp(x + 3, 0, 6) / 6)": ("hardswish", lambda x: x * ((x + 3).clamp(0, 6) / 6)),
+    "GELU": ("gelu", nn.GELU()),
+}
+
+
+class Curving(nn.Module):
+    def __init__(self, curve: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12), nn.Linear(12, 5)
+        self.curve = curve
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.curve(self.head(self.curve(self.norm(self.conv(x))).mean((2, 3))))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_smooth_activation_joins_its_layer_however_it_is_written(
+    way: str, session: LocalSession, target: Target
+) -> None:
+    inputs = (torch.randn(2, 3, 7, 7),)
+    activation, curve = WAYS[way]
+    network = capture(randomised(Curving(curve)), inputs)
+    conv, _, head = (call.workload for call in lower(network, inputs, 8).calls)
+    assert isinstance(conv, Conv2d)
+    assert isinstance(head, Dense)
+    assert conv.activation == head.activation == activation
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
+
+
+NO_WAYS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "the gate is of another value": lambda x: x * torch.sigmoid(2 * x),
+    "the gate is read again": lambda x: (lambda gate: x * gate + gate)(torch.sigmoid(x)),
+    "another bound": lambda x: x * (x + 3).clamp(0, 5) / 6,
+    "another shift": lambda x: x * nn.functional.relu6(x + 2) / 6,
+    "a fifth": lambda x: x * nn.functional.relu6(x + 3) / 5,
+    "a sixth of a SiLU": lambda x: x * torch.sigmoid(x) / 6,
+    "not divided": lambda x: x * nn.functional.relu6(x + 3),
+}
+
+
+@pytest.mark.parametrize("way", NO_WAYS)
+def test_what_only_looks_like_a_swish_is_computed_as_it_is_written(
+    way: str, session: LocalSession, target: Target
+) -> None:
+    inputs = (torch.randn(2, 3, 7, 7),)
+    network = capture(randomised(Curving(NO_WAYS[way])), inputs)
+    assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 
 def test_both_kinds_of_gelu_and_a_tanh_ride_in_one_chain(session: LocalSession, target: Target) -> None:

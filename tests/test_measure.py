@@ -8,6 +8,7 @@ from cprune.measure import Interval, compare, interval, sustained
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Failure
+from cprune.targets.timing import models_in_turns
 
 
 def test_fifteen_values_give_the_fourth_and_the_twelfth() -> None:
@@ -92,3 +93,17 @@ def test_a_processor_that_slows_down_under_load_is_told_by_peak_and_sustained() 
     assert (found.peak_ms, found.sustained_ms) == (1.0, 1.5)
     with pytest.raises(BrokenWorld, match="stopped running"):
         sustained(_Turns(Failure("run", "gone")), "model", ())
+
+
+def test_models_take_turns_and_all_their_weights_move_every_five_rounds() -> None:
+    said: list[str] = []
+
+    def seconds(key: str, number: int) -> float:
+        said.append(f"{key}{number}")
+        return {"a": 0.05, "b": 0.02}[key]
+
+    found = models_in_turns(["a", "b"], lambda key: said.append(f"move {key}"), seconds, 6, 0.1, 0.0)
+    assert found == {"a": (0.05,) * 6, "b": (0.02,) * 6}
+    turns = [["b5", "a2"], ["a2", "b5"]]  # 0.1 s are 2 runs of 0.05 s and 5 of 0.02 s
+    before = ["move a", "move b", "a1", "b1", *turns[0], *turns[1], *turns[0], *turns[1], *turns[0]]
+    assert said == [*before, "move a", "move b", *turns[1], *turns[0]]

@@ -171,8 +171,11 @@ class Client:
     def time_models(self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float) -> Any:
         """Time the held models in turns."""
         try:
-            for key in keys:
+
+            def move(key: str) -> None:
                 machine, weights = self.models[key]
+                weights = [w.copyto(self.cpu) for w in weights]
+                self.models[key] = (machine, weights)
                 machine.set_input("main", *(self._tensor(a) for a in inputs), *weights)
                 machine.invoke_stateful("main")
 
@@ -180,7 +183,7 @@ class Client:
                 evaluate = self.models[key][0].time_evaluator("invoke_stateful", self.cpu, number=number)
                 return float(evaluate("main").results[0])
 
-            return models_in_turns(keys, seconds, rounds, run_s, cooldown_s)
+            return models_in_turns(keys, move, seconds, rounds, run_s, cooldown_s)
         except Exception as error:
             return Failure("run", first_line(error))
 

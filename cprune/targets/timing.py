@@ -81,19 +81,35 @@ def race(
     return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in found]
 
 
+ROUNDS_IN_PLACE = 5
+"""Rounds until all weights move: where they lie decides over 1 to 2 % (pages, cache sets), and a model that was loaded
+into a fresh process kept that advantage over every later one."""
+
+
 def models_in_turns(
-    keys: Sequence[str], seconds: Callable[[str, int], float], rounds: int, run_s: float, cooldown_s: float
+    keys: Sequence[str],
+    move: Callable[[str], None],
+    seconds: Callable[[str, int], float],
+    rounds: int,
+    run_s: float,
+    cooldown_s: float,
 ) -> dict[str, tuple[float, ...]]:
     """Return the seconds of an inference of each model, one number a round.
 
-    `seconds(key, number)` calls a model once to bring its weights back into the caches, then `number` times, and
-    returns the mean of those; a run takes about `run_s`.  The order is reversed every other round; the first one warms
-    up.
+    `move(key)` copies a model's weights to other memory, which is done with all models now and then.  `seconds(key,
+    number)` calls a model once to bring its weights back into the caches, then `number` times, and returns the mean of
+    those; a run takes about `run_s`.  The order is reversed every other round; the first one warms up.
     """
+    for key in keys:
+        move(key)
     numbers = {key: max(1, min(1000, int(run_s / max(seconds(key, 1), 1e-7)))) for key in keys}
     found: dict[str, list[float]] = {key: [] for key in keys}
     for index in range(rounds + 1):
-        for key in keys if index % 2 else reversed(keys):
+        order = keys if index % 2 else keys[::-1]
+        if index and index % ROUNDS_IN_PLACE == 0:
+            for key in order:
+                move(key)
+        for key in order:
             time.sleep(cooldown_s)
             spent = seconds(key, numbers[key])
             if index:

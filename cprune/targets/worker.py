@@ -124,7 +124,12 @@ class Worker:
     ) -> Any:
         """Time the held models in turns."""
         try:
-            callers = {key: self._caller(key, inputs) for key in keys}
+            callers: dict[str, Any] = {}
+
+            def move(key: str) -> None:
+                machine, weights = self.models[key]
+                self.models[key] = (machine, [tvm.runtime.tensor(w.numpy()) for w in weights])
+                callers[key] = self._caller(key, inputs)
 
             def seconds(key: str, number: int) -> float:
                 call = callers[key]
@@ -134,7 +139,7 @@ class Worker:
                     call()
                 return (time.perf_counter() - start) / number
 
-            return models_in_turns(keys, seconds, rounds, run_s, cooldown_s)
+            return models_in_turns(keys, move, seconds, rounds, run_s, cooldown_s)
         except Exception as error:
             return Failure("run", first_line(error))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
             x, weight, bias = (torch.from_numpy(a) for a in arguments)
             rows = weight.movedim(-1, 1).reshape(-1, workload.in_features)[: workload.out_features]
             out = F.linear(x, rows, bias.reshape(-1)[: workload.out_features])
-            return pack(_activate(out, workload.activation), 0)
+            return pack(ACTIVATIONS[workload.activation](out), 0)
         if isinstance(workload, Mean):
             return pack(unpack(arguments[0], workload.block, workload.channels).mean((2, 3)), 0)
         if isinstance(workload, Pool2d):
@@ -94,8 +95,16 @@ def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
     raise ValueError(f"PyTorch has no word for {type(workload).__name__}")
 
 
-def _activate(x: Tensor, activation: str) -> Tensor:
-    return x if activation == "none" else F.relu(x) if activation == "relu" else F.relu6(x)
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+"""What may join a convolution or a dense layer."""
 
 
 def _conv(w: Conv2d, arguments: Sequence[Array]) -> Array:
@@ -106,7 +115,7 @@ def _conv(w: Conv2d, arguments: Sequence[Array]) -> Array:
     y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, w.stride, 0, w.dilation, w.groups)
     if w.residual:
         y = y + unpack(arguments[1], w.out_block)
-    return pack(_activate(y, w.activation), w.out_block)
+    return pack(ACTIVATIONS[w.activation](y), w.out_block)
 
 
 def _pool(w: Pool2d, stored: Array) -> Array:

@@ -74,13 +74,6 @@ def _computation(workload: Workload) -> Any:
     return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)
 
 
-def _activate(value: Any, activation: str) -> Any:
-    if activation == "none":
-        return value
-    value = tirx.max(value, ZERO)
-    return tirx.min(value, tirx.const(6.0, "float32")) if activation == "relu6" else value
-
-
 # --- convolution -----------------------------------------------------------------------------------------------
 
 
@@ -120,7 +113,7 @@ def _conv(w: Conv2d) -> list[Any]:
         value = conv(n, c, y, z, b) + bias(c, b)
         if residual is not None:
             value = value + residual(n, c, y, z, b)
-        return _activate(value, w.activation)
+        return smooth.activate(value, w.activation)
 
     out = te.compute(shapes[-1], finish, name="out")
     return [x, *([residual] if residual is not None else []), weight, bias, out]
@@ -198,7 +191,7 @@ def _dense(w: Dense) -> list[Any]:
     )
     out = te.compute(
         out_shape,
-        lambda n, o: _activate(acc(n, o // w.block, o % w.block) + bias(o // w.block, o % w.block), w.activation),
+        lambda n, o: smooth.activate(acc(n, o // w.block, o % w.block) + bias(o // w.block, o % w.block), w.activation),
         name="out",
     )
     return [x, weight, bias, out]

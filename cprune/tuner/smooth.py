@@ -7,6 +7,8 @@ the largest error was smallest): e^x to 1e-7 of its value, the error function to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from math import pi
 from typing import Any
 
 from tvm import tirx
@@ -22,6 +24,17 @@ ERF_BELOW = (
     *(1.0, 0.5072522759437561, 0.11647637188434601),
     *(0.015444392338395119, 0.0012163501232862473, 3.748036397155374e-05),
 )
+
+
+def activate(x: Any, activation: str) -> Any:
+    """Return what `cprune.tuner.reference.ACTIVATIONS` means by this name."""
+    if activation == "none":
+        return x
+    if activation == "relu":
+        return tirx.max(x, _real(0.0))
+    if activation == "relu6":
+        return _within(x, 0.0, 6.0)
+    return _bound(x, "activated", _SMOOTH[activation])
 
 
 def exp(x: Any) -> Any:
@@ -59,6 +72,14 @@ def erf(x: Any) -> Any:
         )
 
     return _bound(_within(x, -ERF_REACH, ERF_REACH), "x", of)
+
+
+_SMOOTH: Mapping[str, Callable[[Any], Any]] = {
+    "hardswish": lambda x: x * _within(x + _real(3.0), 0.0, 6.0) * _real(1 / 6),
+    "silu": lambda x: x * sigmoid(x),
+    "gelu": lambda x: _real(0.5) * x * (_real(1.0) + erf(_real(0.5**0.5) * x)),
+    "gelu_tanh": lambda x: x * sigmoid(_real(2 * (2 / pi) ** 0.5) * x * (_real(1.0) + _real(0.044715) * x * x)),
+}
 
 
 def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:

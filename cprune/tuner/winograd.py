@@ -24,6 +24,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from cprune.targets.session import Array
+from cprune.tuner import smooth
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Conv2d, Shape, padded
 
@@ -216,9 +217,7 @@ class _Kernel:
             total = _sum(OUTPUT[self.m][j], lambda k: half[i, k, b]) + self.bias[chunk, b]
             if self.residual is not None:
                 total = total + self.residual[n, chunk, y, z, b]
-            if self.w.activation != "none":
-                total = tirx.max(total, ZERO)
-            return tirx.min(total, tirx.const(6.0, "float32")) if self.w.activation == "relu6" else total
+            return smooth.activate(total, self.w.activation)
 
         self._vector(self.w.out_block, self.out, (n, chunk, y, z), value)
 

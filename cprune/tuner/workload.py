@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-ACTIVATIONS = ("none", "relu", "relu6")
-
 Shape = tuple[int, ...]
 
 
@@ -36,6 +34,7 @@ def stored_shape(shape: Shape, block: int) -> Shape:
 class Conv2d:
     """`activation(conv(x, w) + bias [+ residual])`; x is plain where `in_block` is 0, the output always blocked.
 
+    `activation` is one of `cprune.tuner.reference.ACTIVATIONS`.
     `groups` is 1, or the number of channels (depthwise).  `pad` is (top, left, bottom, right).
     """
 
