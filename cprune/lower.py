@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import pi, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -297,49 +297,54 @@ class _Lowering:
         return None if b is None else _Linear(x.name, w, b, self.shape(node.name), [self.layer(weight)])
 
     def op_relu(self, node: Node) -> Any:
-        return self.activated(node, "relu", lambda e: ("relu", e))
+        return self.activated(node, "relu")
 
     def op_relu6(self, node: Node) -> Any:
-        return self.activated(node, "relu6", lambda e: ("clip", e, 0.0, 6.0))
+        return self.activated(node, "relu6")
 
     def op_hardtanh(self, node: Node) -> Any:
         _, low, high = _filled(node, [-1.0, 1.0], 1)
-        name = "relu6" if (low, high) == (0, 6) else ""
-        return self.activated(node, name, lambda e: ("clip", e, float(low), float(high)))
+        return self.clipped(node, float(low), float(high))
 
     def op_clamp(self, node: Node) -> Any:
         _, low, high = _filled(node, [None, None], 1)
         if isinstance(low, Ref) or isinstance(high, Ref):
             return None
-        low, high = (-3.4e38 if low is None else float(low)), (3.4e38 if high is None else float(high))
-        name = "relu6" if (low, high) == (0, 6) else ""
-        return self.activated(node, name, lambda e: ("clip", e, low, high))
+        return self.clipped(node, -3.4e38 if low is None else float(low), 3.4e38 if high is None else float(high))
+
+    def clipped(self, node: Node, low: float, high: float) -> Any:
+        if (low, high) == (0, 6):
+            return self.activated(node, "relu6")
+        return self.chained(node, node.args[0], lambda e: ("clip", e, low, high))
 
     def op_sigmoid(self, node: Node) -> Any:
         return self.chained(node, node.args[0], lambda e: ("sigmoid", e))
 
     def op_silu(self, node: Node) -> Any:
-        return self.activated(node, "silu", lambda e: ("mul", e, ("sigmoid", e)))
+        return self.activated(node, "silu")
 
     def op_tanh(self, node: Node) -> Any:
         return self.chained(node, node.args[0], lambda e: ("tanh", e))
 
+    def op_erf(self, node: Node) -> Any:
+        return self.chained(node, node.args[0], lambda e: ("erf", e))
+
     def op_gelu(self, node: Node) -> Any:
         exact = dict(node.kwargs).get("approximate", "none") == "none"
-        return self.activated(node, "gelu", _gelu) if exact else self.activated(node, "gelu_tanh", _gelu_by_tanh)
+        return self.activated(node, "gelu" if exact else "gelu_tanh")
 
     def op_hardsigmoid(self, node: Node) -> Any:
-        return self.chained(node, node.args[0], _hard_sigmoid)
+        return self.chained(node, node.args[0], lambda e: ("scale", ("clip", ("shift", e, 3.0), 0.0, 6.0), 1.0 / 6.0))
 
     def op_hardswish(self, node: Node) -> Any:
-        return self.activated(node, "hardswish", lambda e: ("mul", e, _hard_sigmoid(e)))
+        return self.activated(node, "hardswish")
 
-    def activated(self, node: Node, activation: str, expression: Any) -> Any:
+    def activated(self, node: Node, activation: str) -> Any:
         for kind in (_Conv, _Linear):
             held = self.pending(node.args[0], kind)
-            if activation and held is not None and held.activation == "none":
+            if held is not None and held.activation == "none":
                 return replace(held, activation=activation)
-        return self.chained(node, node.args[0], expression)
+        return self.chained(node, node.args[0], lambda e: (activation, e))
 
     def chained(self, node: Node, ref: Any, expression: Any) -> Any:
         chain = self.chain(ref)
@@ -767,20 +772,6 @@ def _runs(places: Sequence[int]) -> list[tuple[int, int, int]]:
                 continue
         runs.append((place, 1, 1))
     return runs
-
-
-def _gelu(e: Any) -> Any:
-    return ("mul", e, ("scale", ("shift", ("erf", ("scale", e, 0.5**0.5)), 1.0), 0.5))
-
-
-def _gelu_by_tanh(e: Any) -> Any:
-    cube = ("mul", e, ("mul", e, e))
-    inner = ("add", ("scale", e, (2 / pi) ** 0.5), ("scale", cube, 0.044715 * (2 / pi) ** 0.5))
-    return ("mul", e, ("sigmoid", ("scale", inner, 2.0)))  # (1 + tanh y) / 2 is the logistic function of 2 y
-
-
-def _hard_sigmoid(e: Any) -> Any:
-    return ("scale", ("clip", ("shift", e, 3.0), 0.0, 6.0), 1.0 / 6.0)
 
 
 def _outputs(node: Node) -> list[Ref]:

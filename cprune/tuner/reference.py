@@ -104,7 +104,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
-"""What may join a convolution or a dense layer."""
+"""What may join a convolution or a dense layer, or stand in an element-wise chain."""
 
 
 def _conv(w: Conv2d, arguments: Sequence[Array]) -> Array:
@@ -143,8 +143,8 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
     if op in ("add", "mul", "sub"):
         b = evaluate(rest[1], inputs)
         return a + b if op == "add" else a * b if op == "mul" else a - b
-    if op == "relu":
-        return F.relu(a)
+    if op in ACTIVATIONS:
+        return ACTIVATIONS[op](a)
     if op == "clip":
         return a.clamp(float(rest[1]), float(rest[2]))
     if op == "scale":

@@ -113,7 +113,7 @@ def _conv(w: Conv2d) -> list[Any]:
         value = conv(n, c, y, z, b) + bias(c, b)
         if residual is not None:
             value = value + residual(n, c, y, z, b)
-        return smooth.activate(value, w.activation)
+        return smooth.ACTIVATIONS[w.activation](value)
 
     out = te.compute(shapes[-1], finish, name="out")
     return [x, *([residual] if residual is not None else []), weight, bias, out]
@@ -184,6 +184,7 @@ def _schedule_conv(s: Any, w: Conv2d, knobs: Candidate) -> None:
 
 def _dense(w: Dense) -> list[Any]:
     x_shape, w_shape, b_shape, out_shape = w.arguments()
+    activate = smooth.ACTIVATIONS[w.activation]
     x, weight, bias = (te.placeholder(s, name=n) for s, n in ((x_shape, "x"), (w_shape, "weight"), (b_shape, "bias")))
     k = te.reduce_axis((0, w.in_features), "k")
     acc = te.compute(
@@ -191,7 +192,7 @@ def _dense(w: Dense) -> list[Any]:
     )
     out = te.compute(
         out_shape,
-        lambda n, o: smooth.activate(acc(n, o // w.block, o % w.block) + bias(o // w.block, o % w.block), w.activation),
+        lambda n, o: activate(acc(n, o // w.block, o % w.block) + bias(o // w.block, o % w.block)),
         name="out",
     )
     return [x, weight, bias, out]
@@ -328,8 +329,8 @@ def _elementwise(w: Elementwise) -> list[Any]:
         if op == "reshape":
             return value(e[1], _moved(index, e[3], e[2]))
         a = value(e[1], index)
-        if op == "relu":
-            return tirx.max(a, ZERO)
+        if op in smooth.ACTIVATIONS:
+            return smooth.ACTIVATIONS[op](a)
         if op == "clip":
             return tirx.max(tirx.min(a, tirx.const(e[3], "float32")), tirx.const(e[2], "float32"))
         if op == "scale":

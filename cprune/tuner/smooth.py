@@ -26,17 +26,6 @@ ERF_BELOW = (
 )
 
 
-def activate(x: Any, activation: str) -> Any:
-    """Return what `cprune.tuner.reference.ACTIVATIONS` means by this name."""
-    if activation == "none":
-        return x
-    if activation == "relu":
-        return tirx.max(x, _real(0.0))
-    if activation == "relu6":
-        return _within(x, 0.0, 6.0)
-    return _bound(x, "activated", _SMOOTH[activation])
-
-
 def exp(x: Any) -> Any:
     """Return e^x; below -87 and above 88 what it is there."""
     return _bound(_within(x, -87.0, 88.0), "x", _exp)
@@ -74,14 +63,6 @@ def erf(x: Any) -> Any:
     return _bound(_within(x, -ERF_REACH, ERF_REACH), "x", of)
 
 
-_SMOOTH: Mapping[str, Callable[[Any], Any]] = {
-    "hardswish": lambda x: x * _within(x + _real(3.0), 0.0, 6.0) * _real(1 / 6),
-    "silu": lambda x: x * sigmoid(x),
-    "gelu": lambda x: _real(0.5) * x * (_real(1.0) + erf(_real(0.5**0.5) * x)),
-    "gelu_tanh": lambda x: x * sigmoid(_real(2 * (2 / pi) ** 0.5) * x * (_real(1.0) + _real(0.044715) * x * x)),
-}
-
-
 def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
     value = _real(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
@@ -101,3 +82,19 @@ def _within(x: Any, low: float, high: float) -> Any:
 
 def _real(number: float) -> Any:
     return tirx.const(number, "float32")
+
+
+def _once(curve: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda x: _bound(x, "activated", curve)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
+    "none": lambda x: x,
+    "relu": lambda x: tirx.max(x, _real(0.0)),
+    "relu6": lambda x: _within(x, 0.0, 6.0),
+    "hardswish": _once(lambda x: x * _within(x + _real(3.0), 0.0, 6.0) * _real(1 / 6)),
+    "silu": _once(lambda x: x * sigmoid(x)),
+    "gelu": _once(lambda x: _real(0.5) * x * (_real(1.0) + erf(_real(0.5**0.5) * x))),
+    "gelu_tanh": _once(lambda x: x * sigmoid(_real(2 * (2 / pi) ** 0.5) * x * (_real(1.0) + _real(0.044715) * x * x))),
+}
+"""What `cprune.tuner.reference.ACTIVATIONS` means by these names."""

@@ -217,7 +217,7 @@ class _Kernel:
             total = _sum(OUTPUT[self.m][j], lambda k: half[i, k, b]) + self.bias[chunk, b]
             if self.residual is not None:
                 total = total + self.residual[n, chunk, y, z, b]
-            return smooth.activate(total, self.w.activation)
+            return smooth.ACTIVATIONS[self.w.activation](total)
 
         self._vector(self.w.out_block, self.out, (n, chunk, y, z), value)
 

@@ -187,7 +187,7 @@ class Mean:
 class Elementwise:
     """A chain of operators that compute every output element from few input elements.
 
-    `expression` is a nested tuple over logical values: ("in", i) · ("relu", a) · ("clip", a, low, high) ·
+    `expression` is a nested tuple over logical values: ("in", i) · (an activation, a) · ("clip", a, low, high) ·
     ("add", a, b) · ("mul", a, b) · ("sub", a, b) · ("scale", a, factor) · ("shift", a, amount) · ("sigmoid", a) ·
     ("tanh", a) · ("erf", a) ·
     ("slice", a, ((start, step), …), shape) · ("pad", a, (before, …), shape of a, shape) ·
