@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cprune.bench import bench
 from cprune.config import Settings
 from cprune.progress import of_terminal
+from cprune.source import Source
 from cprune.tuner.records import Store
 
 MODELS = (
@@ -45,7 +46,7 @@ def main() -> None:
     for model in given.models:
         start = time.perf_counter()
         settings = Settings(trials=given.trials, seed=given.seed)
-        told = bench(model, None, "local", given.threads, settings, given.records, given.rounds, of_terminal())
+        told = bench(Source(model), "local", given.threads, settings, given.records, given.rounds, of_terminal())
         if given.json:
             print(json.dumps(told), flush=True)
         ms = {row["runtime"]: row["median_ms"] for row in told["rows"]}
