@@ -9,9 +9,8 @@ import datetime
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,24 +23,22 @@ from cprune.capture import capture
 from cprune.config import Settings
 from cprune.data import load_data
 from cprune.journal import Journal, RunFolder, write_json
-from cprune.loop import Loop, Outcome, Step, Tuned
+from cprune.loop import Loop, Outcome, Step, Version
 from cprune.measure import Interval
 from cprune.network import Network
 from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
 from cprune.source import Opened, Source
-from cprune.step import channel_step
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
+from cprune.task_table import task_table
 from cprune.trainer import CallableTrainer, DataTrainer, Trainer
+from cprune.tuned import say_if_strange
 from cprune.tuner.records import Store
-from cprune.tuner.search import DEFAULT
-from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Tuner
-from cprune.tuner.workload import describe
 
 __all__ = ["Result", "load", "prune", "resume", "run"]
 
@@ -272,34 +269,6 @@ class _FolderKeeper:
         return self.folder.final_dir / f"{index:04d}"
 
 
-@contextmanager
-def opened_tuner(
-    target: Target,
-    records: str | Path,
-    seed: int,
-    progress: Progress,
-    spaces: str = "sketch",
-    search: str | None = None,
-) -> Iterator[tuple[Session, Tuner]]:
-    """Open the record store and a session on `target`, and close both afterwards.
-
-    The tuner's target is what the session found, with the device's processor.
-    """
-    with Store(records) as store, connect(target, progress.wait, progress.say) as (session, found):
-        _say_if_strange(store, found, progress)
-        yield session, Tuner(session, store, found, seed, spaces=spaces, search=search or DEFAULT)
-
-
-def _say_if_strange(store: Store, target: Target, progress: Progress) -> None:
-    """Say so if the store knows other machines and not this one."""
-    known = store.targets()
-    if known and target.fingerprint not in known:
-        progress.say(
-            f"the records in {store.name} are of {len(known)} other machine{'s' if len(known) > 1 else ''}, none "
-            f"of this one ({target.cpu}, {target.threads} threads): it is measured from the beginning"
-        )
-
-
 def _drive(
     folder: RunFolder,
     config: Mapping[str, Any],
@@ -313,7 +282,7 @@ def _drive(
 ) -> tuple[dict[str, Any], Network]:
     session, target = machine
     with folder.lock(), Store(config["records"] or folder.records) as store:
-        _say_if_strange(store, target, progress)
+        say_if_strange(store, target, progress)
         tuner = Tuner(session, store, target, settings.seed)
         loop = Loop(network, inputs, trainer, session, tuner, settings, _FolderKeeper(folder), progress)
         loop.begin()
@@ -323,8 +292,8 @@ def _drive(
             write_report(folder)
         outcome = loop.finish()
         networks.save(outcome.network, folder.path)
-        programs = {task: best.candidate for task, best in outcome.after.best.items()}
-        deploy.keep_programs(folder.programs, outcome.after.lowered, programs, target)
+        after = outcome.after.tuned
+        deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
         write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
         result = result_of(outcome, config)
         write_json(folder.result, result)
@@ -360,35 +329,16 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def analysis(before: Tuned, after: Tuned, settings: Settings) -> dict[str, Any]:
+def analysis(before: Version, after: Version, settings: Settings) -> dict[str, Any]:
     """Return the contents of `analysis.json`: tasks, channels and what is frozen."""
     old, new = widths(before.graph), widths(after.graph)
     return {
-        "tasks_before": tasks_of(before, settings.step_join),
-        "tasks_after": tasks_of(after, settings.step_join),
+        "tasks_before": [asdict(row) for row in task_table(before.tuned, before.graph, settings.step_join)],
+        "tasks_after": [asdict(row) for row in task_table(after.tuned, after.graph, settings.step_join)],
         "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
         "frozen": [{"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen],
         "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups],
     }
-
-
-def tasks_of(tuned: Tuned, join: str) -> list[dict[str, Any]]:
-    """Return the task table for people: what, which layers, how long, how often, in which channel step."""
-    found = []
-    for task in tuned.lowered.tasks():
-        best = tuned.best[task.key]
-        layers = [n for n in task.layers if n in tuned.graph.layers]
-        found.append(
-            {
-                "id": describe(task.workload),
-                "layers": layers,
-                "latency_us": round(best.latency_s * 1e6, 3),
-                "uses": task.uses,
-                "step": channel_step(channel_splits(task.workload, best.candidate), join),
-                "macs": task.workload.macs,
-            }
-        )
-    return found
 
 
 def _config(

@@ -25,12 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.api import opened_tuner
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
-from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.journal import RunFolder
-from cprune.loop import Loop
 from cprune.measure import interval, sustained
 from cprune.network import Network
 from cprune.progress import Progress
@@ -39,6 +36,7 @@ from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
 from cprune.targets.target import Target, find
+from cprune.tuned import opened_tuner, tune
 
 
 def bench(
@@ -66,13 +64,9 @@ def bench(
         closing(_OnnxRuntime(network, inputs, where.threads)) as onnxruntime,
         opened_tuner(where, store, settings.seed, progress) as (session, tuner),
     ):
-        tuned = Loop.only_tuning(network, inputs, session, tuner, settings, progress)
-        programs = {task: best.candidate for task, best in tuned.best.items()}
-        arrays = [x.numpy() for x in inputs]
-        failed = session.load("model", relax_model(tuned.lowered, programs))
-        output = failed or session.run("model", arrays)
-        if isinstance(output, Failure):
-            raise BrokenWorld(f"the compiled model does not work ({output.stage}): {output.reason}")
+        tuned = tune(network, inputs, tuner, settings.trials, progress)
+        arrays = tuned.arrays
+        output = tuned.load(session, "model")
         pytorch = _pytorch(network, inputs)
         _same("ONNX Runtime", onnxruntime.output, output[0])
         _same("PyTorch", pytorch(), output[0])

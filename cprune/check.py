@@ -15,11 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cprune.api import opened_tuner
-from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.graph import Graph, Group, analyse
-from cprune.loop import Loop
 from cprune.network import Network
 from cprune.progress import Progress
 from cprune.same import TOLERANCE, difference, tensors_in
@@ -29,6 +26,7 @@ from cprune.surgery import Removed, masked, prune
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
 from cprune.targets.target import Target, find
+from cprune.tuned import opened_tuner, tune
 from cprune.tuner.tune import Tuner
 
 SHARE = 0.3
@@ -128,17 +126,14 @@ def _compiled(
 ) -> Wrong | None:
     """Compile a model with one program a task, and compare it with PyTorch."""
     try:
-        tuned = Loop.only_tuning(network, inputs, session, tuner, settings, progress)
+        tuned = tune(network, inputs, tuner, settings.trials, progress)
     except UserError as error:
         return Wrong("", f"{what} cannot be compiled: {error.message}", None)
-    programs = {task: best.candidate for task, best in tuned.best.items()}
-    failed = session.load("checked", relax_model(tuned.lowered, programs))
-    output = failed or session.run("checked", [x.numpy() for x in inputs])
+    outputs = tuned.run(session, "checked")
     session.drop("checked")
-    if isinstance(output, Failure):
-        return Wrong("", f"{what} does not work when compiled ({output.stage}): {output.reason}", None)
-    with torch.no_grad():
-        apart = difference(output, network(*inputs))
+    if isinstance(outputs, Failure):
+        return Wrong("", f"{what} does not work when compiled ({outputs.stage}): {outputs.reason}", None)
+    apart = tuned.difference(outputs)
     return Wrong("", f"{what}, compiled, differs from PyTorch", apart) if apart > TOLERANCE else None
 
 

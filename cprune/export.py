@@ -19,11 +19,9 @@ import torch
 
 from cprune import deploy
 from cprune import network as networks
-from cprune.api import opened_tuner
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.journal import RunFolder
-from cprune.loop import Loop
 from cprune.lower import Layout, Lowered, lower
 from cprune.measure import Interval, interval
 from cprune.network import Network
@@ -32,6 +30,7 @@ from cprune.same import TOLERANCE, difference, tensors_in
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict
+from cprune.tuned import opened_tuner, tune
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Shape
 
@@ -89,10 +88,9 @@ def _of_run(
     else:
         examples = tuple(torch.zeros(shape) for shape in shapes)
         settings = Settings.from_dict(config["settings"])
-        with opened_tuner(target, records or folder.records, seed, progress) as (session, tuner):
-            tuned = Loop.only_tuning(network, examples, session, tuner, settings, progress)
-            lowered, where = tuned.lowered, tuner.target
-        model = relax_model(lowered, {task: best.candidate for task, best in tuned.best.items()})
+        with opened_tuner(target, records or folder.records, seed, progress) as (_, tuner):
+            tuned = tune(network, examples, tuner, settings.trials, progress)
+            lowered, where, model = tuned.lowered, tuner.target, tuned.compiled()
     progress.say("compiling")
     deploy.write(out, config["model"], lowered, model, where, example_of(network, shapes), {"run": directory.name})
     return {"model": config["model"], "target": where.to_dict()}

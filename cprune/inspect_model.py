@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from cprune.api import opened_tuner, tasks_of
 from cprune.config import Settings
 from cprune.graph import analyse
-from cprune.loop import Loop
 from cprune.progress import Progress
 from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
+from cprune.task_table import TaskRow, task_table
+from cprune.tuned import opened_tuner, tune
 
 
 def explain(
@@ -33,24 +34,24 @@ def explain(
     if settings.strict:
         graph.must_be_free()
     where = find(target, threads)
-    tasks: list[dict[str, Any]] = []
+    tasks: list[TaskRow] = []
     problem = ""
-    with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
+    with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (_, tuner):
         try:
-            tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
-            tasks = tasks_of(tuned, settings.step_join)
+            tuned = tune(network, loaded.example_inputs, tuner, settings.trials, progress)
+            tasks = task_table(tuned, graph, settings.step_join)
         except UserError as error:
             problem = error.message
     free = {layer for group in graph.groups for layer in group.layers}
-    total = sum(t["latency_us"] * t["uses"] for t in tasks)
-    prunable = sum(t["latency_us"] * t["uses"] for t in tasks if free.intersection(t["layers"]))
+    total_us = sum(task.total_us for task in tasks)
+    prunable_us = sum(task.total_us for task in tasks if free.intersection(task.layers))
     return {
         "model": loaded.name,
         "target": where.name,
         "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in graph.groups],
         "frozen": [{"layers": list(f.layers), "channels": f.channels, "reason": f.reason} for f in graph.frozen],
-        "tasks": tasks,
-        "prunable_latency_share": round(prunable / total, 4) if total else 0.0,
+        "tasks": [asdict(task) for task in tasks],
+        "prunable_latency_share": round(prunable_us / total_us, 4) if total_us else 0.0,
         "problem": problem,
     }
 

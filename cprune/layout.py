@@ -45,9 +45,9 @@ def choose_block(network: Network, example: Sequence[Tensor], tuner: Tuner, tria
         progress.start("choosing the layout", total)
     cost = {}
     for block, tasks in heavy.items():
-        found = [(tuner.tune(t.workload, trials), t) for t in tasks]
+        tuned = [(tuner.tune(t.workload, trials, on_trial=progress.advance), t) for t in tasks]
         # Seconds per multiplication: the two layouts may cut the model into different tasks.
-        cost[block] = sum(b.latency_s * t.uses for b, t in found) / sum(t.workload.macs * t.uses for t in tasks)
+        cost[block] = sum(best.latency_s * t.uses for best, t in tuned) / sum(t.workload.macs * t.uses for t in tasks)
     progress.done()
     wide, half = options
     return half if cost[half] < CLEARLY * cost[wide] else wide
@@ -109,7 +109,7 @@ def _costs(
             Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[n] for n in t.layers if n in siblings)))
             for t in tasks.values()
         ]
-        best = tuner.tune_all(jobs, trials)
+        best = tuner.tune_all(jobs, trials, on_trial=progress.advance)
         cost[option.layout] = sum(best[t.key].latency_s * t.uses for t in tasks.values())
     progress.done()
     return cost

@@ -26,37 +26,34 @@ so a killed run goes on where it was: decisions are replayed, measurements are r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from cprune import network as networks
-from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.graph import Graph, analyse
 from cprune.importance import importance
-from cprune.layout import choose_block, choose_widths
-from cprune.lower import Layout, Lowered, lower
+from cprune.lower import Layout
 from cprune.measure import Comparison, Interval, compare
 from cprune.network import Network
 from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.progress import Progress
-from cprune.same import TOLERANCE, difference
 from cprune.size import Size, size_of
 from cprune.step import channel_step
 from cprune.surgery import prune
-from cprune.targets.errors import BrokenWorld, UserError
-from cprune.targets.session import Failure, Session
+from cprune.targets.errors import UserError
+from cprune.targets.session import Session
 from cprune.train import FineTuneDiverged
 from cprune.trainer import Schedule, Trainer
+from cprune.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
 from cprune.tuner.space import Candidate, channel_splits
-from cprune.tuner.tune import NOISY, Best, Job, Tuner
+from cprune.tuner.tune import Tuner
 from cprune.tuner.workload import describe
 
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
@@ -100,18 +97,11 @@ class NoKeeper:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A network with its calls and the fastest program of every task."""
+class Version:
+    """The model at one time of the run: tuned, with the channel groups of its network."""
 
-    network: Network
+    tuned: Tuned
     graph: Graph
-    lowered: Lowered
-    best: dict[str, Best]
-
-    @property
-    def predicted_s(self) -> float:
-        """Return the sum of the tasks' latencies: a forecast, good enough to drop hopeless candidates."""
-        return sum(self.best[t.key].latency_s * t.uses for t in self.lowered.tasks())
 
 
 @dataclass(frozen=True)
@@ -181,8 +171,8 @@ class Outcome:
 
     status: str
     network: Network
-    before: Tuned
-    after: Tuned
+    before: Version
+    after: Version
     start: Start
     test_after: float
     comparison: Comparison
@@ -200,7 +190,7 @@ class Loop:
         self,
         network: Network,
         example_inputs: tuple[Tensor, ...],
-        trainer: Trainer | None,
+        trainer: Trainer,
         session: Session,
         tuner: Tuner,
         settings: Settings,
@@ -208,9 +198,7 @@ class Loop:
         progress: Progress,
     ) -> None:
         self.first, self.example = network, example_inputs
-        if trainer is not None:
-            self.trainer = trainer
-        self.session, self.tuner = session, tuner
+        self.trainer, self.session, self.tuner = trainer, session, tuner
         self.settings, self.keeper, self.progress = settings, keeper, progress
         self.target = tuner.target
         self.inputs = [x.detach().numpy() for x in example_inputs]
@@ -218,30 +206,12 @@ class Loop:
         self.events = keeper.events()
         self.loop_trials = 0
         self.notes: list[str] = []
-        self.noise_told = False
         self.history: list[Step] = []
         self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
         self.trained: dict[int, tuple[Network, float]] = {}  # after long training, by step
         self.renewed: set[int] = set()  # steps whose model went on after long training
         self.hopeful = True  # long training helped, or was not tried yet
         self.held = "before"  # the session's name of the current model
-        tuner.on_trial = progress.advance
-
-    @classmethod
-    def only_tuning(
-        cls,
-        network: Network,
-        example_inputs: tuple[Tensor, ...],
-        session: Session,
-        tuner: Tuner,
-        settings: Settings,
-        progress: Progress,
-        time_limit_s: float = float("inf"),
-    ) -> Tuned:
-        """Return `network` tuned in its best layout: what `begin` does, without any accuracy."""
-        loop = cls(network, example_inputs, None, session, tuner, settings, NoKeeper(), progress)
-        layout = loop._choose_layout(network, None, {})
-        return loop._tuned(network, layout, settings.trials, {}, "tuning", time_limit_s)
 
     # -- before the first step
 
@@ -272,10 +242,10 @@ class Loop:
         if kept:
             layout = Layout(int(kept["block"]), tuple(kept.get("narrow", ())))
         else:
-            layout = self._choose_layout(self.first, None, {})
-        tuned = self._tuned(self.first, layout, self.settings.trials, {}, "tuning the model as it is")
-        trials = sum(b.measured for b in tuned.best.values())
-        self._load("before", tuned)
+            layout = self._layout(self.first)
+        version = self._tuned(self.first, layout, self.settings.trials, NO_PROGRAMS, "tuning the model as it is")
+        trials = version.tuned.trials
+        self._load("before", version.tuned)
         if kept:
             latency = Interval.from_dict(kept["latency_ms"])
             trials = kept["trials"]
@@ -300,21 +270,28 @@ class Loop:
                     "seconds": self.seconds.since(dict.fromkeys(self.seconds.now(), 0.0)),
                 }
             )
-        self.start, self.before, self.current, self.accuracy = start, tuned, tuned, decide
-        self.first_widths = widths(tuned.graph)
+        self.start, self.before, self.current, self.accuracy = start, version, version, decide
+        self.first_widths = widths(version.graph)
         self.progress.say(
             f"tuned: {latency.median:.3f} ms [{latency.low:.3f}, {latency.high:.3f}], "
-            f"{len(tuned.lowered.tasks())} tasks, blocks of {layout.block} channels, {trials} trials"
+            f"{len(version.tuned.lowered.tasks())} tasks, blocks of {layout.block} channels, {trials} trials"
         )
         return start
 
-    def _choose_layout(self, network: Network, layout: Layout | None, siblings: dict[str, Candidate]) -> Layout:
+    def _layout(
+        self, network: Network, layout: Layout | None = None, siblings: Mapping[str, Candidate] = NO_PROGRAMS
+    ) -> Layout:
         """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
-        trials = self.settings.trials
         with self.seconds.spent("tune"):
-            if layout is None:
-                layout = Layout(choose_block(network, self.example, self.tuner, trials, self.progress))
-            return choose_widths(network, self.example, layout, self.tuner, trials, siblings, self.progress)
+            return choose_layout(
+                network,
+                self.example,
+                self.tuner,
+                self.settings.trials,
+                self.progress,
+                layout=layout,
+                siblings=siblings,
+            )
 
     # -- the loop
 
@@ -331,7 +308,7 @@ class Loop:
             memory = Memory(frozenset(excluded), rejected)
             proposal = next(
                 proposals(
-                    self._impacts(self.current),
+                    self._impacts(self.current.tuned),
                     self.current.graph,
                     scores,
                     self.first_widths,
@@ -384,15 +361,15 @@ class Loop:
             folder = self.keeper.final_dir(last) if last in self.renewed else self.keeper.step_dir(last)
             assert folder is not None
             self.current = self._again(networks.load(folder), self.before)
-            self._load(f"step{last}", self.current)
+            self._load(f"step{last}", self.current.tuned)
             self._hold(f"step{last}")
         if self.history:
             self.progress.say(f"resumed after {len(self.history)} steps")
         return excluded, rejected
 
-    def _again(self, network: Network, wider: Tuned) -> Tuned:
+    def _again(self, network: Network, wider: Version) -> Version:
         """Return a network whose tasks were tuned before."""
-        return self._tuned(network, self.start.layout, self.settings.loop_trials, self._siblings(wider), "")
+        return self._tuned(network, self.start.layout, self.settings.loop_trials, wider.tuned.layer_programs, "")
 
     def _excluded_last(self) -> bool:
         return bool(self.history) and self.history[-1].verdict == "excluded"
@@ -428,11 +405,11 @@ class Loop:
         before = self.seconds.now()
         old = self.current
         groups = tuple(change(proposal, old.graph))
-        smaller = prune(old.network, old.graph, channels(proposal, scores))
+        smaller = prune(old.tuned.network, old.graph, channels(proposal, scores))
         new = self._tuned(
-            smaller, self.start.layout, self.settings.loop_trials, self._siblings(old), "tuning changed tasks"
+            smaller, self.start.layout, self.settings.loop_trials, old.tuned.layer_programs, "tuning changed tasks"
         )
-        trials = sum(b.measured for b in new.best.values())
+        trials = new.tuned.trials
         self.loop_trials += trials
         name = describe(proposal.task.workload)
 
@@ -454,14 +431,14 @@ class Loop:
             self.keeper.append(_event_of(step, found))
             return step
 
-        if new.predicted_s >= HOPELESS * old.predicted_s:
-            gain = new.predicted_s / old.predicted_s
-            return verdict("rejected", f"the changed tasks are slower (forecast {gain:.3f} of the time)", None)
-        found = self._gate(index, proposal, old, new)
+        forecast = new.tuned.forecast_s / old.tuned.forecast_s
+        if forecast >= HOPELESS:
+            return verdict("rejected", f"the changed tasks are slower (forecast {forecast:.3f} of the time)", None)
+        found = self._gate(index, proposal, new.tuned)
         if not found.faster(self.settings.beta):
             told = f"{found.ratio.median:.3f} [{found.ratio.low:.3f}, {found.ratio.high:.3f}] of the time"
             return verdict("rejected", f"not clearly faster: {told}", found)
-        network = new.network
+        network = new.tuned.network
         seed = self.settings.seed * 1000 + index
         floor = max(self.start.floor, self.settings.alpha * self.accuracy)
         with self.seconds.spent("train"):
@@ -491,7 +468,7 @@ class Loop:
         with self.seconds.spent("evaluate"):
             return self.trainer.decide(network)
 
-    def _gate(self, index: int, proposal: Proposal, old: Tuned, new: Tuned) -> Comparison:
+    def _gate(self, index: int, proposal: Proposal, new: Tuned) -> Comparison:
         """Time the candidate against the current model, or read what an earlier life of this run measured."""
         key, name = f"{index} {proposal.key} {proposal.removed}", f"step{index}"
         for event in self.events:
@@ -530,17 +507,17 @@ class Loop:
         """
         network, test, status = self._last_model()
         self.progress.say(f"accuracy {test:.2%} on the test set ({self.start.required:.2%} asked for)")
-        siblings = self._siblings(self.current)
-        before = self._tuned(self.first, self.start.layout, self.settings.trials, {}, "tuning, unpruned")
+        siblings = self.current.tuned.layer_programs
+        before = self._tuned(self.first, self.start.layout, self.settings.trials, NO_PROGRAMS, "tuning, unpruned")
         after = before
         trials = 0
         if status != "unpruned":
-            layout = self._choose_layout(network, self.start.layout, siblings)
+            layout = self._layout(network, self.start.layout, siblings)
             after = self._tuned(network, layout, self.settings.trials, siblings, "tuning, pruned")
-            trials = sum(b.measured for b in after.best.values())
-        self._load("before", before)
+            trials = after.tuned.trials
+        self._load("before", before.tuned)
         if after is not before:
-            self._load("after", after)
+            self._load("after", after.tuned)
         with self.seconds.spent("measure"):
             found = compare(
                 self.session,
@@ -643,38 +620,14 @@ class Loop:
         return networks.load(folder) if folder is not None else self.remembered[index]
 
     def _tuned(
-        self,
-        network: Network,
-        layout: Layout,
-        trials: int,
-        siblings: dict[str, Candidate],
-        text: str,
-        time_limit_s: float = float("inf"),
-    ) -> Tuned:
-        """Lower `network` and tune its tasks; `siblings` gives each layer the program of its wider form."""
-        lowered = lower(network, self.example, layout)
-        tasks = lowered.tasks()
-        left = sum(self.tuner.left(t.workload, trials) for t in tasks)
-        jobs = [
-            Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[name] for name in t.layers if name in siblings)))
-            for t in tasks
-        ]
+        self, network: Network, layout: Layout, trials: int, siblings: Mapping[str, Candidate], text: str
+    ) -> Version:
+        """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form."""
         with self.seconds.spent("tune"):
-            if left and text:
-                self.progress.start(text, left)
-            best = self.tuner.tune_all(jobs, trials, time_limit_s)
-            self.progress.done()
-        if self.tuner.noise > NOISY and not self.noise_told:
-            self.noise_told = True
-            self.progress.say(
-                f"this machine is noisy: runs of one program spread by {self.tuner.noise:.0%}. Close what else is "
-                "running, or expect winners that another run would not choose"
+            tuned = tune(
+                network, self.example, self.tuner, trials, self.progress, layout=layout, siblings=siblings, text=text
             )
-        graph = analyse(network, self.example, self.settings.ignore, self.settings.whole_heads)
-        return Tuned(network, graph, lowered, best)
-
-    def _siblings(self, tuned: Tuned) -> dict[str, Candidate]:
-        return {name: tuned.best[task.key].candidate for task in tuned.lowered.tasks() for name in task.layers}
+        return Version(tuned, analyse(network, self.example, self.settings.ignore, self.settings.whole_heads))
 
     def _impacts(self, tuned: Tuned) -> list[Impact]:
         found = []
@@ -684,35 +637,27 @@ class Loop:
             found.append(Impact(task, best.latency_s, channel_step(splits, self.settings.step_join)))
         return found
 
-    def _scores(self, tuned: Tuned) -> Scores:
+    def _scores(self, version: Version) -> Scores:
         gradients = None
         if self.settings.importance == "taylor":
             with self.seconds.spent("train"):
-                gradients = self.trainer.gradients(tuned.network, self.settings.seed)
+                gradients = self.trainer.gradients(version.tuned.network, self.settings.seed)
         return {
             g.id: importance(
-                tuned.network,
-                tuned.graph,
+                version.tuned.network,
+                version.graph,
                 g.id,
                 self.settings.importance,
                 seed=self.settings.seed,
                 gradients=gradients,
             )
-            for g in tuned.graph.groups
+            for g in version.graph.groups
         }
 
     def _load(self, key: str, tuned: Tuned) -> None:
         """Build a model in the session and compare it with PyTorch on the example input."""
         with self.seconds.spent("measure"):
-            programs = {task: best.candidate for task, best in tuned.best.items()}
-            failed = self.session.load(key, relax_model(tuned.lowered, programs))
-            output = failed or self.session.run(key, self.inputs)
-        if isinstance(output, Failure):
-            raise BrokenWorld(f"the compiled model does not work ({output.stage}): {output.reason}")
-        with torch.no_grad():
-            error = difference(output, tuned.network.eval()(*self.example))
-        if error > TOLERANCE:
-            raise BrokenWorld(f"the compiled model differs from PyTorch by {error:.3g}; nothing was changed")
+            tuned.load(self.session, key)
 
 
 def _event_of(step: Step, found: Comparison | None) -> dict[str, Any]:

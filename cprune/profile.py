@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cprune.api import opened_tuner
 from cprune.config import Settings
+from cprune.graph import analyse
 from cprune.lower import Layout, Task
 from cprune.measure import interval
 from cprune.progress import Progress
@@ -26,6 +26,7 @@ from cprune.stores import default_records
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.targets.target import Target, find
+from cprune.tuned import opened_tuner, tune
 from cprune.tuner import programs
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Best, Tuner
@@ -57,13 +58,12 @@ def profile(
     progress: Progress,
 ) -> dict[str, Any]:
     """Return the contract's object: every convolution task with its channel step and its latency at several widths."""
-    from cprune.loop import Loop
-
     loaded = source.opened(settings.seed)
     network = loaded.network
     where = find(target, threads)
     with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
-        tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress)
+        tuned = tune(network, loaded.example_inputs, tuner, settings.trials, progress)
+        graph = analyse(network, loaded.example_inputs, settings.ignore, settings.whole_heads)
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
         grain = max(4, where.vector // 2)
         plans = {t.key: widths(w.out_channels, grain, options.widths) for t, w in tasks}
@@ -73,7 +73,7 @@ def profile(
             best = tuned.best[task.key]
             points = _staircase(task, best, plans[task.key], tuned.lowered.layout, tuner, session, options, progress)
             step = channel_step(channel_splits(task.workload, best.candidate), settings.step_join)
-            layers = [name for name in task.layers if name in tuned.graph.layers]
+            layers = [name for name in task.layers if name in graph.layers]
             rows.append(
                 {
                     "id": describe(task.workload),
@@ -121,7 +121,6 @@ def _staircase(
     assert isinstance(task.workload, Conv2d)
     found: dict[int, tuple[Conv2d, Best]] = {}
     wider = best
-    tuner.on_trial = lambda: None  # the bar counts widths
     for channels in sorted(plan, reverse=True):
         workload = narrowed(task.workload, channels, layout)
         if key(workload) == task.key:

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cprune import deploy
-from cprune.api import opened_tuner
-from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.export import example_of
-from cprune.loop import Loop
 from cprune.measure import compare
 from cprune.progress import Progress
 from cprune.source import Source
 from cprune.stores import default_records
-from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
+from cprune.tuned import opened_tuner
+from cprune.tuned import tune as tuned_model
 
 
 def tune(
@@ -42,24 +41,20 @@ def tune(
         progress.say(f"{loaded.name} has random weights: its latency is right, its answers are not")
     network = loaded.network
     where = find(target, threads)
-    inputs = [x.detach().numpy() for x in loaded.example_inputs]
     with opened_tuner(where, records or default_records(where.name), settings.seed, progress, spaces, search) as (
         session,
         tuner,
     ):
-        tuned = Loop.only_tuning(network, loaded.example_inputs, session, tuner, settings, progress, time_limit_s)
-        compiled = relax_model(tuned.lowered, {task: best.candidate for task, best in tuned.best.items()})
-        failed = session.load("model", compiled)
-        if failed is not None:
-            raise BrokenWorld(f"the compiled model does not work ({failed.stage}): {failed.reason}")
-        latency = compare(session, "model", "model", inputs, settings.rounds, settings.run_ms).old_ms
+        tuned = tuned_model(network, loaded.example_inputs, tuner, settings.trials, progress, time_limit_s=time_limit_s)
+        tuned.load(session, "model")
+        latency = compare(session, "model", "model", tuned.arrays, settings.rounds, settings.run_ms).old_ms
         facts = {
             "latency_ms": latency.to_dict(),
             "tasks": len(tuned.best),
-            "trials": sum(best.measured for best in tuned.best.values()),
+            "trials": tuned.trials,
             "seconds": {name: round(value, 1) for name, value in vars(tuner.clock).items()},
         }
         progress.say("compiling")
         example = example_of(network, [tuple(x.shape) for x in loaded.example_inputs])
-        deploy.write(out, loaded.name, tuned.lowered, compiled, tuner.target, example, facts)
+        deploy.write(out, loaded.name, tuned.lowered, tuned.compiled(), tuner.target, example, facts)
     return {"model": loaded.name, "target": where.name, "threads": where.threads, "folder": str(out), **facts}

@@ -20,11 +20,11 @@ from cprune.api import _config
 from cprune.capture import capture
 from cprune.config import Settings
 from cprune.journal import RunFolder
-from cprune.loop import Loop
 from cprune.progress import Silent
 from cprune.source import Source
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
+from cprune.tuned import tune
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
 
@@ -39,10 +39,9 @@ def run(session: LocalSession, target: Target, tmp_path_factory: pytest.TempPath
     network = capture(model, (x,))
     where = RunFolder.create(folder, _config("tiny", "functions", Source(""), target, TRIALS, None))
     with Store(where.records) as store:
-        tuned = Loop.only_tuning(network, (x,), session, Tuner(session, store, target), TRIALS, Silent())
+        tuned = tune(network, (x,), Tuner(session, store, target), TRIALS.trials, Silent())
     networks.save(network, where.path)
-    programs = {task: best.candidate for task, best in tuned.best.items()}
-    deploy.keep_programs(where.programs, tuned.lowered, programs, target)
+    deploy.keep_programs(where.programs, tuned.lowered, tuned.programs, target)
     return folder
 
 

@@ -159,9 +159,9 @@ def test_trials_go_to_the_task_from_which_the_model_gains_most(store: Store, tar
     asked: list[str] = []
 
     class Told(Tuner):
-        def _batch(self, task: Any) -> bool:
+        def _batch(self, task: Any, on_trial: Any) -> bool:
             asked.append(task.key)
-            return super()._batch(task)
+            return super()._batch(task, on_trial)
 
     tried: dict[Any, int] = {}
 

@@ -82,7 +82,6 @@ class Tuner:
         store: Store,
         target: Target,
         seed: int = 0,
-        on_trial: Callable[[], None] | None = None,
         spaces: str = "sketch",
         search: str = DEFAULT,
     ) -> None:
@@ -90,9 +89,9 @@ class Tuner:
             raise unknown("space", spaces, SPACES)
         self.spaces, self.search = spaces, search
         self.session, self.store, self.target, self.seed = session, store, target, seed
-        self.on_trial = on_trial or (lambda: None)
         self.clock = Clock()
         self.spreads: list[float] = []
+        self._noise_said = False
         self._settled: dict[tuple[str, int], Best] = {}
         self._memory: Memory | None = None
         self._leading: dict[str, dict[str, Built]] = {}  # of every open task the built programs that may win
@@ -115,6 +114,15 @@ class Tuner:
     def noise(self) -> float:
         """Return the median spread of the leaders' runs, (high - low) / median; 0 before the first race."""
         return statistics.median(self.spreads) if self.spreads else 0.0
+
+    def say_if_noisy(self, say: Callable[[str], object]) -> None:
+        """Say once if the runs of one program spread so much that winners are chosen by chance."""
+        if self.noise > NOISY and not self._noise_said:
+            self._noise_said = True
+            say(
+                f"this machine is noisy: runs of one program spread by {self.noise:.0%}. Close what else is "
+                "running, or expect winners that another run would not choose"
+            )
 
     def left(self, workload: Workload, trials: int) -> int:
         """Return how many candidates `tune` would at most have to measure."""
@@ -142,15 +150,28 @@ class Tuner:
             return metaschedule.candidates(workload, self.target, self.seed, points)
         return space.of_target(workload, self.target)
 
-    def tune(self, workload: Workload, trials: int, start: Sequence[Candidate] = ()) -> Best:
+    def tune(
+        self,
+        workload: Workload,
+        trials: int,
+        start: Sequence[Candidate] = (),
+        on_trial: Callable[[], object] = lambda: None,
+    ) -> Best:
         """Return the fastest correct program of one workload; see `tune_all`."""
-        return self.tune_all([Job(workload, 1, tuple(start))], trials)[key(workload)]
+        return self.tune_all([Job(workload, 1, tuple(start))], trials, on_trial=on_trial)[key(workload)]
 
-    def tune_all(self, jobs: Sequence[Job], trials: int, time_limit_s: float = float("inf")) -> dict[str, Best]:
+    def tune_all(
+        self,
+        jobs: Sequence[Job],
+        trials: int,
+        time_limit_s: float = float("inf"),
+        on_trial: Callable[[], object] = lambda: None,
+    ) -> dict[str, Best]:
         """Return the fastest correct program of every job by task key, after at most `trials` trials each.
 
-        Earlier records of a task count as its trials.  After `time_limit_s` seconds nothing new is proposed, but
-        every task gets its first batch.  Raises BrokenWorld if not one candidate of a task works.
+        `on_trial` is called after every candidate that was tried.  Earlier records of a task count as its trials.
+        After `time_limit_s` seconds nothing new is proposed, but every task gets its first batch.  Raises BrokenWorld
+        if not one candidate of a task works.
         """
         deadline = time.monotonic() + time_limit_s
         found: dict[str, Best] = {}
@@ -163,13 +184,13 @@ class Tuner:
                 open_tasks.append(_Task(self, job, trials))
         for task in open_tasks:  # every task first gets what no task goes without
             while task.known < min(LEAST, trials) and (task.best_s == float("inf") or time.monotonic() < deadline):
-                if not self._batch(task):
+                if not self._batch(task, on_trial):
                     break
         while time.monotonic() < deadline:
             gaining = [task for task in open_tasks if not task.finished]
             if not gaining:
                 break
-            self._batch(max(gaining, key=lambda task: task.gain))
+            self._batch(max(gaining, key=lambda task: task.gain), on_trial)
         for task in open_tasks:
             best = self._winner(task.job.workload, task.key, task.measured)
             self._leading.pop(task.key, None)
@@ -178,7 +199,7 @@ class Tuner:
                 self._settled[task.key, trials] = best
         return found
 
-    def _batch(self, task: _Task) -> bool:
+    def _batch(self, task: _Task, on_trial: Callable[[], object]) -> bool:
         """Build and time the next candidates of a task; False if it has none left."""
         n = min(BATCH, task.trials - task.known)
         start = time.perf_counter()
@@ -211,7 +232,7 @@ class Tuner:
         self._leading[task.key] = {text: b for text, b in leading.items() if text in best}
         task.measured += len(made)
         for _ in made:
-            self.on_trial()
+            on_trial()
         return True
 
     def _built(self, task: _Task, asked: Sequence[Candidate]) -> tuple[dict[Candidate, Built | Failure], list[Record]]:

@@ -1,0 +1,46 @@
+"""The tasks of a tuned model as a table for people: what, which layers, how long, how often, in which channel step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cprune.graph import Graph
+from cprune.step import channel_step
+from cprune.tuned import Tuned
+from cprune.tuner.space import channel_splits
+from cprune.tuner.workload import describe
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task: its description, the layers that run it, latency of one use, uses, channel step (0: none), macs."""
+
+    id: str
+    layers: tuple[str, ...]
+    latency_us: float
+    uses: int
+    step: int
+    macs: int
+
+    @property
+    def total_us(self) -> float:
+        """Return what the task costs in one inference."""
+        return self.latency_us * self.uses
+
+
+def task_table(tuned: Tuned, graph: Graph, join: str) -> list[TaskRow]:
+    """Return a row for every task of `tuned`; `join` is how the steps of two stages are joined (`channel_step`)."""
+    rows = []
+    for task in tuned.lowered.tasks():
+        best = tuned.best[task.key]
+        rows.append(
+            TaskRow(
+                describe(task.workload),
+                tuple(name for name in task.layers if name in graph.layers),
+                round(best.latency_s * 1e6, 3),
+                task.uses,
+                channel_step(channel_splits(task.workload, best.candidate), join),
+                task.workload.macs,
+            )
+        )
+    return rows
