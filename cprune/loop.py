@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -59,6 +59,10 @@ from cprune.tuner.workload import describe
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
 ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
+
+Status = Literal["pruned", "stepped-back", "unpruned"]
+"""How a run ends: with its newest accepted model, with an earlier one, with none.  `cprune.report` has a headline for
+each."""
 
 
 class Keeper(Protocol):
@@ -169,7 +173,7 @@ class Start:
 class Outcome:
     """What a run ends with."""
 
-    status: str
+    status: Status
     network: Network
     before: Version
     after: Version
@@ -548,7 +552,7 @@ class Loop:
         self.keeper.append({"event": "final", "status": status, "test": test})
         return outcome
 
-    def _last_model(self) -> tuple[Network, float, str]:
+    def _last_model(self) -> tuple[Network, float, Status]:
         """Return the newest accepted model that keeps the promise after long training, its test accuracy, a status.
 
         A model is looked at with the test set only if it keeps the floor on held-out data.  Where long training did not

@@ -24,13 +24,18 @@ STATUSES: dict[str, tuple[str, str]] = {
         "good",
         "The pruned model is faster than the tuned unpruned one and keeps the accuracy asked for.",
     ),
+    "stepped-back": (
+        "warn",
+        "The newest steps did not keep the accuracy asked for; this is an earlier pruned model, which keeps it and is"
+        " faster than the tuned unpruned one.",
+    ),
     "unpruned": (
         "bad",
         "No pruned model was both clearly faster and accurate enough; this is the unpruned model, tuned.",
     ),
 }
-"""The values of "status" in `result.json`: how good the news is, and what it means.  Others are shown as they
-are."""
+"""The values of "status" in `result.json` (`cprune.loop.Status`): how good the news is, and what it means.  Others are
+shown as they are."""
 
 _NONE = "–"
 _WIDTHS = (720, 310)  # of a plot on a large screen and on a phone

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cprune import plots, report
 from cprune.journal import Journal, RunFolder, write_json
+from cprune.loop import Status
 from cprune.report import STATUSES, table, write_report
 from cprune.targets.errors import UserError
 
@@ -320,10 +321,24 @@ class TestWholeRun:
         write_json(folder.result, {**RESULT, "notes": [note]})
         assert page(folder).sections["summary"].count(note) == 1
 
-    @pytest.mark.parametrize("status", [*STATUSES, "something_new"])
-    def test_any_status_is_shown(self, folder: RunFolder, status: str) -> None:
+    @pytest.mark.parametrize("status", get_args(Status))
+    def test_however_a_run_ends_the_headline_says_what_that_means(self, folder: RunFolder, status: str) -> None:
         write_json(folder.result, {**RESULT, "status": status})
-        assert status in page(folder).sections["head"]
+        head = " ".join(page(folder).sections["head"].split())
+        meaning = {
+            "pruned": "The pruned model is faster",
+            "stepped-back": "this is an earlier pruned model, which keeps it and is faster",
+            "unpruned": "this is the unpruned model, tuned",
+        }[status]
+        assert status in head
+        assert meaning in head
+        assert meaning in folder.report_md.read_text()
+        mood = STATUSES[status][0]
+        assert f'class="status {mood}"' in folder.report_html.read_text()
+
+    def test_a_status_of_another_version_is_shown_as_it_is(self, folder: RunFolder) -> None:
+        write_json(folder.result, {**RESULT, "status": "something_new"})
+        assert "something_new" in page(folder).sections["head"]
 
 
 @pytest.mark.usefixtures("no_plots")
