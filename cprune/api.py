@@ -81,7 +81,7 @@ def prune(
     calibrate: Callable[[nn.Module], object] | None = None,
     target: str | Target = "local",
     threads: int | None = None,
-    min_acc: float | None = None,
+    min_acc: float | str | None = None,
     out: str | Path | None = None,
     records: str | Path | None = None,
     progress: Progress | None = None,
@@ -92,8 +92,8 @@ def prune(
     `evaluate(model)` returns the accuracy that decisions are made on, in [0, 1]; `test(model)` the one that is
     promised and reported (default: the same).  `train(model)` fine-tunes in place: one call for a step that is fast
     enough and one at the end.  `example_inputs` is what one inference gets; its shape is what is tuned and timed.
-    `min_acc` is the accuracy to keep; without it one point may be lost (`max_drop`).  `out` keeps the run in a folder
-    that `cprune report` reads; `settings` are those of `cprune.config.Settings`.
+    `min_acc` is the accuracy to keep, 0.7 or "70%"; without it one point may be lost (`max_drop`).  `out` keeps the
+    run in a folder that `cprune report` reads; `settings` are those of `cprune.config.Settings`.
 
     Raises UserError for arguments that make no sense and for a model that cannot be exported.
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from cprune.plain import read
 from cprune.targets.errors import UserError, unknown
 
 
@@ -66,18 +68,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense.  Raises UserError."""
-        shares = {"alpha": self.alpha, "beta": self.beta, "max_sparsity": self.max_sparsity}
-        if self.min_acc is not None:
-            shares["min_acc"] = self.min_acc
-        for name, value in {**shares, "max_drop": self.max_drop}.items():
-            if not 0 <= value <= 1:
-                raise UserError(f"{option(name)} {value:g} is no share", "Type a number from 0 to 1, or 70%.")
+        for name in SHARES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{option(name)} {value:g} is no share", _TYPE_A_SHARE)
         for name in ("trials", "loop_trials", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{option(name)} {getattr(self, name)}: at least 1 is needed")
         for name in ("short_epochs", "short_lr", "retry_epochs", "long_epochs", "long_lr", "max_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{option(name)} {getattr(self, name)}: it cannot be negative")
+        if not self.run_ms > 0:
+            raise UserError(f"{option('run_ms')} {self.run_ms:g}: it must be more than 0, for example 10")
         if self.importance not in IMPORTANCE:
             raise unknown("importance", self.importance, IMPORTANCE)
         if self.step_join not in ("lcm", "max"):
@@ -88,24 +90,24 @@ class Settings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Settings:
-        """Return the settings of a `to_dict` or of a TOML file.  UserError for a name that is none."""
-        known = {f.name for f in fields(cls)}
-        for name, value in values.items():
-            if name not in known:
-                raise unknown("setting", name, known)
-            wanted = type(getattr(cls, name))
-            if wanted in (int, float) and not isinstance(value, (int, float)):
-                raise UserError(f"the setting {name} must be a number, not {value!r}")
-            if wanted is bool and not isinstance(value, bool):
-                raise UserError(f"the setting {name} must be true or false, not {value!r}")
-            if name == "ignore" and not (
-                isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-            ):
-                raise UserError(f"the setting ignore must be a list of names, not {value!r}")
-        return cls(**{**values, "ignore": tuple(values.get("ignore", ()))})
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Return the settings of a `to_dict` or of a TOML file, where a share may also be a text, "70%".
+
+        Raises UserError for a name that is none, and for a value that makes no sense.
+        """
+        shares: dict[str, float] = {}
+        for name in SHARES:
+            value = values.get(name)
+            if isinstance(value, str):
+                try:
+                    shares[name] = share(value)
+                except UserError:
+                    raise UserError(f"the setting {name} must be a share, not {value!r}", _TYPE_A_SHARE) from None
+        return read(cls, {**values, **shares})
 
 
+SHARES = ("min_acc", "max_drop", "alpha", "beta", "max_sparsity")
+_TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
 IMPORTANCE = ("l1", "l2", "fpgm", "taylor", "random")
 
 

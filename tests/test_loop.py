@@ -179,9 +179,10 @@ def _third(model: nn.Module, sizes: list[int]) -> float:
     return 0.1 if len(sizes) == 2 else 0.9
 
 
-def test_more_accuracy_than_the_model_has_is_refused_with_what_it_reaches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("min_acc", [0.95, "95%"])
+def test_more_accuracy_than_the_model_has_is_refused_with_what_it_reaches(min_acc: float | str) -> None:
     with pytest.raises(UserError, match=r"95\.00% is above what the model reaches: 90\.00%"):
-        cprune.prune(tiny(), EXAMPLE, evaluate=lambda _: 0.9, min_acc=0.95, **FAST)
+        cprune.prune(tiny(), EXAMPLE, evaluate=lambda _: 0.9, min_acc=min_acc, **FAST)
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
