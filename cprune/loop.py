@@ -27,9 +27,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,13 +36,14 @@ from torch import Tensor
 
 from cprune import network as networks
 from cprune.config import Settings
+from cprune.cost import Cost
 from cprune.graph import Graph, analyse
 from cprune.importance import importance
 from cprune.lower import Layout
 from cprune.measure import Comparison, Interval, compare
 from cprune.network import Network
 from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
-from cprune.progress import Progress
+from cprune.progress import Progress, Watched
 from cprune.size import Size, size_of
 from cprune.step import channel_step
 from cprune.surgery import prune
@@ -58,6 +58,7 @@ from cprune.tuner.workload import describe
 
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
 ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while
+BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
 
 Status = Literal["pruned", "stepped-back", "unpruned"]
@@ -126,36 +127,6 @@ class Step:
     key: str
 
 
-@dataclass
-class Seconds:
-    """Where a run's time went."""
-
-    tune: float = 0.0
-    measure: float = 0.0
-    train: float = 0.0
-    evaluate: float = 0.0
-    total_start: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def spent(self, on: str) -> Iterator[None]:
-        """Add the time inside to `on`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, on, getattr(self, on) + time.perf_counter() - start)
-
-    def now(self) -> dict[str, float]:
-        """Return all of them, with "other" for the rest of the total."""
-        total = time.perf_counter() - self.total_start
-        told = {name: getattr(self, name) for name in ("tune", "measure", "train", "evaluate")}
-        return {**told, "other": total - sum(told.values()), "total": total}
-
-    def since(self, before: dict[str, float]) -> dict[str, float]:
-        """Return what was spent since `before`, rounded for the journal."""
-        return {name: round(value - before[name], 3) for name, value in self.now().items()}
-
-
 @dataclass(frozen=True)
 class Start:
     """What was known before the first step.  `floor` is the accuracy on held-out data that decisions keep."""
@@ -203,12 +174,11 @@ class Loop:
     ) -> None:
         self.first, self.example = network, example_inputs
         self.trainer, self.session, self.tuner = trainer, session, tuner
-        self.settings, self.keeper, self.progress = settings, keeper, progress
+        self.settings, self.keeper, self.progress = settings, keeper, Watched(progress, self._advanced)
         self.target = tuner.target
         self.inputs = [x.detach().numpy() for x in example_inputs]
-        self.seconds = Seconds()
         self.events = keeper.events()
-        self.loop_trials = 0
+        self.cost, self.kept_at = Cost.of(self.events), time.monotonic()
         self.notes: list[str] = []
         self.history: list[Step] = []
         self.remembered: dict[int, Network] = {}  # accepted networks of a run without a folder
@@ -227,7 +197,7 @@ class Loop:
         if self.settings.strict:
             analyse(self.first, self.example, self.settings.ignore, self.settings.whole_heads).must_be_free()
         kept = next((e for e in self.events if e["event"] == "start"), None)
-        with self.seconds.spent("evaluate"):
+        with self.cost.spent("evaluate"):
             test = kept["test"] if kept else self.trainer.test(self.first)
         required = self.settings.min_acc
         if required is None:
@@ -237,7 +207,7 @@ class Loop:
                 f"--min-acc {required:.2%} is above what the model reaches: {test:.2%} on the test set",
                 f"Type --min-acc {max(0.0, test - 0.01):.4f}, or leave it out to allow a loss of one point.",
             )
-        with self.seconds.spent("evaluate"):
+        with self.cost.spent("evaluate"):
             decide = kept["decide"] if kept else self.trainer.decide(self.first)
         floor = decide - (test - required)
         self.progress.say(
@@ -247,20 +217,21 @@ class Loop:
             layout = Layout(int(kept["block"]), tuple(kept.get("narrow", ())))
         else:
             layout = self._layout(self.first)
-        version = self._tuned(self.first, layout, self.settings.trials, NO_PROGRAMS, "tuning the model as it is")
-        trials = version.tuned.trials
+        version = self._tuned(
+            self.first, layout, self.settings.trials, NO_PROGRAMS, "tuning the model as it is", "before"
+        )
         self._load("before", version.tuned)
         if kept:
             latency = Interval.from_dict(kept["latency_ms"])
-            trials = kept["trials"]
         else:
-            with self.seconds.spent("measure"):
+            with self.cost.spent("measure"):
                 latency = compare(
                     self.session, "before", "before", self.inputs, self.settings.rounds, self.settings.run_ms
                 ).old_ms
+        trials = self.cost.trials["before"]
         start = Start(test, decide, required, floor, layout, trials, latency)
         if not kept:
-            self.keeper.append(
+            self._keep(
                 {
                     "event": "start",
                     "test": test,
@@ -271,7 +242,7 @@ class Loop:
                     "narrow": list(layout.narrow),
                     "trials": trials,
                     "latency_ms": latency.to_dict(),
-                    "seconds": self.seconds.since(dict.fromkeys(self.seconds.now(), 0.0)),
+                    "seconds": self.cost.so_far()["seconds"],
                 }
             )
         self.start, self.before, self.current, self.accuracy = start, version, version, decide
@@ -286,7 +257,7 @@ class Loop:
         self, network: Network, layout: Layout | None = None, siblings: Mapping[str, Candidate] = NO_PROGRAMS
     ) -> Layout:
         """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
-        with self.seconds.spent("tune"):
+        with self.cost.spent("tune"):
             return choose_layout(
                 network,
                 self.example,
@@ -353,7 +324,6 @@ class Loop:
                 excluded, rejected = set(), {}
             if event["event"] != "step":
                 continue
-            self.loop_trials += event["trials"]
             self.history.append(_step_of(event))
             if event["verdict"] == "accepted":
                 last, rejected, self.accuracy = event["index"], {}, event["accuracy"]
@@ -394,7 +364,7 @@ class Loop:
         self.renewed.add(last)
         self.accuracy = accuracy
         self.current = self._again(network, self.current)
-        self.keeper.append({"event": "renewed", "index": last, "accuracy": accuracy})
+        self._keep({"event": "renewed", "index": last, "accuracy": accuracy})
         self.progress.say(f"{accuracy:.2%} on held-out data after long training: every task is tried again")
         return True
 
@@ -406,15 +376,19 @@ class Loop:
 
     def _visit(self, index: int, proposal: Proposal, scores: Scores) -> Step:
         """Try one proposal and say what came of it; an accepted one becomes `current`."""
-        before = self.seconds.now()
+        before = self.cost.now()
         old = self.current
         groups = tuple(change(proposal, old.graph))
         smaller = prune(old.tuned.network, old.graph, channels(proposal, scores))
         new = self._tuned(
-            smaller, self.start.layout, self.settings.loop_trials, old.tuned.layer_programs, "tuning changed tasks"
+            smaller,
+            self.start.layout,
+            self.settings.loop_trials,
+            old.tuned.layer_programs,
+            "tuning changed tasks",
+            "loop",
         )
         trials = new.tuned.trials
-        self.loop_trials += trials
         name = describe(proposal.task.workload)
 
         def verdict(word: str, reason: str, found: Comparison | None, accuracy: float | None = None) -> Step:
@@ -429,10 +403,10 @@ class Loop:
                 word,
                 reason,
                 trials,
-                self.seconds.since(before),
+                self.cost.since(before),
                 proposal.key,
             )
-            self.keeper.append(_event_of(step, found))
+            self._keep(_event_of(step, found))
             return step
 
         forecast = new.tuned.forecast_s / old.tuned.forecast_s
@@ -445,7 +419,7 @@ class Loop:
         network = new.tuned.network
         seed = self.settings.seed * 1000 + index
         floor = max(self.start.floor, self.settings.alpha * self.accuracy)
-        with self.seconds.spent("train"):
+        with self.cost.spent("train"):
             self.trainer.recalibrate(network, seed)
         try:
             accuracy = self._trained(network, self.settings.short_epochs, seed)
@@ -467,9 +441,9 @@ class Loop:
 
     def _trained(self, network: Network, epochs: float, seed: int) -> float:
         """Train a little, in place, and return the accuracy on held-out data."""
-        with self.seconds.spent("train"):
+        with self.cost.spent("train"):
             self.trainer.fine_tune(network, Schedule(epochs, self.settings.short_lr, False), seed, self.progress)
-        with self.seconds.spent("evaluate"):
+        with self.cost.spent("evaluate"):
             return self.trainer.decide(network)
 
     def _gate(self, index: int, proposal: Proposal, new: Tuned) -> Comparison:
@@ -480,7 +454,7 @@ class Loop:
                 self._load(name, new)
                 return Comparison(*(Interval.from_dict(event[n]) for n in ("before_ms", "latency_ms", "ratio")))
         self._load(name, new)
-        with self.seconds.spent("measure"):
+        with self.cost.spent("measure"):
             found = compare(
                 self.session,
                 self.held,
@@ -490,7 +464,7 @@ class Loop:
                 self.settings.run_ms,
                 self.settings.beta,
             )
-        self.keeper.append(
+        self._keep(
             {
                 "event": "measured",
                 "key": key,
@@ -514,15 +488,13 @@ class Loop:
         siblings = self.current.tuned.layer_programs
         before = self._tuned(self.first, self.start.layout, self.settings.trials, NO_PROGRAMS, "tuning, unpruned")
         after = before
-        trials = 0
         if status != "unpruned":
             layout = self._layout(network, self.start.layout, siblings)
-            after = self._tuned(network, layout, self.settings.trials, siblings, "tuning, pruned")
-            trials = after.tuned.trials
+            after = self._tuned(network, layout, self.settings.trials, siblings, "tuning, pruned", "final")
         self._load("before", before.tuned)
         if after is not before:
             self._load("after", after.tuned)
-        with self.seconds.spent("measure"):
+        with self.cost.spent("measure"):
             found = compare(
                 self.session,
                 "before",
@@ -544,12 +516,12 @@ class Loop:
             test,
             found,
             (size_of(self.first, self.example), size_of(network, self.example)),
-            {"before": self.start.trials, "loop": self.loop_trials, "final": trials},
-            {name: round(value, 1) for name, value in self.seconds.now().items()},
+            dict(self.cost.trials),
+            {name: round(value, 1) for name, value in self.cost.now().items()},
             counts,
             tuple(self.notes),
         )
-        self.keeper.append({"event": "final", "status": status, "test": test})
+        self._keep({"event": "final", "status": status, "test": test})
         return outcome
 
     def _last_model(self) -> tuple[Network, float, Status]:
@@ -569,7 +541,7 @@ class Loop:
             if decided < self.start.floor:
                 told = f"{decided:.2%} on held-out data is below {self.start.floor:.2%}"
             else:
-                with self.seconds.spent("evaluate"):
+                with self.cost.spent("evaluate"):
                     test = self.trainer.test(network)
                 if test >= self.start.required:
                     return network, test, "stepped-back" if back else "pruned"
@@ -597,12 +569,12 @@ class Loop:
         network = deepcopy(short)
         self.progress.say(f"long training of the model after step {index}")
         schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
-        with self.seconds.spent("evaluate"):
+        with self.cost.spent("evaluate"):
             before = after = self.trainer.decide(short)
         try:
-            with self.seconds.spent("train"):
+            with self.cost.spent("train"):
                 self.trainer.fine_tune(network, schedule, self.settings.seed * 1000 + 900 + index, self.progress)
-            with self.seconds.spent("evaluate"):
+            with self.cost.spent("evaluate"):
                 after = self.trainer.decide(network)
         except FineTuneDiverged as error:
             self._note(f"long training diverged ({error}); the model of step {index} is used as it was")
@@ -612,11 +584,22 @@ class Loop:
             network, after = short, before
         if folder is not None:
             networks.save(network, folder)
-        self.keeper.append({"event": "trained", "index": index, "before": before, "accuracy": after})
+        self._keep({"event": "trained", "index": index, "before": before, "accuracy": after})
         self.trained[index] = network, after
         return network, after
 
     # -- helpers
+
+    def _keep(self, event: dict[str, Any]) -> None:
+        """Write an event with what the run has cost so far."""
+        self.keeper.append({**event, "so_far": self.cost.so_far()})
+        self.kept_at = time.monotonic()
+
+    def _advanced(self) -> None:
+        """Count a trial (outside of tuning this counts nothing), and now and then write what the run has cost."""
+        self.cost.trial()
+        if time.monotonic() - self.kept_at > BEAT_S:
+            self._keep({"event": "cost"})
 
     def _accepted(self, index: int) -> Network:
         """Return the model as it was accepted."""
@@ -624,10 +607,19 @@ class Loop:
         return networks.load(folder) if folder is not None else self.remembered[index]
 
     def _tuned(
-        self, network: Network, layout: Layout, trials: int, siblings: Mapping[str, Candidate], text: str
+        self,
+        network: Network,
+        layout: Layout,
+        trials: int,
+        siblings: Mapping[str, Candidate],
+        text: str,
+        phase: str = "",
     ) -> Version:
-        """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form."""
-        with self.seconds.spent("tune"):
+        """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form.
+
+        The trials count for `phase`, if there is one.
+        """
+        with self.cost.spent("tune"), self.cost.counting(phase):
             tuned = tune(
                 network, self.example, self.tuner, trials, self.progress, layout=layout, siblings=siblings, text=text
             )
@@ -644,7 +636,7 @@ class Loop:
     def _scores(self, version: Version) -> Scores:
         gradients = None
         if self.settings.importance == "taylor":
-            with self.seconds.spent("train"):
+            with self.cost.spent("train"):
                 gradients = self.trainer.gradients(version.tuned.network, self.settings.seed)
         return {
             g.id: importance(
@@ -660,7 +652,7 @@ class Loop:
 
     def _load(self, key: str, tuned: Tuned) -> None:
         """Build a model in the session and compare it with PyTorch on the example input."""
-        with self.seconds.spent("measure"):
+        with self.cost.spent("measure"):
             tuned.load(self.session, key)
 
 

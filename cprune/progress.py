@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -43,6 +44,19 @@ class Silent:
 
     def wait(self, text: str) -> None:
         """Do nothing."""
+
+
+class Watched:
+    """Another progress, and a function that is called whenever its bar moves on."""
+
+    def __init__(self, progress: Progress, on_advance: Callable[[], None]) -> None:
+        self.start, self.done, self.say, self.wait = progress.start, progress.done, progress.say, progress.wait
+        self._advance, self._on_advance = progress.advance, on_advance
+
+    def advance(self, units: int = 1) -> None:
+        """Move the bar on, and call the function."""
+        self._advance(units)
+        self._on_advance()
 
 
 class Plain:

@@ -261,6 +261,7 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path, afte
         e["event"] == "step" and e["verdict"] == "accepted" for e in events
     )
     assert (out / "report.html").exists()
+    assert json.loads(printed)["seconds"]["total"] > before[-1]["so_far"]["seconds"]["total"]
 
 
 def test_a_folder_that_is_a_run_already_is_not_run_over(tmp_path: Path) -> None:

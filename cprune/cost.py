@@ -1,0 +1,98 @@
+"""What a run has cost so far, its earlier lives included.
+
+Every event that the loop writes carries it as `so_far`, and where nothing else is written for a while an event "cost"
+does, so a run that is killed loses less than half a minute of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS = ("tune", "measure", "train", "evaluate", "other")
+PHASES = ("before", "loop", "final")
+
+
+def _zeros() -> dict[str, float]:
+    return dict.fromkeys(KINDS, 0.0)
+
+
+@dataclass
+class Cost:
+    """Seconds by what they went for, and trials by the phase of the run that asked for them.
+
+    The clock runs from the beginning: what is inside no `spent` is "other".
+    """
+
+    seconds: dict[str, float] = field(default_factory=_zeros)
+    trials: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    clock: Callable[[], float] = time.perf_counter
+    kind: str = "other"  # what the clock is running for
+    phase: str = ""  # what a trial counts for; "" for nothing
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self.mark = self.clock()
+
+    @classmethod
+    def of(cls, events: Sequence[Mapping[str, Any]], clock: Callable[[], float] = time.perf_counter) -> Cost:
+        """Return what the earlier lives of a run cost, by their events; the clock runs on from there.
+
+        Older journals have no `so_far`: in them the start and every step say what they cost themselves.
+        """
+        cost = cls(clock=clock)
+        for event in events:
+            if "so_far" in event:
+                cost.seconds = {kind: float(event["so_far"]["seconds"][kind]) for kind in KINDS}
+                cost.trials = {phase: int(event["so_far"]["trials"][phase]) for phase in PHASES}
+            elif event["event"] in ("start", "step"):
+                for kind in KINDS:
+                    cost.seconds[kind] += event.get("seconds", {}).get(kind, 0.0)
+                cost.trials["before" if event["event"] == "start" else "loop"] += event.get("trials", 0)
+        return cost
+
+    @contextmanager
+    def spent(self, kind: str) -> Iterator[None]:
+        """Count the time inside as `kind`."""
+        outer = self.kind
+        self._turn(kind)
+        try:
+            yield
+        finally:
+            self._turn(outer)
+
+    @contextmanager
+    def counting(self, phase: str) -> Iterator[None]:
+        """Count the trials inside for `phase`."""
+        self.phase = phase
+        try:
+            yield
+        finally:
+            self.phase = ""
+
+    def trial(self) -> None:
+        """Count one trial."""
+        if self.phase:
+            self.trials[self.phase] += 1
+
+    def now(self) -> dict[str, float]:
+        """Return the seconds by kind, and their "total"."""
+        self._turn(self.kind)
+        return {**self.seconds, "total": sum(self.seconds.values())}
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds that were spent since `before`, a `now`, rounded for the journal."""
+        return {kind: round(value - before[kind], 3) for kind, value in self.now().items()}
+
+    def so_far(self) -> dict[str, Any]:
+        """Return plain values for the journal: what `of` reads."""
+        return {"seconds": {kind: round(value, 3) for kind, value in self.now().items()}, "trials": dict(self.trials)}
+
+    def _turn(self, kind: str) -> None:
+        """Give the time since the last turn to what it went for, and run on for `kind`."""
+        now = self.clock()
+        self.seconds[self.kind] += now - self.mark
+        self.kind, self.mark = kind, now
