@@ -19,7 +19,8 @@ from rpc_rig import KEY, Rig, Server, free_port, rig
 from test_session import crashing, doubled, hanging, program
 
 from cprune.targets import build, device, tracker
-from cprune.targets.errors import BrokenWorld, DeviceLost, UserError
+from cprune.targets.client import GONE, Client
+from cprune.targets.errors import BrokenWorld, Bug, DeviceLost, UserError
 from cprune.targets.rpc import RpcSession
 from cprune.targets.session import Built, Failure, Timed
 from cprune.targets.target import Timing, find, with_threads
@@ -166,6 +167,21 @@ def test_a_library_that_cannot_be_loaded_is_a_failed_candidate(session: RpcSessi
     assert isinstance(failed, Failure)
     assert failed.stage == "load"
     assert isinstance(time_once(session, doubled()), Timed)
+
+
+def test_a_bug_of_ours_surfaces_from_the_builder_and_from_the_device_s_process(session: RpcSession) -> None:
+    with pytest.raises(Bug, match=r"(?s)builder\.py.*AttributeError"):
+        session._builder.ask("build", (["p"], [None], "{}", False), 60)
+    with pytest.raises(Bug, match=r"(?s)client\.py.*TypeError"):
+        session._devices[0].ask("time", ("p0.so", 64, 1, 1e-3, 1.0, 0.0), 60)
+    assert isinstance(time_once(session, doubled()), Timed)
+
+
+def test_a_model_that_went_with_an_earlier_session_is_a_failure_and_no_bug() -> None:
+    client = object.__new__(Client)
+    client.models = {}
+    assert client.run("model", []) == client.time_models(["model"], [], 1, 1e-3, 0.0) == GONE
+    assert not device.broke(GONE)
 
 
 def test_a_library_for_another_machine_is_refused_before_it_is_sent(session: RpcSession, tmp_path: Path) -> None:

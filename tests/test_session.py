@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from contracts import run_once, time_once
 
-from cprune.targets.errors import UserError
+from cprune.targets.errors import Bug, UserError, ours
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Built, Failure, Program, Timed, arguments
 from cprune.targets.target import Target, Timing, find
@@ -221,3 +221,88 @@ def test_a_process_outlives_the_thread_that_asked_first(target: Target) -> None:
         time.sleep(0.5)
         assert isinstance(time_once(session, doubled()), Timed)
         assert session.worker_pid == pid
+
+
+def _own_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every worker that starts from now on run this code first."""
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(code))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_a_bug_of_ours_in_the_worker_surfaces_with_its_traceback(own: LocalSession) -> None:
+    (built,) = own.build([doubled()])
+    assert isinstance(built, Built)
+    own._alive[999] = own._alive[built.handle]  # a session that forgets what its worker holds
+    for _ in range(2):
+        with pytest.raises(Bug, match=r"(?s)worker\.py.*in time.*KeyError: 999"):
+            own.time([replace(built, handle=999)])
+    assert isinstance(own.time([built])[0], Timed)  # and the worker lives on
+
+
+def test_a_bug_of_ours_while_a_program_is_built_is_no_failure_of_the_program(
+    own: LocalSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _own_worker(tmp_path, monkeypatch, "import tvm\ntvm.ir.load_json = lambda text: text.nonsense")
+    with pytest.raises(Bug, match=r"AttributeError: 'str' object has no attribute 'nonsense'"):
+        own.build([doubled()])
+
+
+def test_the_last_words_of_a_worker_are_in_the_reason(
+    own: LocalSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What LLVM does where it has no instruction for something.
+    _own_worker(
+        tmp_path,
+        monkeypatch,
+        """
+        import os, sys, tvm
+        def abort(text):
+            sys.stderr.write("x" * 5000 + "\\nLLVM ERROR: Cannot select: t7: v8f32 = fpowi\\nIn function: main\\n")
+            sys.stderr.flush()
+            os.abort()
+        tvm.ir.load_json = abort
+        """,
+    )
+    failed = time_once(own, doubled())
+    assert isinstance(failed, Failure)
+    assert failed.stage == "build"
+    assert failed.reason == "the worker ended: SIGABRT (LLVM ERROR: Cannot select: t7: v8f32 = fpowi)"
+
+
+def test_what_a_worker_said_of_an_earlier_program_is_not_in_the_reason(
+    own: LocalSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _own_worker(
+        tmp_path,
+        monkeypatch,
+        """
+        import os, tvm
+        load = tvm.ir.load_json
+        def noisy(text):
+            if "dies" in text:
+                os._exit(3)
+            os.write(2, b"error: of the first one\\n")
+            return load(text)
+        tvm.ir.load_json = noisy
+        """,
+    )
+    assert isinstance(time_once(own, doubled()), Timed)
+    failed = time_once(own, Program('"dies"', ((1,), (1,))))
+    assert failed == Failure("build", "the worker ended: exit code 3")
+
+
+def test_errors_of_tvm_are_told_from_ours_where_they_have_the_same_class() -> None:
+    import tvm
+    from tvm.s_tir import Schedule
+
+    schedule = Schedule(tvm.ir.load_json(doubled().module))
+    with pytest.raises(TypeError) as of_tvm:
+        tvm.get_global_func("runtime.NumThreads")("one", "too", "many")
+    with pytest.raises(TypeError) as of_ours:
+        schedule.fuse(3)
+    with pytest.raises(RuntimeError) as of_schedule:
+        schedule.get_sblock("nowhere")
+    with pytest.raises(ValueError, match="JSON") as of_json:
+        tvm.ir.load_json("{}")
+    told = [ours(error.value) for error in (of_tvm, of_ours, of_schedule, of_json)]
+    assert told == [False, True, False, False]

@@ -14,7 +14,7 @@ from pathlib import Path
 import tvm
 
 from cprune.targets.build import export, linker
-from cprune.targets.process import answer, begun, cores, first_line
+from cprune.targets.process import answer, begun, cores, failure, first_line
 from cprune.targets.session import Failure, Kernel, Program
 
 
@@ -46,7 +46,7 @@ class Builder:
                 export(library, Path(path), self.triple)
                 return str(library.inspect_source("asm")) if assembly else ""
             except Exception as error:
-                return Failure("build", first_line(error))
+                return failure("build", error)
 
         with ThreadPoolExecutor(cores()) as pool:
             return list(pool.map(one, paths, programs))
@@ -62,7 +62,7 @@ class Builder:
             module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
             export(tvm.driver.build(module, tvm.target.Target(json.loads(target))), Path(path), self.triple)
         except Exception as error:
-            return Failure("build", first_line(error))
+            return failure("build", error)
         return None
 
     def model(self, path: str, module: str, kernels: tuple[Kernel, ...], target: str) -> Failure | None:
@@ -73,7 +73,7 @@ class Builder:
                 whole.update(tvm.ir.load_json(kernel.module))
             export(tvm.compile(whole, tvm.target.Target(json.loads(target))), Path(path), self.triple)
         except Exception as error:
-            return Failure("build", first_line(error))
+            return failure("build", error)
         return None
 
 

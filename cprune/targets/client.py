@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from cprune.targets.device import broke
-from cprune.targets.process import answer, begun, first_line
+from cprune.targets.process import answer, begun, failure, first_line
 from cprune.targets.serve import timed
 from cprune.targets.session import Failure, Timed
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
 HELD = 64
 """Libraries that stay loaded on a device."""
+GONE = Failure("load", "the model went with the session that held it")
+"""What is answered when a request is sent once more after the connection broke (`device.py`)."""
 
 
 def main() -> None:
@@ -83,7 +85,7 @@ class Client:
         try:
             return self.connect()
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def state(self) -> dict[str, Any] | Failure:
         """Return what the device says of itself now (clock, temperature)."""
@@ -91,7 +93,7 @@ class Client:
             told: dict[str, Any] = json.loads(self.session.get_function("cprune.device")())
             return told
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def _module(self, path: str) -> Any:
         """Upload a library once, and load it."""
@@ -129,7 +131,7 @@ class Client:
             stage = "run"
             told = json.loads(self.measure(name, *numbers, *args))
         except Exception as error:
-            return Failure(stage, first_line(error))
+            return failure(stage, error)
         return Failure(told[0], told[1]) if told[0] in ("load", "run") else Timed(tuple(told))
 
     def race(
@@ -154,22 +156,26 @@ class Client:
             machine = VirtualMachine(self._module(path), self.cpu)
             self.models[key] = (machine, [self._tensor(w) for w in weights])
         except Exception as error:
-            return Failure("load", first_line(error))
+            return failure("load", error)
         return None
 
     def run(self, key: str, inputs: list[Any]) -> Any:
         """Run a held model once."""
-        machine, weights = self.models[key]
+        if key not in self.models:
+            return GONE
         try:
+            machine, weights = self.models[key]
             machine.set_input("main", *(self._tensor(a) for a in inputs), *weights)
             machine.invoke_stateful("main")
             output = machine.get_outputs("main")
             return tuple(part.numpy() for part in ((output,) if hasattr(output, "numpy") else output))
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def time_models(self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float) -> Any:
         """Time the held models in turns."""
+        if not self.models.keys() >= set(keys):
+            return GONE
         try:
             given = [self._tensor(a) for a in inputs]  # sent once, however often the weights move
 
@@ -186,7 +192,7 @@ class Client:
 
             return models_in_turns(keys, move, seconds, rounds, run_s, cooldown_s)
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def drop(self, key: str) -> None:
         """Forget a held model."""

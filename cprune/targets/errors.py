@@ -8,7 +8,9 @@ Exception
 
 Both end a command with exit code 2 and one message, never with a traceback.
 
-A candidate that fails is neither: it is data (`cprune.targets.session.Failure`).
+A candidate that fails is neither: it is data (`cprune.targets.session.Failure`).  A bug of ours is none of these and no
+data either: it surfaces, also out of another process (`Bug`), because what is recorded as a failure is never tried
+again.
 """
 
 from __future__ import annotations
@@ -44,6 +46,20 @@ class DeviceLost(BrokenWorld):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.answers: list[Any] = []
+
+
+class Bug(Exception):
+    """A bug of ours in another process.  `str(error)` is the traceback of that process."""
+
+
+def ours(error: BaseException) -> bool:
+    """Tell whether an exception is a bug of ours, which must surface, and not what became of a candidate.
+
+    TVM raises ValueError, RuntimeError and kinds of it (ScheduleError, InternalError, RPCError).  But an error of its
+    C++ code may name any class of Python, TypeError or IndexError too; TVM-FFI leaves a mark on those.
+    """
+    mistakes = (TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError)
+    return isinstance(error, mistakes) and not hasattr(error, "__tvm_ffi_error__")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

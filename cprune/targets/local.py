@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from cprune.targets.errors import BrokenWorld
 from cprune.targets.process import START_DEADLINE_S, Process
 from cprune.targets.session import Array, Built, Failure, Model, Program, Timed
 from cprune.targets.target import Target
@@ -45,7 +46,9 @@ class LocalSession:
 
     def _load_again(self, worker: Process) -> None:
         for key, model in self._models.items():
-            worker.again("load", (key, model, self.target.compiler))
+            failed = worker.again("load", (key, model, self.target.compiler))
+            if failed is not None:
+                raise BrokenWorld(f"a model cannot be loaded again: {failed.reason}")
 
     def build(
         self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()

@@ -10,17 +10,29 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import IO, Any
 
-from cprune.targets.errors import BrokenWorld
+from cprune.targets.errors import BrokenWorld, Bug, ours
 from cprune.targets.session import Failure
 
 START_DEADLINE_S = 120.0
+STDERR_BYTES = 1024
+"""What is read of the end of a dead process's stderr."""
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """The answer to a request in which our own code failed."""
+
+    traceback: str
 
 
 class Process:
@@ -44,6 +56,7 @@ class Process:
         self.lives = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._stderr: IO[bytes] | None = None  # a file, not a pipe: nobody has to empty it
         self._lock = threading.Lock()
 
     @property
@@ -59,19 +72,22 @@ class Process:
     def ask(self, name: str, args: tuple[Any, ...], deadline_s: float) -> Any:
         """Return the answer, or Failure("run" | "timeout") if the process ended or said nothing in time.
 
-        Raises BrokenWorld if it cannot be started.
+        Raises BrokenWorld if it cannot be started, Bug if the method failed in a way that is no answer.
         """
         with self._lock:
             connection = self._started()
             try:
+                self._forget_stderr()
                 connection.send((name, args))
-                if connection.poll(deadline_s):
-                    return connection.recv()
+                in_time = connection.poll(deadline_s)
+                answer = connection.recv() if in_time else None
             except (EOFError, OSError):
                 return Failure("run", f"the worker ended: {self._end()}")
             except BaseException:  # Ctrl-C between question and answer: the pipe is out of step
                 self._end()
                 raise
+            if in_time:
+                return _value(answer)
             self._end()
             return Failure("timeout", f"no answer within {deadline_s:g} s")
 
@@ -79,7 +95,7 @@ class Process:
         """Ask while a new life is prepared (`prepare` only)."""
         assert self._connection is not None
         self._connection.send((name, args))
-        return self._connection.recv()
+        return _value(self._connection.recv())
 
     def close(self) -> None:
         """End the process."""
@@ -89,18 +105,19 @@ class Process:
     def _started(self) -> Connection:
         if self._connection is not None:
             return self._connection
-        ours, theirs = Pipe()
+        mine, theirs = Pipe()
         # The package's parent folder leads the path, so that the process finds the same cprune as we are.
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
         command = [sys.executable, "-m", self.module, str(theirs.fileno()), *self.arguments]
         environment = {**os.environ, **self.environment, "PYTHONPATH": path}
-        self._process = _spawner().submit(_spawned, command, environment, theirs.fileno()).result()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the process ends)
+        self._process = _spawner().submit(_spawned, command, environment, theirs.fileno(), self._stderr).result()
         theirs.close()
-        self._connection = ours
+        self._connection = mine
         self.lives += 1
         try:
-            found = ours.recv() if ours.poll(self.start_deadline_s) else None
+            found = mine.recv() if mine.poll(self.start_deadline_s) else None
         except (EOFError, OSError):
             found = None
         wrong = "did not start" if found is None else self.greeted(found)
@@ -112,22 +129,56 @@ class Process:
         except (EOFError, OSError):
             self._end()
             raise BrokenWorld("the measuring process ended while it was started") from None
-        return ours
+        except Exception:
+            self._end()
+            raise
+        return mine
 
     def _end(self) -> str:
-        """End the process and return how it ended."""
+        """End the process and return how it ended, with the end of what it said."""
         process, self._process = self._process, None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if process is None:
+        stderr, self._stderr = self._stderr, None
+        if process is None or stderr is None:
             return "not running"
         try:
             code = process.wait(0.2)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        with stderr:
+            said = _last_words(stderr)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"{how} ({said})" if said else how
+
+    def _forget_stderr(self) -> None:
+        """Empty the file, so that it has what the next request makes the process say and does not grow.
+
+        The process writes where the file's position is, which it shares with us.
+        """
+        if self._stderr is not None:
+            self._stderr.seek(0)
+            self._stderr.truncate()
+
+
+def _value(answer: Any) -> Any:
+    if isinstance(answer, _Raised):
+        raise Bug(answer.traceback)
+    return answer
+
+
+def _last_words(stderr: IO[bytes]) -> str:
+    """Return the line at the end of a dead process's stderr that says most: the last one with an error, or the last.
+
+    The lines of a stack (`File "…", line 3, in f`) say nothing alone.
+    """
+    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
+    lines = [line.strip() for line in stderr.read().decode("utf-8", "replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith('File "')]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [""])[-1][:300]
 
 
 _SPAWNERS: dict[int, ThreadPoolExecutor] = {}
@@ -143,14 +194,16 @@ def _spawner() -> ThreadPoolExecutor:
     return _SPAWNERS[os.getpid()]
 
 
-def _spawned(command: Sequence[str], environment: Mapping[str, str], fd: int) -> subprocess.Popen[bytes]:
+def _spawned(
+    command: Sequence[str], environment: Mapping[str, str], fd: int, stderr: IO[bytes]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         pass_fds=[fd],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         start_new_session=True,
     )
 
@@ -166,13 +219,20 @@ def begun(fd: str) -> Connection:
 
 
 def answer(connection: Connection, holder: object) -> None:
-    """Answer requests with the methods of `holder` until the parent closes the pipe."""
+    """Answer requests with the methods of `holder` until the parent closes the pipe.
+
+    What became of a candidate is an answer (`failure`); whatever a method raises is a bug of ours.
+    """
     while True:
         try:
             name, args = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(getattr(holder, name)(*args))
+        try:
+            value = getattr(holder, name)(*args)
+        except Exception:
+            value = _Raised(traceback.format_exc())
+        connection.send(value)
 
 
 def die_with_parent() -> None:
@@ -194,3 +254,10 @@ def first_line(error: BaseException) -> str:
     """Return what went wrong in one line: the rest of a TVM message is a trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def failure(stage: str, error: Exception) -> Failure:
+    """Return why a candidate is no program; raise the error again where it is a bug of ours."""
+    if ours(error):
+        raise error
+    return Failure(stage, first_line(error))

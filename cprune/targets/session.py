@@ -1,7 +1,7 @@
 """The seam to the machine that measures: one program in, its timing or a failure out.
 
 A session never raises for a candidate that fails: it returns a `Failure`, which is data.  It raises BrokenWorld when
-the machine itself is gone.
+the machine itself is gone, and Bug where our own code is wrong.
 """
 
 from __future__ import annotations

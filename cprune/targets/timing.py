@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cprune.targets.process import first_line
+from cprune.targets.process import failure
 from cprune.targets.serve import once, runs
 from cprune.targets.session import Array, Failure, Timed, arguments
 
@@ -40,7 +40,7 @@ class Arguments:
 
 
 Prepare = Callable[[], tuple[Any, list[Any]]]
-"""Returns a loaded library and its arguments, the output last; what it raises is a Failure("load")."""
+"""Returns a loaded library and its arguments, the output last.  What it raises is a Failure("load") or a bug."""
 
 
 def race(
@@ -64,7 +64,7 @@ def race(
             alone = once(library, device, args)
             found.append((library, args, alone, args[-1].numpy().copy(), []))
         except Exception as error:
-            found.append(Failure(stage, first_line(error)))
+            found.append(failure(stage, error))
             if fatal(found[-1]):
                 return found[-1]  # type: ignore[no-any-return]
     for index in range(rounds):
@@ -75,7 +75,7 @@ def race(
             try:
                 seconds += runs(library, device, args, 1, run_s, alone, cooldown_s)
             except Exception as error:
-                found[which] = Failure("run", first_line(error))
+                found[which] = failure("run", error)
                 if fatal(found[which]):
                     return found[which]  # type: ignore[no-any-return]
     return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in found]

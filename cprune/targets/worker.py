@@ -16,7 +16,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from cprune.targets.process import answer, begun, cores, first_line
+from cprune.targets.process import answer, begun, cores, failure
 from cprune.targets.serve import timed
 from cprune.targets.session import Failure, Model, Program, Timed
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
@@ -59,7 +59,7 @@ class Worker:
                 self.programs[handle] = (library, program)
                 return str(library.inspect_source("asm")) if assembly else ""
             except Exception as error:
-                return Failure("build", first_line(error))
+                return failure("build", error)
 
         with ThreadPoolExecutor(cores()) as pool:
             return list(pool.map(one, handles, programs))
@@ -73,7 +73,7 @@ class Worker:
             args = self.arguments.of(program.shapes)
             return Timed(tuple(timed(library, self.device, args, repeats, min_run_s, slow_s, cooldown_s)))
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def race(
         self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float, cooldown_s: float = 0.0
@@ -100,7 +100,7 @@ class Worker:
             built = tvm.compile(tvm.ir.load_json(model.module), tvm.target.Target(json.loads(target)))
             machine = tvm.relax.VirtualMachine(built, self.device)
         except Exception as error:
-            return Failure("build", first_line(error))
+            return failure("build", error)
         self.models[key] = (machine, [tvm.runtime.tensor(w) for w in model.weights])
         self.uses[key] = {kernel.name for kernel in model.kernels}
         return None
@@ -117,7 +117,7 @@ class Worker:
             output = self._caller(key, inputs)()
             return tuple(part.numpy() for part in ((output,) if hasattr(output, "numpy") else output))
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def time_models(
         self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float = 0.0
@@ -141,7 +141,7 @@ class Worker:
 
             return models_in_turns(keys, move, seconds, rounds, run_s, cooldown_s)
         except Exception as error:
-            return Failure("run", first_line(error))
+            return failure("run", error)
 
     def drop(self, key: str) -> None:
         """Forget a held model, and the kernels that were its alone."""
