@@ -10,7 +10,6 @@ of the run by reading.  Light: only the standard library, so that `cprune report
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import itertools
 import json
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.errors import BrokenWorld, UserError, nearest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = ".tmp"
@@ -156,8 +155,8 @@ class RunFolder:
             newest = max(inside, key=lambda run: (run / "run.json").stat().st_mtime)
             raise UserError(problem, f"The newest run in it is {newest}")
         beside = {run.name: run for run in _runs_in(where.parent)}
-        near = difflib.get_close_matches(where.absolute().name, beside, n=1, cutoff=0.0)
-        hint = f"Did you mean {beside[near[0]]}?" if near else "Start one with: cprune run --out DIR"
+        near = nearest(where.absolute().name, beside, at_least=0.0)
+        hint = f"Did you mean {beside[near]}?" if near is not None else "Start one with: cprune run --out DIR"
         raise UserError(problem, hint)
 
     def config(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cprune import cli
+from cprune.targets.errors import nearest
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -59,6 +60,28 @@ def test_a_mistyped_command_is_answered_with_the_right_one(capsys: pytest.Captur
 
 def test_an_unknown_model_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'resnet18'?" in refused(capsys, "run", "-m", "resnet_18x", "-d", "fashion-mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("resnet2O", "resnet20"),  # the letter, which is as near to resnet32 for difflib
+        ("resnet2", "resnet20"),
+        ("resnet21", "resnet20"),
+        ("vggl6", "vgg16"),
+        ("VGG1I", "vgg11"),
+        ("resnte18", "resnet18"),
+        ("resnet", "resnet18"),
+        ("xylophone", None),
+    ],
+)
+def test_the_nearest_name_is_the_one_with_the_fewest_letters_to_type(name: str, meant: str | None) -> None:
+    known = ("resnet-fashion", "resnet18", "resnet20", "resnet32", "resnet50", "vgg11", "vgg16")
+    assert nearest(name, known) == meant
+
+
+def test_of_no_names_none_is_near() -> None:
+    assert nearest("resnet20", ()) is None
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

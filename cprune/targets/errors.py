@@ -16,7 +16,7 @@ again.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -65,6 +65,36 @@ def ours(error: BaseException) -> bool:
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a `name` that is not among the `known` ones, with the nearest as a suggestion."""
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, choices)
+    hint = f"Did you mean {near!r}? " if near is not None else ""
     return UserError(f"unknown {kind} {name!r}", f"{hint}Known: {', '.join(choices)}")
+
+
+_LOOK_ALIKES = str.maketrans("oil|", "0111")
+
+
+def nearest(name: str, known: Collection[str], at_least: float = 0.5) -> str | None:
+    """Return the one of `known` that was meant by `name`, None if none is alike by `at_least` (of 1).
+
+    difflib says which ones are alike, but not which is nearest: it finds "resnet2" in resnet32 as in resnet20, and
+    takes the letter O for anything but a nought.  So the fewest letters to type decide, and letters that look alike,
+    or are the same in capitals, are one.
+    """
+    read = name.lower().translate(_LOOK_ALIKES)
+    spelled = {item: item.lower().translate(_LOOK_ALIKES) for item in known}
+    alike = difflib.get_close_matches(read, spelled.values(), n=len(spelled) or 1, cutoff=at_least)
+    return min(
+        (item for item, text in spelled.items() if text in alike),
+        key=lambda item: (_edits(read, spelled[item]), _edits(name, item)),
+        default=None,
+    )
+
+
+def _edits(a: str, b: str) -> int:
+    """Return how many letters must be typed, deleted or replaced to make `b` of `a`."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
+    return row[-1]
