@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cprune.loop import Step
     from cprune.source import Source
 
+BUILT_IN = "resnet-fashion"
 INTERRUPTED = 130  # what shells expect of a command ended by Ctrl-C
 
 app = typer.Typer(
@@ -42,11 +43,14 @@ app.command("export")(cli_devices.export_command)
 app.command("verify")(cli_devices.verify_command)
 
 Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="a name from `cprune models`, a .pt2 or .onnx file, or MODULE:FUNCTION (an nn.Module)"
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help=f"a name from `cprune models` (default: {BUILT_IN}), a .pt2 or .onnx file, MODULE:FUNCTION (an nn.Module) "
+        "or a run folder (its pruned model)",
     ),
 ]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="MODEL, as an option")]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
@@ -78,7 +82,8 @@ Records = Annotated[
 
 @app.command("run")
 def run_command(
-    model: Model = "resnet-fashion",
+    model: Model = None,
+    model_option: ModelOption = None,
     weights: Weights = None,
     inputs: Inputs = None,
     data: DataSpec = None,
@@ -125,10 +130,11 @@ def run_command(
     if min_acc is not None and max_drop is not None:
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
     settings = _settings(values, **given)
-    if data is None and model != api.DEFAULT_MODEL.spec:
-        raise UserError(f"which data should {model} be pruned on?", "Give --data, for example --data folder:DIR")
+    source = _source(model, model_option, weights, inputs)
+    if data is None and source.spec != api.DEFAULT_MODEL.spec:
+        raise UserError(f"which data should {source.spec} be pruned on?", "Give --data, for example --data folder:DIR")
     folder, result = api.run(
-        source=_source(model, weights, inputs),
+        source=source,
         data=data,
         target=machine(target, rpc_tracker, device_timeout),
         threads=threads,
@@ -176,7 +182,8 @@ def report(directory: Annotated[Path, typer.Argument(help="a run folder, finishe
 
 @app.command()
 def explain(
-    model: Model = "resnet-fashion",
+    model: Model = None,
+    model_option: ModelOption = None,
     weights: Weights = None,
     inputs: Inputs = None,
     target: TargetName = "local",
@@ -196,7 +203,8 @@ def explain(
 
     settings = _settings(trials=trials, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
-    told = inspect_model.explain(_source(model, weights, inputs), where, threads, settings, records, _progress())
+    source = _source(model, model_option, weights, inputs)
+    told = inspect_model.explain(source, where, threads, settings, records, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -205,7 +213,8 @@ def explain(
 
 @app.command()
 def check(
-    model: Model = "resnet-fashion",
+    model: Model = None,
+    model_option: ModelOption = None,
     weights: Weights = None,
     inputs: Inputs = None,
     target: TargetName = "local",
@@ -228,7 +237,8 @@ def check(
 
     settings = _settings(trials=1, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
-    told = checking.check(_source(model, weights, inputs), where, threads, settings, records, compiled, _progress())
+    source = _source(model, model_option, weights, inputs)
+    told = checking.check(source, where, threads, settings, records, compiled, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -239,7 +249,8 @@ def check(
 
 @app.command()
 def bench(
-    model: Model = "resnet-fashion",
+    model: Model = None,
+    model_option: ModelOption = None,
     weights: Weights = None,
     inputs: Inputs = None,
     target: TargetName = "local",
@@ -260,7 +271,8 @@ def bench(
 
     settings = _settings(trials=trials, seed=seed)
     where = machine(target, rpc_tracker, device_timeout)
-    told = benchmark.bench(_source(model, weights, inputs), where, threads, settings, records, rounds, _progress())
+    source = _source(model, model_option, weights, inputs)
+    told = benchmark.bench(source, where, threads, settings, records, rounds, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -269,7 +281,8 @@ def bench(
 
 @app.command()
 def tune(
-    model: Model = "resnet-fashion",
+    model: Model = None,
+    model_option: ModelOption = None,
     weights: Weights = None,
     inputs: Inputs = None,
     target: TargetName = "local",
@@ -298,9 +311,9 @@ def tune(
 
     settings = _settings(trials=trials, seed=seed)
     limit = duration(time_limit) if time_limit is not None else float("inf")
-    folder = out or Path("compiled") / model.replace(":", "-").replace("/", "-")
     where = machine(target, rpc_tracker, device_timeout)
-    source = _source(model, weights, inputs)
+    source = _source(model, model_option, weights, inputs)
+    folder = out or Path("compiled") / source.spec.replace(":", "-").replace("/", "-")
     told = tune_model.tune(source, where, threads, settings, records, space, search, limit, folder, _progress())
     if as_json:
         typer.echo(json.dumps(told))
@@ -314,7 +327,8 @@ def tune(
 
 @app.command()
 def profile(
-    model: Model = "resnet-fashion",
+    model: Model = None,
+    model_option: ModelOption = None,
     weights: Weights = None,
     inputs: Inputs = None,
     target: TargetName = "local",
@@ -337,7 +351,8 @@ def profile(
     settings = _settings(trials=trials, seed=seed)
     options = profiling.Options(widths, width_trials)
     where = machine(target, rpc_tracker, device_timeout)
-    told = profiling.profile(_source(model, weights, inputs), where, threads, settings, records, options, _progress())
+    source = _source(model, model_option, weights, inputs)
+    told = profiling.profile(source, where, threads, settings, records, options, _progress())
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -422,10 +437,14 @@ def _toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {error}") from error
 
 
-def _source(model: str, weights: Path | None, inputs: list[str] | None) -> Source:
+def _source(model: str | None, model_option: str | None, weights: Path | None, inputs: list[str] | None) -> Source:
+    """Return the source of the model that is named as an argument or with --model."""
     from cprune.source import Source, parsed
 
-    return Source(model, weights, *parsed(inputs or ()))
+    if model is not None and model_option is not None and model != model_option:
+        raise UserError(f"two models: {model} and --model {model_option}", "Give one of them.")
+    spec = next((named for named in (model, model_option) if named is not None), BUILT_IN)
+    return Source(spec, weights, *parsed(inputs or ()))
 
 
 def _settings(values: dict[str, Any] | None = None, **given: Any) -> Settings:

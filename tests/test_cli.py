@@ -62,6 +62,28 @@ def test_an_unknown_model_is_answered_with_the_nearest(capsys: pytest.CaptureFix
     assert "Did you mean 'resnet18'?" in refused(capsys, "run", "-m", "resnet_18x", "-d", "fashion-mnist")
 
 
+@pytest.mark.parametrize("command", ["run", "explain", "check", "bench", "tune", "profile"])
+def test_a_model_may_be_named_with_and_without_the_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("-d", "fashion-mnist") if command == "run" else ()
+    by_option = refused(capsys, command, "-m", "resnet2O", *data)
+    assert refused(capsys, command, "resnet2O", *data) == by_option
+    assert "Did you mean 'resnet20'?" in by_option
+    assert refused(capsys, command, *data, "resnet2O", "--model=resnet2O") == by_option
+    assert refused(capsys, command, "resnet20", "-m", "resnet18", *data) == (
+        "error: two models: resnet20 and --model resnet18\nGive one of them.\n"
+    )
+
+
+def test_the_model_without_the_option_may_be_a_file_or_a_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cprune.journal import RunFolder
+
+    assert "there is no file nothing.onnx" in refused(capsys, "check", "nothing.onnx")
+    RunFolder.create(tmp_path / "begun", {})
+    assert f"the run in {tmp_path / 'begun'} is not finished" in refused(capsys, "check", str(tmp_path / "begun"))
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
