@@ -31,7 +31,7 @@ from cprune.progress import Progress, Silent
 from cprune.report import write_report
 from cprune.source import Opened, Source
 from cprune.targets.connect import connect
-from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.task_table import task_table
@@ -60,6 +60,7 @@ class Result:
         return Interval.from_dict(self.result["speedup"])
 
 
+@front_door
 def load(folder: str | Path) -> nn.Module:
     """Return the pruned model of the run in `folder`, in evaluation mode.  Nothing is unpickled.
 
@@ -71,6 +72,7 @@ def load(folder: str | Path) -> nn.Module:
     return networks.load(where.path).eval()
 
 
+@front_door
 def prune(
     model: nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...],
@@ -112,6 +114,7 @@ def prune(
         return Result(pruned, result, folder.path if out is not None else None)
 
 
+@front_door
 def run(
     *,
     source: Source = DEFAULT_MODEL,
@@ -148,6 +151,7 @@ def run(
     return folder, result
 
 
+@front_door
 def resume(
     path: Path,
     *,

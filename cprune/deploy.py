@@ -21,7 +21,7 @@ from cprune.compile import linked
 from cprune.journal import write_json
 from cprune.lower import Lowered
 from cprune.targets.build import export
-from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Array, Model
 from cprune.targets.target import Target
 from cprune.tuner.space import Candidate
@@ -111,6 +111,7 @@ class CompiledModel:
         return tuple(part.numpy() for part in parts)
 
 
+@front_door
 def open_compiled(folder: str | os.PathLike[str]) -> CompiledModel:
     """Return the model of a folder that `cprune tune` wrote.
 

@@ -16,8 +16,13 @@ again.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class CpruneError(Exception):
@@ -60,6 +65,25 @@ def ours(error: BaseException) -> bool:
     """
     mistakes = (TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError)
     return isinstance(error, mistakes) and not hasattr(error, "__tvm_ffi_error__")
+
+
+def front_door(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Return `function` as one that users call: errors of ours leave it without what they were made from.
+
+    Their message says it all, and the traceback of a JSON parser above it says nothing to a user.  It is still there
+    for whoever looks, as `error.__context__`.  Every other error is a mistake of ours or of the user's code and leaves
+    as it is.
+    """
+
+    @functools.wraps(function)
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except CpruneError as error:
+            error.__cause__ = None  # and the context is not shown; `from None` would show this line twice
+            raise
+
+    return called
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
