@@ -20,7 +20,6 @@ import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ParamSpec, TypeVar
 
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
