@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune import byname
+from cprune import user_code
 from cprune.readers import Arrays, Part, cifar10, folder, function, npz
 from cprune.targets.errors import UserError, unknown
 
@@ -109,11 +109,11 @@ def load_data(
             raise UserError(f"the data {spec!r} name no place", f"Type {kind}: and a path right behind it.")
         return _assembled(spec, readers[kind](), seed, wanted)
     if separator:
-        found = byname.call(spec, byname.function(spec))
+        found = user_code.call(spec, user_code.function(spec))
         if isinstance(found, Data):
             return _checked(found, wanted)
         return _assembled(spec, function.arrays(found, spec), seed, wanted)
-    if byname.plain(spec) == "fashionmnist":
+    if user_code.plain(spec) == "fashionmnist":
         return _assembled("fashion-mnist", npz.read(FASHION_MNIST), seed, wanted)
     raise _unknown(spec)
 

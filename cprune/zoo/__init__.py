@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cprune import byname
+from cprune import user_code
 from cprune.targets.errors import UserError
 from cprune.zoo import weights as weight_files
 from cprune.zoo.mobilenet import mobilenetv2_cifar
@@ -108,7 +108,7 @@ def load_model(
     if ":" in spec:
         return _own(spec, weights, classes, seed, whole)
     names = {entry.info.name: entry for entry in _ENTRIES}
-    entry = names[byname.pick("model", spec, names)]
+    entry = names[user_code.pick("model", spec, names)]
     info = entry.info
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,7 +137,7 @@ def _fitting(tensors: dict[str, Tensor]) -> tuple[str, ...]:
 
 
 def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_shape: Sequence[int] | None) -> Loaded:
-    function = byname.function(spec)
+    function = user_code.function(spec)
     arguments: dict[str, Any] = {}
     try:
         if classes is not None and "classes" in inspect.signature(function).parameters:
@@ -146,7 +146,7 @@ def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_
         pass  # a builtin without a signature: called without arguments
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = byname.call(spec, function, **arguments)
+        made = user_code.call(spec, function, **arguments)
     model, example = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise UserError(
