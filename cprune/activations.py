@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from cprune.nodes import Node, Ref, alive, operator_name
+from cprune.network.node import Node, Ref, alive, operator_name
 
 SWISHES = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
 """What the product of a value with a gate of it is called, by the gate."""

@@ -18,14 +18,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from cprune import deploy
-from cprune import network as networks
-from cprune.capture import capture
 from cprune.config import Settings
 from cprune.data import load_data
 from cprune.journal import Journal, RunFolder, write_json
 from cprune.loop import Loop, Outcome, Step, Version
 from cprune.measure import Interval
-from cprune.network import Network
+from cprune.network import network as networks
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report

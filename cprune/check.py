@@ -17,9 +17,9 @@ from torch import Tensor
 
 from cprune.config import Settings
 from cprune.graph import Graph, Group, analyse
-from cprune.network import Network
+from cprune.network.difference import TOLERANCE, difference, tensors_in
+from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.same import TOLERANCE, difference, tensors_in
 from cprune.source import Source
 from cprune.stores import default_records
 from cprune.surgery import Removed, masked, prune

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from cprune import deploy
-from cprune import network as networks
 from cprune.compile import relax_model
 from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.lower import Layout, Lowered, lower
 from cprune.measure import Interval, interval
-from cprune.network import Network
+from cprune.network import network as networks
+from cprune.network.difference import TOLERANCE, difference, tensors_in
+from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.same import TOLERANCE, difference, tensors_in
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from cprune.labels import Array, Labels, Spread
-from cprune.network import Network
-from cprune.nodes import Node, Ref, find_refs, operator_name, tensors_of
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref, find_refs, operator_name, tensors_of
 
 INPUT, RETURNED = "it is an input of the model", "the model returns it"
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
-from cprune.network import Network
-from cprune.nodes import Node, Ref, map_refs
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref, map_refs
 from cprune.targets.errors import UserError
 from cprune.targets.session import Array
 from cprune.tuner.workload import Shape, Tir

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cprune.flow import INPUT, RETURNED, Flow, Layer
 from cprune.labels import Array, Spread
-from cprune.network import Network
-from cprune.nodes import operator_name
+from cprune.network.network import Network
+from cprune.network.node import operator_name
 from cprune.rules import RULES
 from cprune.targets.errors import UserError, unknown
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cprune.graph import Graph
-from cprune.network import Network
+from cprune.network.network import Network
 from cprune.targets.errors import UserError, unknown
 
 METHODS = ("l1", "l2", "fpgm", "taylor", "random")

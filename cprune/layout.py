@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from cprune.lower import Layout, Lowered, Task, lower
-from cprune.network import Network
+from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Job, Tuner

@@ -34,17 +34,17 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from cprune import network as networks
 from cprune.config import Settings
 from cprune.cost import Cost
 from cprune.graph import Graph, analyse
 from cprune.importance import importance
 from cprune.lower import Layout
 from cprune.measure import Comparison, Interval, compare
-from cprune.network import Network
+from cprune.network import network as networks
+from cprune.network.facts import Size, size_of
+from cprune.network.network import Network
 from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.progress import Progress, Watched
-from cprune.size import Size, size_of
 from cprune.step import channel_step
 from cprune.surgery import prune
 from cprune.targets.errors import UserError

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from cprune.activations import joined
-from cprune.network import Network
-from cprune.nodes import Node, Ref, find_refs, operator_name
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref, find_refs, operator_name
 from cprune.targets.errors import UserError
 from cprune.targets.session import Array
 from cprune.tuner.reference import pack_conv_weight, pack_rows

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cprune.capture import compare, network_of
 from cprune.inputs import by_name
-from cprune.network import Network
-from cprune.nodes import SIZE_OPERATORS
+from cprune.network.capture import compare, network_of
+from cprune.network.network import Network
+from cprune.network.node import SIZE_OPERATORS
 from cprune.targets.errors import UserError
 
 SCHEMA = 8

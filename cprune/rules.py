@@ -12,7 +12,7 @@ import numpy as np
 
 from cprune.flow import Flow, Layer, NoRule, Rule, argument, called, named
 from cprune.labels import Array, Spread
-from cprune.nodes import Node, Ref, find_refs, tensors_of
+from cprune.network.node import Node, Ref, find_refs, tensors_of
 from cprune.rules_product import PRODUCT_RULES
 from cprune.rules_shape import SHAPE_RULES
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from cprune.flow import Flow, NoRule, Rule, argument, called, named
 from cprune.labels import Array, Spread
-from cprune.nodes import Node, Ref, operator_name, tensors_of
+from cprune.network.node import Node, Ref, operator_name, tensors_of
 
 STATISTICS = frozenset({"layer_norm", "group_norm", "rms_norm", "mean", "var", "std", "var_mean", "std_mean"})
 """Operators that average over channels, where they do: over those that stay."""

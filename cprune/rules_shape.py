@@ -12,7 +12,7 @@ import torch
 
 from cprune.flow import Flow, NoRule, Rule, argument, called, named
 from cprune.labels import Spread
-from cprune.nodes import RESHAPES, Node, Ref, find_refs, lookup, map_refs, operator_name, tensors_of
+from cprune.network.node import RESHAPES, Node, Ref, find_refs, lookup, map_refs, operator_name, tensors_of
 
 SIZES_AT = {
     **dict.fromkeys(("zeros", "ones", "full"), 0),

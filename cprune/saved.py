@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from cprune import pt2
-from cprune.exported import batches, exported, quiet
-from cprune.same import difference, tensors_in
+from cprune.network.difference import difference, tensors_in
+from cprune.network.torch_export import batches, exported, quiet
 from cprune.source import Opened, of_run
 from cprune.targets.errors import BrokenWorld, UserError
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cprune import batch, deploy
-from cprune import network as networks
-from cprune.capture import capture
+from cprune import deploy
 from cprune.journal import RunFolder
-from cprune.network import Network
+from cprune.network import network as networks
+from cprune.network import open_batch
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.targets.errors import UserError
 from cprune.zoo import class_count, load_model
 
@@ -110,7 +111,7 @@ class Source:
             found = pt2.read(path, self.shapes)
             module, inputs, names = found.network, found.example_inputs, (found.names, ())
         outputs = class_count(module, inputs, str(path))
-        network = batch.opened(capture(module, inputs), inputs)
+        network = open_batch.opened(capture(module, inputs), inputs)
         return Opened(network, inputs, path.name, network, True, outputs, *names)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from cprune.flow import argument
 from cprune.graph import Graph
 from cprune.labels import Array, Spread
-from cprune.network import Network
-from cprune.nodes import Node, Ref, lookup, operator_name
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref, lookup, operator_name
 from cprune.rules import has_whole_groups
 from cprune.rules_product import STATISTICS
 from cprune.rules_shape import SIZES_AT

@@ -17,9 +17,9 @@ from torch import Tensor
 from cprune.compile import relax_model
 from cprune.layout import choose_block, choose_widths
 from cprune.lower import Layout, Lowered, lower
-from cprune.network import Network
+from cprune.network.difference import TOLERANCE, difference
+from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.same import TOLERANCE, difference
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Failure, Model, Session

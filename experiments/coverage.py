@@ -180,8 +180,8 @@ def pruned(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...], about
 
 def captured(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...]) -> Any:
     """Return the model as a Network; with --captured, from the file that an earlier run left."""
-    from cprune.capture import capture
-    from cprune.network import load, save
+    from cprune.network.capture import capture
+    from cprune.network.network import load, save
 
     if given.captured is None:
         return capture(model, inputs)
@@ -237,7 +237,7 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     """
     from cprune.compile import relax_model
     from cprune.lower import lower
-    from cprune.same import TOLERANCE, difference
+    from cprune.network.difference import TOLERANCE, difference
     from cprune.targets.errors import UserError
     from cprune.targets.local import LocalSession
     from cprune.targets.session import Failure

@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cprune.capture import capture
 from cprune.graph import analyse
+from cprune.network.capture import capture
 from cprune.onnx_format import difference, opened, write
 from cprune.onnx_format.opened import OnnxModel, model_of
 from cprune.onnx_format.read import OLDEST_OPSET, graph_of

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cprune.capture import capture
 from cprune.graph import Graph, analyse
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.network import Network
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -13,11 +13,11 @@ from small_nets import captured
 from torch import Tensor, nn
 
 from cprune import check, cli, surgery
-from cprune.capture import capture
 from cprune.graph import Graph, analyse
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.difference import difference
+from cprune.network.network import Network
 from cprune.progress import Silent
-from cprune.same import difference
 from cprune.targets.errors import UserError
 
 CHECK = ("check", "-m", "small_nets:tiny")

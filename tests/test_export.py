@@ -15,11 +15,11 @@ import torch
 from small_nets import tiny
 
 from cprune import cli, deploy, onnx_format, saved
-from cprune import network as networks
 from cprune.api import _config
-from cprune.capture import capture
 from cprune.config import Settings
 from cprune.journal import RunFolder
+from cprune.network import network as networks
+from cprune.network.capture import capture
 from cprune.progress import Silent
 from cprune.source import Source
 from cprune.targets.local import LocalSession

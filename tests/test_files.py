@@ -13,7 +13,7 @@ from test_loop import EXAMPLE, TOML, Tiny, command, data_file, tiny
 
 import cprune
 from cprune import cli, onnx_format
-from cprune.capture import capture
+from cprune.network.capture import capture
 from cprune.source import Source, parsed
 from cprune.targets.errors import UserError
 

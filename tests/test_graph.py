@@ -12,9 +12,9 @@ from rule_nets import RULE_NETS
 from small_nets import NETS, Captured, captured_net, conv
 from torch import Tensor, nn
 
-from cprune.capture import capture
 from cprune.graph import Graph, analyse
 from cprune.labels import Labels
+from cprune.network.capture import capture
 from cprune.targets.errors import UserError
 
 LOGITS = "the model returns it"

@@ -8,10 +8,10 @@ import torch
 from small_nets import Net, captured
 from torch import Tensor, nn
 
-from cprune.capture import capture
 from cprune.graph import Graph, analyse
 from cprune.importance import METHODS, importance
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.targets.errors import UserError
 
 

@@ -35,13 +35,25 @@ MAY_NAME = {
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),
     "torch": (
-        *("cprune/capture.py", "cprune/computed.py", "cprune/network.py", "cprune/nodes.py", "cprune/rules*.py"),
+        *(
+            "cprune/network/capture.py",
+            "cprune/network/fixed_weights.py",
+            "cprune/network/network.py",
+            "cprune/network/node.py",
+            "cprune/rules*.py",
+        ),
         *("cprune/graph.py", "cprune/flow.py", "cprune/surgery.py", "cprune/importance.py"),
         *("cprune/data.py", "cprune/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
         *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
-        *("cprune/api.py", "cprune/export.py", "cprune/source.py", "cprune/batch.py", "cprune/check.py"),
-        *("cprune/same.py", "cprune/exported.py", "cprune/saved.py", "cprune/pt2.py", "cprune/onnx_format/*.py"),
-        *("cprune/size.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
+        *("cprune/api.py", "cprune/export.py", "cprune/source.py", "cprune/network/open_batch.py", "cprune/check.py"),
+        *(
+            "cprune/network/difference.py",
+            "cprune/network/torch_export.py",
+            "cprune/saved.py",
+            "cprune/pt2.py",
+            "cprune/onnx_format/*.py",
+        ),
+        *("cprune/network/facts.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
     ),
     "xgboost": ("cprune/tuner/models.py",),

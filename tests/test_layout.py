@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from cprune.capture import capture
 from cprune.layout import choose_block, choose_widths
 from cprune.lower import Layout, lower
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.progress import Silent
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed

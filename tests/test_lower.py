@@ -11,11 +11,11 @@ from small_nets import NETS, captured, randomised
 from torch import nn
 
 from cprune import foreign, zoo
-from cprune.capture import capture
 from cprune.compile import relax_model
 from cprune.lower import Layout, Lowered, _runs, lower
-from cprune.network import Network
-from cprune.same import difference
+from cprune.network.capture import capture
+from cprune.network.difference import difference
+from cprune.network.network import Network
 from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Array

@@ -13,8 +13,8 @@ from small_nets import NETS, Chain, Gated, Heads, Net, Padded, Residual, Tied, c
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cprune.capture import capture
-from cprune.network import Network, Node, Ref, load, save
+from cprune.network.capture import capture
+from cprune.network.network import Network, Node, Ref, load, save
 from cprune.targets.errors import UserError
 
 

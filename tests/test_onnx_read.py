@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from cprune.capture import capture
 from cprune.graph import analyse
+from cprune.network.capture import capture
 from cprune.onnx_format import OnnxModel, opened
 from cprune.targets.errors import UserError
 

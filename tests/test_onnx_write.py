@@ -13,9 +13,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cprune.capture import capture
 from cprune.graph import analyse
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.onnx_format import OnnxModel, difference, opened, write
 from cprune.surgery import prune
 from cprune.targets.errors import UserError

@@ -6,10 +6,10 @@ from rule_nets import Vit
 from small_nets import captured_net
 
 from cprune import zoo
-from cprune.capture import capture
 from cprune.graph import Graph, analyse
 from cprune.lower import Task, lower
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.plan import Impact, Memory, Proposal, channels, proposals, widths
 from cprune.surgery import prune
 

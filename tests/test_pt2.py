@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
-from cprune import batch, pt2
-from cprune.capture import capture
+from cprune import pt2
 from cprune.graph import analyse
+from cprune.network import open_batch
+from cprune.network.capture import capture
 from cprune.targets.errors import UserError
 
 
@@ -157,7 +158,7 @@ def test_a_batch_of_one_is_opened(tmp_path: Path) -> None:
     found = pt2.read(saved(model, (torch.randn(1, 3, 8, 8),), tmp_path / "m.pt2", any_batch=False))
     with pytest.raises(UserError, match="the model takes 1 x 3 x 8 x 8"):
         found.network(torch.randn(3, 3, 8, 8))
-    network = batch.opened(found.network, found.example_inputs)
+    network = open_batch.opened(found.network, found.example_inputs)
     x = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(network(x), torch.cat([model(one[None]) for one in x]))
 
@@ -180,7 +181,7 @@ def test_a_batch_that_matters_stays_closed(tmp_path: Path) -> None:
     assert nodes[0].args[0][0] is None  # an nn.Module says itself what it does with a batch
     path = saved(randomised(AcrossTheBatch()), (torch.randn(1, 3, 8, 8),), tmp_path / "m.pt2", any_batch=False)
     found = pt2.read(path)
-    assert batch.opened(found.network, found.example_inputs) is found.network
+    assert open_batch.opened(found.network, found.example_inputs) is found.network
 
 
 # -- nothing of the file is run

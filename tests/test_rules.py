@@ -9,9 +9,9 @@ from rule_nets import RULE_NETS, LayerNorms, Standardised, Vit
 from small_nets import Captured, captured_net, conv, randomised
 from torch import Tensor, nn
 
-from cprune.capture import capture
 from cprune.graph import Graph, analyse
-from cprune.network import Network
+from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.surgery import masked, prune
 
 

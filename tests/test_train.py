@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cprune import train
-from cprune.capture import capture
 from cprune.data import Split
+from cprune.network.capture import capture
 from cprune.targets.errors import CpruneError, UserError
 from cprune.train import (
     Distillation,

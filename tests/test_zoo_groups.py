@@ -10,8 +10,8 @@ import torch
 from small_nets import Captured, randomised
 
 from cprune import zoo
-from cprune.capture import capture
 from cprune.graph import analyse
+from cprune.network.capture import capture
 from cprune.surgery import masked, prune
 
 MODELS = [info.name for info in zoo.models()]

@@ -1,7 +1,7 @@
 """ONNX files in and out.
 
-`opened` returns a file's model as an `nn.Module` with example inputs, which `cprune.capture.capture` takes like any
-other; `write` writes a network as ONNX with the names of the file it came from, and `difference` says how far ONNX
+`opened` returns a file's model as an `nn.Module` with example inputs, which `cprune.network.capture.capture` takes like
+any other; `write` writes a network as ONNX with the names of the file it came from, and `difference` says how far ONNX
 Runtime's result of that file is from the network's.
 
 `read.py` turns a file into plain data, `tidy.py` decides what can be decided before it runs, `module.py` makes the

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cprune import same
-from cprune.exported import batches, exported, quiet
-from cprune.network import Network
+from cprune.network import difference as same
+from cprune.network.network import Network
+from cprune.network.torch_export import batches, exported, quiet
 from cprune.onnx_format.read import first_line
 from cprune.targets.errors import UserError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from cprune.network import Network
+from cprune.network.network import Network
 
 
 def batches(network: Network, inputs: Sequence[Tensor]) -> list[bool]:

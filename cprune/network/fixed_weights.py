@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cprune.network import Network
-from cprune.nodes import Node, Ref, alive
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref, alive
 
 LAYERS = frozenset(
     f"aten.{name}"

@@ -22,15 +22,16 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from cprune.computed import computed_once
-from cprune.exported import quiet
-from cprune.network import Network
-from cprune.nodes import SIZE_OPERATORS, Node, Ref, alive, encode, lookup
+from cprune.network.fixed_weights import computed_once
+from cprune.network.network import Network
+from cprune.network.node import SIZE_OPERATORS, Node, Ref, alive, encode, lookup
+from cprune.network.torch_export import quiet
 from cprune.targets.errors import UserError
 
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("capture.py", "network.py", "nodes.py"))
-_ONNX = str(Path(__file__).with_name("onnx_format"))  # there, the frames of a file's operators are the user's places
+_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("capture.py", "network.py", "node.py"))
+# There, the frames of a file's operators are the user's places.
+_ONNX = str(Path(__file__).parents[1] / "onnx_format")
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cprune.network import Network
+from cprune.network.network import Network
 
 
 @dataclass(frozen=True)

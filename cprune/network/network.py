@@ -24,7 +24,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from cprune.nodes import Node, Program, Ref, on_meta
+from cprune.network.node import Node, Program, Ref, on_meta
 from cprune.targets.errors import UserError
 
 __all__ = ["Network", "Node", "Ref", "load", "save"]

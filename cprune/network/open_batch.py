@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cprune.graph import sample
-from cprune.network import Network
-from cprune.nodes import RESHAPES, Node, Ref
-from cprune.same import difference, tensors_in
+from cprune.network.difference import difference, tensors_in
+from cprune.network.network import Network
+from cprune.network.node import RESHAPES, Node, Ref
 from cprune.targets.errors import UserError
 
 ALIKE = 1e-4
