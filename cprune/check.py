@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cprune.channels.groups import Graph, Group, analyse
+from cprune.channels.surgery import Removed, masked, prune
 from cprune.config import Settings
-from cprune.graph import Graph, Group, analyse
 from cprune.network.difference import TOLERANCE, difference, tensors_in
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.source import Source
 from cprune.stores import default_records
-from cprune.surgery import Removed, masked, prune
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
 from cprune.targets.target import Target, find

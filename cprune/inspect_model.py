@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from cprune.channels.groups import analyse
 from cprune.config import Settings
-from cprune.graph import analyse
 from cprune.progress import Progress
 from cprune.source import Source
 from cprune.stores import default_records

@@ -34,10 +34,11 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from cprune.channels.groups import Graph, analyse
+from cprune.channels.importance import importance
+from cprune.channels.surgery import prune
 from cprune.config import Settings
 from cprune.cost import Cost
-from cprune.graph import Graph, analyse
-from cprune.importance import importance
 from cprune.lower import Layout
 from cprune.measure import Comparison, Interval, compare
 from cprune.network import network as networks
@@ -46,7 +47,6 @@ from cprune.network.network import Network
 from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.progress import Progress, Watched
 from cprune.step import channel_step
-from cprune.surgery import prune
 from cprune.targets.errors import UserError
 from cprune.targets.session import Session
 from cprune.train import FineTuneDiverged

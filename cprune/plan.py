@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.graph import Graph
+from cprune.channels.groups import Graph
 from cprune.lower import Task
 
 Scores = Mapping[str, NDArray[np.float64]]

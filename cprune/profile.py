@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cprune.channels.groups import analyse
 from cprune.config import Settings
-from cprune.graph import analyse
 from cprune.lower import Layout, Task
 from cprune.measure import interval
 from cprune.progress import Progress

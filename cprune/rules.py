@@ -10,8 +10,8 @@ import re
 
 import numpy as np
 
-from cprune.flow import Flow, Layer, NoRule, Rule, argument, called, named
-from cprune.labels import Array, Spread
+from cprune.channels.flow import Flow, Layer, NoRule, Rule, argument, called, named
+from cprune.channels.labels import Array, Spread
 from cprune.network.node import Node, Ref, find_refs, tensors_of
 from cprune.rules_product import PRODUCT_RULES
 from cprune.rules_shape import SHAPE_RULES

@@ -2,7 +2,7 @@
 
 A sum over channels does not see one that is zero, so products and sums need nothing but the same channels on both
 sides.  A mean or a variance does see it: there the law of surgery means the statistics of the channels that stay
-(STATISTICS; `cprune.surgery.masked` takes them so).
+(STATISTICS; `cprune.channels.surgery.masked` takes them so).
 
 `cprune.rules` holds the table in which these rules are entered.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cprune.flow import Flow, NoRule, Rule, argument, called, named
-from cprune.labels import Array, Spread
+from cprune.channels.flow import Flow, NoRule, Rule, argument, called, named
+from cprune.channels.labels import Array, Spread
 from cprune.network.node import Node, Ref, operator_name, tensors_of
 
 STATISTICS = frozenset({"layer_norm", "group_norm", "rms_norm", "mean", "var", "std", "var_mean", "std_mean"})

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cprune.flow import Flow, NoRule, Rule, argument, called, named
-from cprune.labels import Spread
+from cprune.channels.flow import Flow, NoRule, Rule, argument, called, named
+from cprune.channels.labels import Spread
 from cprune.network.node import RESHAPES, Node, Ref, find_refs, lookup, map_refs, operator_name, tensors_of
 
 SIZES_AT = {

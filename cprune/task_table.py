@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cprune.graph import Graph
+from cprune.channels.groups import Graph
 from cprune.step import channel_step
 from cprune.tuned import Tuned
 from cprune.tuner.space import channel_splits

@@ -141,8 +141,8 @@ def pruned(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...], about
     """Return what became of a model: groups, frozen share, seconds, the difference between pruned and masked."""
     import torch
 
-    from cprune.graph import analyse
-    from cprune.surgery import prune
+    from cprune.channels.groups import analyse
+    from cprune.channels.surgery import prune
 
     clock = Clock()
     network = captured(given, model, inputs)
@@ -198,7 +198,7 @@ def difference(network: Any, smaller: Any, graph: Any, removed: Any, inputs: Any
     import torch
     from torch.utils._pytree import tree_leaves
 
-    from cprune.surgery import masked
+    from cprune.channels.surgery import masked
 
     with torch.no_grad():
         found, wanted, whole = (

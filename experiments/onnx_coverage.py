@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cprune.graph import analyse
+from cprune.channels.groups import analyse
+from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
 from cprune.onnx_format import difference, opened, write
 from cprune.onnx_format.opened import OnnxModel, model_of
 from cprune.onnx_format.read import OLDEST_OPSET, graph_of
-from cprune.surgery import masked, prune
 from cprune.targets.errors import UserError
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")

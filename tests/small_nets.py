@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cprune.graph import Graph, analyse
+from cprune.channels.groups import Graph, analyse
 from cprune.network.capture import capture
 from cprune.network.network import Network
 

@@ -12,8 +12,8 @@ from rule_nets import RULE_NETS
 from small_nets import NETS, Captured, captured_net, conv
 from torch import Tensor, nn
 
-from cprune.graph import Graph, analyse
-from cprune.labels import Labels
+from cprune.channels.groups import Graph, analyse
+from cprune.channels.labels import Labels
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError
 

@@ -8,8 +8,8 @@ import torch
 from small_nets import Net, captured
 from torch import Tensor, nn
 
-from cprune.graph import Graph, analyse
-from cprune.importance import METHODS, importance
+from cprune.channels.groups import Graph, analyse
+from cprune.channels.importance import METHODS, importance
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.targets.errors import UserError

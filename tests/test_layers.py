@@ -42,8 +42,13 @@ MAY_NAME = {
             "cprune/network/node.py",
             "cprune/rules*.py",
         ),
-        *("cprune/graph.py", "cprune/flow.py", "cprune/surgery.py", "cprune/importance.py"),
-        *("cprune/data.py", "cprune/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
+        *(
+            "cprune/channels/groups.py",
+            "cprune/channels/flow.py",
+            "cprune/channels/surgery.py",
+            "cprune/channels/importance.py",
+        ),
+        *("cprune/data.py", "cprune/channels/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
         *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
         *("cprune/api.py", "cprune/export.py", "cprune/source.py", "cprune/network/open_batch.py", "cprune/check.py"),
         *(

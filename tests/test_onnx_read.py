@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from cprune.graph import analyse
+from cprune.channels.groups import analyse
 from cprune.network.capture import capture
 from cprune.onnx_format import OnnxModel, opened
 from cprune.targets.errors import UserError

@@ -13,11 +13,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cprune.graph import analyse
+from cprune.channels.groups import analyse
+from cprune.channels.surgery import prune
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.onnx_format import OnnxModel, difference, opened, write
-from cprune.surgery import prune
 from cprune.targets.errors import UserError
 
 

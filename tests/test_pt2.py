@@ -19,7 +19,7 @@ from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
 from cprune import pt2
-from cprune.graph import analyse
+from cprune.channels.groups import analyse
 from cprune.network import open_batch
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError

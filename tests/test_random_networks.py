@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from random_nets import SIDE, Drawn, Plan, plans
 from small_nets import randomised
 
-from cprune.graph import Graph, analyse
+from cprune.channels.groups import Graph, analyse
+from cprune.channels.surgery import Removed, masked, prune
 from cprune.network.capture import capture
 from cprune.network.difference import difference
-from cprune.surgery import Removed, masked, prune
 
 EXAMPLE = (torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)),)
 ALIKE = 1e-4

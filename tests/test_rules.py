@@ -9,10 +9,10 @@ from rule_nets import RULE_NETS, LayerNorms, Standardised, Vit
 from small_nets import Captured, captured_net, conv, randomised
 from torch import Tensor, nn
 
-from cprune.graph import Graph, analyse
+from cprune.channels.groups import Graph, analyse
+from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.surgery import masked, prune
 
 
 def captured(name: str) -> Captured:

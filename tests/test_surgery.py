@@ -15,10 +15,10 @@ from small_nets import NETS, Captured, Chain, Net, captured_net, conv, randomise
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cprune.graph import Graph, analyse
+from cprune.channels.groups import Graph, analyse
+from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
 from cprune.network.network import Network, load, save
-from cprune.surgery import masked, prune
 from cprune.targets.errors import UserError
 
 ALL = NETS | RULE_NETS

@@ -10,9 +10,9 @@ import torch
 from small_nets import Captured, randomised
 
 from cprune import zoo
-from cprune.graph import analyse
+from cprune.channels.groups import analyse
+from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
-from cprune.surgery import masked, prune
 
 MODELS = [info.name for info in zoo.models()]
 # What a reader of the papers expects: the first is the stream of the first stage, which all later ones

@@ -1,7 +1,7 @@
 """The one form in which cprune holds a model: the ATen graph of `torch.export` as plain data.
 
 A `Network` runs it with an interpreter and trains like any module.  It is saved and loaded without unpickling
-code, can be exported again for the compiler, and `cprune.surgery` edits it as a tuple of frozen nodes.
+code, can be exported again for the compiler, and `cprune.channels.surgery` edits it as a tuple of frozen nodes.
 
 What differs from the `nn.Module` it was captured from: the forward pass is the one of evaluation mode (a
 branch `if self.training:` of the author is gone, stochastic depth with it), but batch normalisation and

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cprune.graph import sample
+from cprune.channels.groups import sample
 from cprune.network.difference import difference, tensors_in
 from cprune.network.network import Network
 from cprune.network.node import RESHAPES, Node, Ref

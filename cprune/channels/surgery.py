@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cprune.flow import argument
-from cprune.graph import Graph
-from cprune.labels import Array, Spread
+from cprune.channels.flow import argument
+from cprune.channels.groups import Graph
+from cprune.channels.labels import Array, Spread
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, lookup, operator_name
 from cprune.rules import has_whole_groups

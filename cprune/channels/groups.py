@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.flow import INPUT, RETURNED, Flow, Layer
-from cprune.labels import Array, Spread
+from cprune.channels.flow import INPUT, RETURNED, Flow, Layer
+from cprune.channels.labels import Array, Spread
 from cprune.network.network import Network
 from cprune.network.node import operator_name
 from cprune.rules import RULES

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cprune.labels import Array, Labels, Spread
+from cprune.channels.labels import Array, Labels, Spread
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, find_refs, operator_name, tensors_of
 

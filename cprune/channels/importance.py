@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cprune.graph import Graph
+from cprune.channels.groups import Graph
 from cprune.network.network import Network
 from cprune.targets.errors import UserError, unknown
 

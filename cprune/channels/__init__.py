@@ -1,0 +1,1 @@
+"""Which channels go together, which are frozen and why, and how they are cut."""
