@@ -40,7 +40,7 @@ MAY_NAME = {
             "cprune/network/fixed_weights.py",
             "cprune/network/network.py",
             "cprune/network/node.py",
-            "cprune/rules*.py",
+            "cprune/channels/rules/*.py",
         ),
         *(
             "cprune/channels/groups.py",

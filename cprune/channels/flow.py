@@ -1,6 +1,6 @@
 """The walk through a network that gives every value its labels, node by node.
 
-The rules for the operators are in `cprune.rules`.  An operator without one freezes what it reads and what it
+The rules for the operators are in `cprune.channels.rules`.  An operator without one freezes what it reads and what it
 returns, so nothing can go wrong behind it.
 """
 

@@ -2,7 +2,7 @@
 
 A *class* is one removable channel: every position of every tensor and every intermediate value that must go
 with it.  A *group* is a set of classes that lie in the same tensors and values, so its channels can be
-removed one by one in any choice that leaves one.  `cprune.rules` finds out how labels travel through the
+removed one by one in any choice that leaves one.  `cprune.channels.rules` finds out how labels travel through the
 operators; this file sorts the result.
 
 A worked example, the first stage of a residual network: the stem, the second convolution of every block and
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from cprune.channels.flow import INPUT, RETURNED, Flow, Layer
 from cprune.channels.labels import Array, Spread
+from cprune.channels.rules import RULES
 from cprune.network.network import Network
 from cprune.network.node import operator_name
-from cprune.rules import RULES
 from cprune.targets.errors import UserError, unknown
 
 __all__ = ["Frozen", "Graph", "Group", "Layer", "analyse"]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from cprune.channels.flow import argument
 from cprune.channels.groups import Graph
 from cprune.channels.labels import Array, Spread
+from cprune.channels.rules import has_whole_groups
+from cprune.channels.rules.moves import SIZES_AT
+from cprune.channels.rules.products import STATISTICS
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, lookup, operator_name
-from cprune.rules import has_whole_groups
-from cprune.rules_product import STATISTICS
-from cprune.rules_shape import SIZES_AT
 from cprune.targets.errors import UserError
 
 Removed = Mapping[str, Sequence[int]]

@@ -1,6 +1,6 @@
 """Rules for operators that only move values about: most are run on the labels themselves, so the rule is the operator.
 
-`cprune.rules` holds the table in which they are entered.
+`cprune.channels.rules` holds the table in which they are entered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How channels travel through each operator: one rule an operator, applied to labels instead of numbers.
 
 Convolutions and linear layers start new labels; element-wise operators unite the labels they meet.  Operators that
-move values about are in `cprune.rules_shape`, those that sum over channels in `cprune.rules_product`.
+move values about are in `cprune.channels.rules.moves`, those that sum over channels in
+`cprune.channels.rules.products`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 
 from cprune.channels.flow import Flow, Layer, NoRule, Rule, argument, called, named
 from cprune.channels.labels import Array, Spread
+from cprune.channels.rules.moves import SHAPE_RULES
+from cprune.channels.rules.products import PRODUCT_RULES
 from cprune.network.node import Node, Ref, find_refs, tensors_of
-from cprune.rules_product import PRODUCT_RULES
-from cprune.rules_shape import SHAPE_RULES
 
 # ----------------------------------------------------------------------------------------------------
 # Layers

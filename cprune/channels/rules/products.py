@@ -4,7 +4,7 @@ A sum over channels does not see one that is zero, so products and sums need not
 sides.  A mean or a variance does see it: there the law of surgery means the statistics of the channels that stay
 (STATISTICS; `cprune.channels.surgery.masked` takes them so).
 
-`cprune.rules` holds the table in which these rules are entered.
+`cprune.channels.rules` holds the table in which these rules are entered.
 """
 
 from __future__ import annotations
