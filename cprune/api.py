@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from cprune import deploy
 from cprune.config import Settings
-from cprune.data import load_data
 from cprune.journal import Journal, RunFolder, write_json
 from cprune.loop import Loop, Outcome, Step, Version
 from cprune.measure import Interval
@@ -35,7 +34,8 @@ from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.task_table import task_table
-from cprune.trainer import CallableTrainer, DataTrainer, Trainer
+from cprune.training.data import load_data
+from cprune.training.trainer import CallableTrainer, DataTrainer, Trainer
 from cprune.tuned import say_if_strange
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner

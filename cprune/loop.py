@@ -49,8 +49,8 @@ from cprune.progress import Progress, Watched
 from cprune.step import channel_step
 from cprune.targets.errors import UserError
 from cprune.targets.session import Session
-from cprune.train import FineTuneDiverged
-from cprune.trainer import Schedule, Trainer
+from cprune.training.train import FineTuneDiverged
+from cprune.training.trainer import Schedule, Trainer
 from cprune.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
 from cprune.tuner.space import Candidate, channel_splits
 from cprune.tuner.tune import Tuner

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cprune import zoo
-from cprune.data import load_data
-from cprune.train import augmented, evaluate
+from cprune.training.data import load_data
+from cprune.training.train import augmented, evaluate
 from cprune.zoo.resnet import resnet_fashion
 
 MEAN, STD = 0.2860, 0.3530

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cprune.data import Data, Split, load_data, stratified
 from cprune.readers import cifar10
 from cprune.targets.errors import UserError
+from cprune.training.data import Data, Split, load_data, stratified
 
 
 def arrays(**changed: Any) -> dict[str, Any]:
@@ -536,7 +536,7 @@ def test_cifar_labels_run_from_0_to_9(tmp_path: Path) -> None:
 
 _CODE = """
 import numpy as np, torch
-from cprune.data import Data, Split
+from cprune.training.data import Data, Split
 x = np.zeros((10, 1, 4, 4), np.float32); y = np.array([0, 1] * 5)
 def a_dict():
     return {"x_train": x, "y_train": y, "x_test": torch.from_numpy(x), "y_test": torch.from_numpy(y)}

@@ -48,7 +48,13 @@ MAY_NAME = {
             "cprune/channels/surgery.py",
             "cprune/channels/importance.py",
         ),
-        *("cprune/data.py", "cprune/channels/labels.py", "cprune/readers/*.py", "cprune/train*.py", "cprune/zoo/*.py"),
+        *(
+            "cprune/training/data.py",
+            "cprune/channels/labels.py",
+            "cprune/readers/*.py",
+            "cprune/training/train*.py",
+            "cprune/zoo/*.py",
+        ),
         *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
         *("cprune/api.py", "cprune/export.py", "cprune/source.py", "cprune/network/open_batch.py", "cprune/check.py"),
         *(

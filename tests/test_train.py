@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cprune import train
-from cprune.data import Split
 from cprune.network.capture import capture
 from cprune.targets.errors import CpruneError, UserError
-from cprune.train import (
+from cprune.training import train
+from cprune.training.data import Split
+from cprune.training.train import (
     Distillation,
     FineTuneDiverged,
     augmented,

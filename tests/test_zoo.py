@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cprune import zoo
-from cprune.data import load_data
 from cprune.targets.errors import UserError
-from cprune.train import evaluate
+from cprune.training.data import load_data
+from cprune.training.train import evaluate
 from cprune.zoo import weights as weight_files
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "weights"

@@ -22,7 +22,7 @@ def arrays(found: Any, spec: str) -> Arrays:
     if not isinstance(found, Mapping):
         raise UserError(
             f"{spec} returned a {type(found).__name__}",
-            "Return cprune.data.Data, a dict of x_train, y_train, x_test, y_test, or a tuple of the four.",
+            "Return cprune.training.data.Data, a dict of x_train, y_train, x_test, y_test, or a tuple of the four.",
         )
     plain = {
         name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value

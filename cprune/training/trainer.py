@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cprune import train
-from cprune.data import Data
 from cprune.progress import Progress
+from cprune.training import train
+from cprune.training.data import Data
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cprune import user_code
 from cprune.readers import Arrays, Part, cifar10, folder, function, npz
 from cprune.targets.errors import UserError, unknown
 
-FASHION_MNIST = Path(__file__).parent / "assets" / "fashion_mnist.npz"
+FASHION_MNIST = Path(__file__).parents[1] / "assets" / "fashion_mnist.npz"
 HELD_OUT_SHARE = 0.2
 
 

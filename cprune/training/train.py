@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cprune.data import Split
 from cprune.targets.errors import CpruneError, UserError
+from cprune.training.data import Split
 
 EVALUATION_BATCH = 128
 TRAINING_BATCH = 128

@@ -1,0 +1,1 @@
+"""Data, fine-tuning, and the accuracy that comes of it."""
