@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.readers import CIFAR_MEAN, CIFAR_STD
+from cprune.training.readers import CIFAR_MEAN, CIFAR_STD
 
 SEED = 10
 HELD_OUT_PER_CLASS = 200

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cprune.readers import cifar10
 from cprune.targets.errors import UserError
 from cprune.training.data import Data, Split, load_data, stratified
+from cprune.training.readers import cifar10
 
 
 def arrays(**changed: Any) -> dict[str, Any]:

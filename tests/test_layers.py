@@ -51,7 +51,7 @@ MAY_NAME = {
         *(
             "cprune/training/data.py",
             "cprune/channels/labels.py",
-            "cprune/readers/*.py",
+            "cprune/training/readers/*.py",
             "cprune/training/train*.py",
             "cprune/zoo/*.py",
         ),

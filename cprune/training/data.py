@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from cprune import user_code
-from cprune.readers import Arrays, Part, cifar10, folder, function, npz
 from cprune.targets.errors import UserError, unknown
+from cprune.training.readers import Arrays, Part, cifar10, folder, function, npz
 
 FASHION_MNIST = Path(__file__).parents[1] / "assets" / "fashion_mnist.npz"
 HELD_OUT_SHARE = 0.2
@@ -91,7 +91,7 @@ def load_data(
     """Return the data that `spec` names.
 
     "fashion-mnist" (in the package), npz:FILE, folder:DIR, cifar10:DIR (the standard python batches) or
-    MODULE:FUNCTION; see `cprune.readers` for what each may hold.  `model_input` is (C, H, W) and `classes`
+    MODULE:FUNCTION; see `cprune.training.readers` for what each may hold.  `model_input` is (C, H, W) and `classes`
     the number of outputs of the model, if known: a folder's images are resized to the first, all data are
     checked against both.  `seed` draws the held-out part, and the test part of a folder that has none.
 

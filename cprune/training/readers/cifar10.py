@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.readers import CIFAR_MEAN, CIFAR_STD, Arrays, Part
 from cprune.targets.errors import UserError
+from cprune.training.readers import CIFAR_MEAN, CIFAR_STD, Arrays, Part
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = "test_batch"

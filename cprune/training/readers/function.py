@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cprune.readers import Arrays, npz
 from cprune.targets.errors import UserError
+from cprune.training.readers import Arrays, npz
 
 
 def arrays(found: Any, spec: str) -> Arrays:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cprune.readers import CIFAR_MEAN, CIFAR_STD, Arrays, Part
 from cprune.targets.errors import UserError
+from cprune.training.readers import CIFAR_MEAN, CIFAR_STD, Arrays, Part
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_SHARE = 0.2

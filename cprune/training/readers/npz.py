@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.readers import Arrays, Part
 from cprune.targets.errors import UserError
+from cprune.training.readers import Arrays, Part
 
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
 _HINT = (
