@@ -22,13 +22,13 @@ from cprune.config import Settings
 from cprune.journal import Journal, RunFolder, write_json
 from cprune.loop import Loop, Outcome, Step, Version
 from cprune.measure import Interval
+from cprune.models.source import Opened, Source
 from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
-from cprune.source import Opened, Source
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Session

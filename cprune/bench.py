@@ -29,9 +29,9 @@ from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
 from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.measure import interval, sustained
+from cprune.models.source import Source
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure

@@ -18,10 +18,10 @@ from torch import Tensor
 from cprune.channels.groups import Graph, Group, analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.config import Settings
+from cprune.models.source import Source
 from cprune.network.difference import TOLERANCE, difference, tensors_in
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session

@@ -21,7 +21,7 @@ from cprune.targets.errors import CpruneError, UserError
 if TYPE_CHECKING:
     from cprune.config import Settings
     from cprune.loop import Step
-    from cprune.source import Source
+    from cprune.models.source import Source
 
 BUILT_IN = "resnet-fashion"
 INTERRUPTED = 130  # what shells expect of a command ended by Ctrl-C
@@ -439,7 +439,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _source(model: str | None, model_option: str | None, weights: Path | None, inputs: list[str] | None) -> Source:
     """Return the source of the model that is named as an argument or with --model."""
-    from cprune.source import Source, parsed
+    from cprune.models.source import Source, parsed
 
     if model is not None and model_option is not None and model != model_option:
         raise UserError(f"two models: {model} and --model {model_option}", "Give one of them.")

@@ -7,8 +7,8 @@ from typing import Any
 
 from cprune.channels.groups import analyse
 from cprune.config import Settings
+from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find

@@ -19,8 +19,8 @@ from cprune.channels.groups import analyse
 from cprune.config import Settings
 from cprune.lower import Layout, Task
 from cprune.measure import interval
+from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.source import Source
 from cprune.step import channel_step
 from cprune.stores import default_records
 from cprune.targets.session import Built, Session, Timed

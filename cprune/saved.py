@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from cprune import pt2
+from cprune.models.source import Opened, of_run
 from cprune.network.difference import difference, tensors_in
 from cprune.network.torch_export import batches, exported, quiet
-from cprune.source import Opened, of_run
 from cprune.targets.errors import BrokenWorld, UserError
 
 SUFFIXES = (".pt2", ".onnx")

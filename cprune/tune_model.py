@@ -9,8 +9,8 @@ from cprune import deploy
 from cprune.config import Settings
 from cprune.export import example_of
 from cprune.measure import compare
+from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.source import Source
 from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cprune.bench import bench
 from cprune.config import Settings
+from cprune.models.source import Source
 from cprune.progress import of_terminal
-from cprune.source import Source
 from cprune.tuner.records import Store
 
 MODELS = (

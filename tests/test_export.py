@@ -18,10 +18,10 @@ from cprune import cli, deploy, onnx_format, saved
 from cprune.api import _config
 from cprune.config import Settings
 from cprune.journal import RunFolder
+from cprune.models.source import Source
 from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.progress import Silent
-from cprune.source import Source
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
 from cprune.tuned import tune

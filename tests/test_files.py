@@ -13,8 +13,8 @@ from test_loop import EXAMPLE, TOML, Tiny, command, data_file, tiny
 
 import cprune
 from cprune import cli, onnx_format
+from cprune.models.source import Source, parsed
 from cprune.network.capture import capture
-from cprune.source import Source, parsed
 from cprune.targets.errors import UserError
 
 

@@ -56,7 +56,13 @@ MAY_NAME = {
             "cprune/zoo/*.py",
         ),
         *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
-        *("cprune/api.py", "cprune/export.py", "cprune/source.py", "cprune/network/open_batch.py", "cprune/check.py"),
+        *(
+            "cprune/api.py",
+            "cprune/export.py",
+            "cprune/models/source.py",
+            "cprune/network/open_batch.py",
+            "cprune/check.py",
+        ),
         *(
             "cprune/network/difference.py",
             "cprune/network/torch_export.py",

@@ -1,0 +1,1 @@
+"""The model that a user brings, whatever it comes as."""
