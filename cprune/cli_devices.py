@@ -186,7 +186,8 @@ def export_command(
 
     With --out FILE.pt2 or FILE.onnx: the pruned model itself, not compiled, for PyTorch or for ONNX runtimes.
     """
-    from cprune import export, saved
+    from cprune import export
+    from cprune.models.formats import write as saved
     from cprune.progress import of_terminal
 
     if out is not None and out.suffix in saved.SUFFIXES:

@@ -66,8 +66,8 @@ MAY_NAME = {
         *(
             "cprune/network/difference.py",
             "cprune/network/torch_export.py",
-            "cprune/saved.py",
-            "cprune/pt2.py",
+            "cprune/models/formats/write.py",
+            "cprune/models/formats/pt2.py",
             "cprune/onnx_format/*.py",
         ),
         *("cprune/network/facts.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),

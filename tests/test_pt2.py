@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
-from cprune import pt2
 from cprune.channels.groups import analyse
+from cprune.models.formats import pt2
 from cprune.network import open_batch
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError

@@ -106,7 +106,7 @@ class Source:
             model = onnx_format.opened(path, self.shapes, self.fixed)
             module, inputs, names = model.module, model.example_inputs, (model.input_names, model.output_names)
         else:
-            from cprune import pt2
+            from cprune.models.formats import pt2
 
             found = pt2.read(path, self.shapes)
             module, inputs, names = found.network, found.example_inputs, (found.names, ())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cprune.inputs import by_name
+from cprune.models.formats.input_shapes import by_name
 from cprune.onnx_format.module import OnnxModule
 from cprune.onnx_format.read import OnnxGraph, Value, read
 from cprune.onnx_format.tidy import to_tensor

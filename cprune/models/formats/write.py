@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cprune import pt2
+from cprune.models.formats import pt2
 from cprune.models.source import Opened, of_run
 from cprune.network.difference import difference, tensors_in
 from cprune.network.torch_export import batches, exported, quiet

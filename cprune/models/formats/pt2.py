@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cprune.inputs import by_name
+from cprune.models.formats.input_shapes import by_name
 from cprune.network.capture import compare, network_of
 from cprune.network.network import Network
 from cprune.network.node import SIZE_OPERATORS
