@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import masked, prune
+from cprune.models.formats.onnx import difference, opened, write
+from cprune.models.formats.onnx.opened import OnnxModel, model_of
+from cprune.models.formats.onnx.read import OLDEST_OPSET, graph_of
 from cprune.network.capture import capture
-from cprune.onnx_format import difference, opened, write
-from cprune.onnx_format.opened import OnnxModel, model_of
-from cprune.onnx_format.read import OLDEST_OPSET, graph_of
 from cprune.targets.errors import UserError
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")

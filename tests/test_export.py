@@ -14,10 +14,11 @@ import pytest
 import torch
 from small_nets import tiny
 
-from cprune import cli, deploy, onnx_format
+from cprune import cli, deploy
 from cprune.api import _config
 from cprune.config import Settings
 from cprune.journal import RunFolder
+from cprune.models.formats import onnx as onnx_format
 from cprune.models.formats import write as saved
 from cprune.models.source import Source
 from cprune.network import network as networks

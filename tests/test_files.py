@@ -12,7 +12,8 @@ import torch
 from test_loop import EXAMPLE, TOML, Tiny, command, data_file, tiny
 
 import cprune
-from cprune import cli, onnx_format
+from cprune import cli
+from cprune.models.formats import onnx as onnx_format
 from cprune.models.source import Source, parsed
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError

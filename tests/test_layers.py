@@ -68,7 +68,7 @@ MAY_NAME = {
             "cprune/network/torch_export.py",
             "cprune/models/formats/write.py",
             "cprune/models/formats/pt2.py",
-            "cprune/onnx_format/*.py",
+            "cprune/models/formats/onnx/*.py",
         ),
         *("cprune/network/facts.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch

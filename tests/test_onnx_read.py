@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from cprune.channels.groups import analyse
+from cprune.models.formats.onnx import OnnxModel, opened
 from cprune.network.capture import capture
-from cprune.onnx_format import OnnxModel, opened
 from cprune.targets.errors import UserError
 
 X = ("N", 2, 4, 4)

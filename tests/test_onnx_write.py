@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
+from cprune.models.formats.onnx import OnnxModel, difference, opened, write
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.onnx_format import OnnxModel, difference, opened, write
 from cprune.targets.errors import UserError
 
 
@@ -163,7 +163,7 @@ def test_without_the_package_it_is_said_what_to_install(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['onnx'] = None\n"
         "from pathlib import Path\n"
-        "from cprune.onnx_format import opened\n"
+        "from cprune.models.formats.onnx import opened\n"
         f"opened(Path({str(tmp_path / 'm.onnx')!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -101,7 +101,7 @@ class Source:
             raise UserError(f"there is no file {path}")
         module: nn.Module
         if path.suffix == ".onnx":
-            from cprune import onnx_format
+            from cprune.models.formats import onnx as onnx_format
 
             model = onnx_format.opened(path, self.shapes, self.fixed)
             module, inputs, names = model.module, model.example_inputs, (model.input_names, model.output_names)

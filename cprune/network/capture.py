@@ -31,7 +31,7 @@ from cprune.targets.errors import UserError
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = tuple(str(Path(__file__).with_name(name)) for name in ("capture.py", "network.py", "node.py"))
 # There, the frames of a file's operators are the user's places.
-_ONNX = str(Path(__file__).parents[1] / "onnx_format")
+_ONNX = str(Path(__file__).parents[1] / "models" / "formats" / "onnx")
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 

@@ -55,7 +55,7 @@ def _pt2(opened: Opened, path: Path) -> float:
 
 
 def _onnx(opened: Opened, path: Path) -> float:
-    from cprune import onnx_format
+    from cprune.models.formats import onnx as onnx_format
 
     network, inputs = opened.network, opened.example_inputs
     with torch.no_grad():

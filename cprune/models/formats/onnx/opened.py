@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cprune.models.formats.input_shapes import by_name
-from cprune.onnx_format.module import OnnxModule
-from cprune.onnx_format.read import OnnxGraph, Value, read
-from cprune.onnx_format.tidy import to_tensor
+from cprune.models.formats.onnx.module import OnnxModule
+from cprune.models.formats.onnx.read import OnnxGraph, Value, read
+from cprune.models.formats.onnx.tidy import to_tensor
 from cprune.targets.errors import UserError, unknown
 
 Shapes = Mapping[str, Sequence[int]]

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cprune.onnx_format.common import Call, Unsupported
-from cprune.onnx_format.sizes import ints
+from cprune.models.formats.onnx.common import Call, Unsupported
+from cprune.models.formats.onnx.sizes import ints
 
 _HALF, _CORNERS = ({"coordinate_transformation_mode": how} for how in ("half_pixel", "align_corners"))
 _PYTORCH: dict[str, list[tuple[str, bool | None, dict[str, Any]]]] = {

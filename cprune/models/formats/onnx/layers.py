@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cprune.onnx_format.common import Call, Function, Unsupported, padded, plane_axes
+from cprune.models.formats.onnx.common import Call, Function, Unsupported, padded, plane_axes
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.onnx_format.common import Call
-from cprune.onnx_format.operators import OPERATORS
-from cprune.onnx_format.read import Array, Branch, OnnxGraph, Operator, branches
-from cprune.onnx_format.sizes import Sizes, computed
+from cprune.models.formats.onnx.common import Call
+from cprune.models.formats.onnx.operators import OPERATORS
+from cprune.models.formats.onnx.read import Array, Branch, OnnxGraph, Operator, branches
+from cprune.models.formats.onnx.sizes import Sizes, computed
 from cprune.targets.errors import UserError
 
 WEIGHTS = {

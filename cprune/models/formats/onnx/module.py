@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cprune.onnx_format.common import Unsupported
-from cprune.onnx_format.operators import OPERATORS, REASONS
-from cprune.onnx_format.read import Branch, OnnxGraph, Operator, branches, first_line
-from cprune.onnx_format.sizes import Sizes
-from cprune.onnx_format.tidy import as_given, compute, is_weight, tidied
+from cprune.models.formats.onnx.common import Unsupported
+from cprune.models.formats.onnx.operators import OPERATORS, REASONS
+from cprune.models.formats.onnx.read import Branch, OnnxGraph, Operator, branches, first_line
+from cprune.models.formats.onnx.sizes import Sizes
+from cprune.models.formats.onnx.tidy import as_given, compute, is_weight, tidied
 from cprune.targets.errors import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cprune.onnx_format.sizes import Sizes, ints
+from cprune.models.formats.onnx.sizes import Sizes, ints
 
 
 class Unsupported(Exception):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cprune.onnx_format.common import Function
-from cprune.onnx_format.elements import ELEMENTS
-from cprune.onnx_format.layers import LAYERS
-from cprune.onnx_format.resize import resize, upsample
-from cprune.onnx_format.shapes import SHAPES
+from cprune.models.formats.onnx.common import Function
+from cprune.models.formats.onnx.elements import ELEMENTS
+from cprune.models.formats.onnx.layers import LAYERS
+from cprune.models.formats.onnx.resize import resize, upsample
+from cprune.models.formats.onnx.shapes import SHAPES
 
 OPERATORS: dict[str, Function] = {**LAYERS, **ELEMENTS, **SHAPES, "Resize": resize, "Upsample": upsample}
 """The function of every operator, by ONNX's name; "Linear" is the reader's own, see `tidy`."""

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cprune.onnx_format.common import Call, Function, Unsupported, as_tensor
-from cprune.onnx_format.sizes import DTYPES, Sizes, ints, number
+from cprune.models.formats.onnx.common import Call, Function, Unsupported, as_tensor
+from cprune.models.formats.onnx.sizes import DTYPES, Sizes, ints, number
 
 MOST_NUMBERS = 2**28
 """How many numbers an operator may make out of nothing: 1 GiB."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cprune.onnx_format.common import Call, Function, Unsupported, as_tensor, is_float, unary
-from cprune.onnx_format.sizes import DTYPES, Sizes, number
+from cprune.models.formats.onnx.common import Call, Function, Unsupported, as_tensor, is_float, unary
+from cprune.models.formats.onnx.sizes import DTYPES, Sizes, number
 
 
 def _operand(value: Any) -> Any:
