@@ -365,7 +365,7 @@ def profile(
 @app.command("models")
 def models_command(as_json: Json = False) -> None:
     """List the models that cprune knows by name."""
-    from cprune import zoo
+    from cprune.models import zoo
 
     rows = [
         {"name": m.name, "input": list(m.input_shape), "weights": m.weights, "description": m.description}

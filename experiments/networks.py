@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cprune.zoo.mobilenet import STAGES, InvertedResidual
+from cprune.models.zoo.mobilenet import STAGES, InvertedResidual
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

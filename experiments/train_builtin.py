@@ -22,10 +22,10 @@ from pack_fashion_mnist import ASSETS, chosen, fashion_mnist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cprune import zoo
+from cprune.models import zoo
+from cprune.models.zoo.resnet import resnet_fashion
 from cprune.training.data import load_data
 from cprune.training.train import augmented, evaluate
-from cprune.zoo.resnet import resnet_fashion
 
 MEAN, STD = 0.2860, 0.3530
 WEIGHTS = ASSETS / "resnet_fashion.safetensors"

@@ -136,7 +136,7 @@ def test_a_setting_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_truncated_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from cprune.zoo import ASSETS
+    from cprune.models.zoo import ASSETS
 
     whole = (ASSETS / "resnet_fashion.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -148,7 +148,7 @@ def test_weights_of_another_shape_are_refused_with_the_first_tensor(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from cprune.zoo import ASSETS
+    from cprune.models.zoo import ASSETS
 
     tensors = load_file(ASSETS / "resnet_fashion.safetensors")
     tensors["layer1.0.conv1.weight"] = tensors["layer1.0.conv1.weight"][:16].clone()

@@ -12,8 +12,8 @@ import torch
 from small_nets import tiny
 
 from cprune import cli, deploy
+from cprune.models.zoo import load_model
 from cprune.targets.errors import UserError
-from cprune.zoo import load_model
 
 
 @pytest.fixture(scope="module")

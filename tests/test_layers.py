@@ -53,7 +53,7 @@ MAY_NAME = {
             "cprune/channels/labels.py",
             "cprune/training/readers/*.py",
             "cprune/training/train*.py",
-            "cprune/zoo/*.py",
+            "cprune/models/zoo/*.py",
         ),
         *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
         *(

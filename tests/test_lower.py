@@ -10,9 +10,10 @@ from contracts import run_once
 from small_nets import NETS, captured, randomised
 from torch import nn
 
-from cprune import foreign, zoo
+from cprune import foreign
 from cprune.compile import relax_model
 from cprune.lower import Layout, Lowered, _runs, lower
+from cprune.models import zoo
 from cprune.network.capture import capture
 from cprune.network.difference import difference
 from cprune.network.network import Network

@@ -5,10 +5,10 @@ import torch
 from rule_nets import Vit
 from small_nets import captured_net
 
-from cprune import zoo
 from cprune.channels.groups import Graph, analyse
 from cprune.channels.surgery import prune
 from cprune.lower import Task, lower
+from cprune.models import zoo
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.plan import Impact, Memory, Proposal, channels, proposals, widths

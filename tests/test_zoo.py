@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cprune import zoo
+from cprune.models import zoo
+from cprune.models.zoo import weights as weight_files
 from cprune.targets.errors import UserError
 from cprune.training.data import load_data
 from cprune.training.train import evaluate
-from cprune.zoo import weights as weight_files
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "weights"
 NAMES = [info.name for info in zoo.models()]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_nets import Captured, randomised
 
-from cprune import zoo
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import masked, prune
+from cprune.models import zoo
 from cprune.network.capture import capture
 
 MODELS = [info.name for info in zoo.models()]

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cprune import user_code
+from cprune.models.zoo import weights as weight_files
+from cprune.models.zoo.mobilenet import mobilenetv2_cifar
+from cprune.models.zoo.resnet import cifar_resnet, resnet18_cifar, resnet_fashion
+from cprune.models.zoo.vgg import vgg16_bn_cifar
 from cprune.targets.errors import UserError
-from cprune.zoo import weights as weight_files
-from cprune.zoo.mobilenet import mobilenetv2_cifar
-from cprune.zoo.resnet import cifar_resnet, resnet18_cifar, resnet_fashion
-from cprune.zoo.vgg import vgg16_bn_cifar
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(__file__).parents[2] / "assets"
 _CIFAR = (3, 32, 32)
 
 
@@ -97,7 +97,7 @@ def load_model(
     The user's function takes no argument, or `classes`, and returns the module, or the module and its example
     input (a tensor or a tuple of tensors); without one, `input_shape` (C, H, W) of the data gives it.  `shape` is that
     of the example with its batch, where it is to be another.
-    `weights` is a file (see `cprune.zoo.weights.read`).  `classes` is the number of the data's classes;
+    `weights` is a file (see `cprune.models.zoo.weights.read`).  `classes` is the number of the data's classes;
     without it the zoo's models have ten outputs.  `seed` draws random weights (the zoo's own models only) and
     the example image.
 
