@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "open_compiled":
-        from cprune.deploy import open_compiled
+        from cprune.compiling.deploy import open_compiled
 
         return open_compiled
     raise AttributeError(f"module 'cprune' has no attribute {name!r}")

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cprune import deploy
+from cprune.compiling import deploy
+from cprune.compiling.tuned import say_if_strange
 from cprune.config import Settings
 from cprune.journal import Journal, RunFolder, write_json
 from cprune.loop import Loop, Outcome, Step, Version
@@ -36,7 +37,6 @@ from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.task_table import task_table
 from cprune.training.data import load_data
 from cprune.training.trainer import CallableTrainer, DataTrainer, Trainer
-from cprune.tuned import say_if_strange
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
 

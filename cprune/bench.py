@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
+from cprune.compiling.tuned import opened_tuner, tune
 from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.measure import interval, sustained
@@ -36,7 +37,6 @@ from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure
 from cprune.targets.target import Target, find
-from cprune.tuned import opened_tuner, tune
 
 
 def bench(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cprune.channels.groups import Graph, Group, analyse
 from cprune.channels.surgery import Removed, masked, prune
+from cprune.compiling.tuned import opened_tuner, tune
 from cprune.config import Settings
 from cprune.models.source import Source
 from cprune.network.difference import TOLERANCE, difference, tensors_in
@@ -26,7 +27,6 @@ from cprune.stores import default_records
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
 from cprune.targets.target import Target, find
-from cprune.tuned import opened_tuner, tune
 from cprune.tuner.tune import Tuner
 
 SHARE = 0.3

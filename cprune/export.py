@@ -1,7 +1,7 @@
 """`cprune export` and `cprune verify`: the pruned model as a bundle for its device, and the proof that it works there.
 
-A bundle is a compiled folder (`cprune.deploy`) with a small C++ runner that needs TVM's runtime only.  A finished run
-keeps the program of every task in `programs.json`, so that it is exported without its device.
+A bundle is a compiled folder (`cprune.compiling.deploy`) with a small C++ runner that needs TVM's runtime only.  A
+finished run keeps the program of every task in `programs.json`, so that it is exported without its device.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cprune import deploy
-from cprune.compile import relax_model
+from cprune.compiling import deploy
+from cprune.compiling.lowering import Layout, Lowered, lower
+from cprune.compiling.relax_module import relax_model
+from cprune.compiling.tuned import opened_tuner, tune
 from cprune.config import Settings
 from cprune.journal import RunFolder
-from cprune.lower import Layout, Lowered, lower
 from cprune.measure import Interval, interval
 from cprune.network import network as networks
 from cprune.network.difference import TOLERANCE, difference, tensors_in
@@ -30,7 +31,6 @@ from cprune.progress import Progress
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict
-from cprune.tuned import opened_tuner, tune
 from cprune.tuner.space import Candidate
 from cprune.tuner.workload import Shape
 

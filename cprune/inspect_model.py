@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cprune.channels.groups import analyse
+from cprune.compiling.tuned import opened_tuner, tune
 from cprune.config import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
@@ -13,7 +14,6 @@ from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
 from cprune.task_table import TaskRow, task_table
-from cprune.tuned import opened_tuner, tune
 
 
 def explain(

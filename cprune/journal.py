@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def programs(self) -> Path:
-        """The program of every task of the final model; see `cprune.deploy.keep_programs`."""
+        """The program of every task of the final model; see `cprune.compiling.deploy.keep_programs`."""
         return self.path / "programs.json"
 
     @property

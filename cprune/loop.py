@@ -37,9 +37,10 @@ from torch import Tensor
 from cprune.channels.groups import Graph, analyse
 from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
+from cprune.compiling.lowering import Layout
+from cprune.compiling.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
 from cprune.config import Settings
 from cprune.cost import Cost
-from cprune.lower import Layout
 from cprune.measure import Comparison, Interval, compare
 from cprune.network import network as networks
 from cprune.network.facts import Size, size_of
@@ -51,7 +52,6 @@ from cprune.targets.errors import UserError
 from cprune.targets.session import Session
 from cprune.training.train import FineTuneDiverged
 from cprune.training.trainer import Schedule, Trainer
-from cprune.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
 from cprune.tuner.space import Candidate, channel_splits
 from cprune.tuner.tune import Tuner
 from cprune.tuner.workload import describe

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cprune.channels.groups import Graph
-from cprune.lower import Task
+from cprune.compiling.lowering import Task
 
 Scores = Mapping[str, NDArray[np.float64]]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cprune.channels.groups import analyse
+from cprune.compiling.lowering import Layout, Task
+from cprune.compiling.tuned import opened_tuner, tune
 from cprune.config import Settings
-from cprune.lower import Layout, Task
 from cprune.measure import interval
 from cprune.models.source import Source
 from cprune.progress import Progress
@@ -26,7 +27,6 @@ from cprune.stores import default_records
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.targets.target import Target, find
-from cprune.tuned import opened_tuner, tune
 from cprune.tuner import programs
 from cprune.tuner.space import channel_splits
 from cprune.tuner.tune import Best, Tuner

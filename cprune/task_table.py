@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cprune.channels.groups import Graph
+from cprune.compiling.tuned import Tuned
 from cprune.step import channel_step
-from cprune.tuned import Tuned
 from cprune.tuner.space import channel_splits
 from cprune.tuner.workload import describe
 

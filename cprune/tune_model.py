@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cprune import deploy
+from cprune.compiling import deploy
+from cprune.compiling.tuned import opened_tuner
+from cprune.compiling.tuned import tune as tuned_model
 from cprune.config import Settings
 from cprune.export import example_of
 from cprune.measure import compare
@@ -14,8 +16,6 @@ from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
-from cprune.tuned import opened_tuner
-from cprune.tuned import tune as tuned_model
 
 
 def tune(

@@ -235,8 +235,8 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
 
     Every task gets a program with a large tile for its vectors, untuned: this is about results, not about speed.
     """
-    from cprune.compile import relax_model
-    from cprune.lower import lower
+    from cprune.compiling.lowering import lower
+    from cprune.compiling.relax_module import relax_model
     from cprune.network.difference import TOLERANCE, difference
     from cprune.targets.errors import UserError
     from cprune.targets.local import LocalSession

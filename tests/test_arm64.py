@@ -16,7 +16,8 @@ import pytest
 from rpc_rig import KEY, Rig, Server, free_port
 from test_loop import TOML, data_file
 
-from cprune import cli, deploy
+from cprune import cli
+from cprune.compiling import deploy
 from cprune.targets import build, tracker
 
 pytestmark = [

@@ -11,7 +11,8 @@ import pytest
 import torch
 from small_nets import tiny
 
-from cprune import cli, deploy
+from cprune import cli
+from cprune.compiling import deploy
 from cprune.models.zoo import load_model
 from cprune.targets.errors import UserError
 

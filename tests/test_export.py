@@ -14,8 +14,10 @@ import pytest
 import torch
 from small_nets import tiny
 
-from cprune import cli, deploy
+from cprune import cli
 from cprune.api import _config
+from cprune.compiling import deploy
+from cprune.compiling.tuned import tune
 from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.models.formats import onnx as onnx_format
@@ -26,7 +28,6 @@ from cprune.network.capture import capture
 from cprune.progress import Silent
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
-from cprune.tuned import tune
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
 

@@ -21,14 +21,19 @@ ROOT = Path(__file__).parents[1]
 
 MAY_NAME = {
     "tvm": (
-        *("cprune/lower.py", "cprune/compile.py", "cprune/step.py", "cprune/deploy.py"),
+        *(
+            "cprune/compiling/lowering.py",
+            "cprune/compiling/relax_module.py",
+            "cprune/step.py",
+            "cprune/compiling/deploy.py",
+        ),
         *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
         *(
             "cprune/tuner/programs.py",
             "cprune/tuner/winograd.py",
             "cprune/tuner/smooth.py",
             "cprune/tuner/tvm_database.py",
-            "cprune/foreign.py",
+            "cprune/compiling/tvm_import.py",
         ),
         *("cprune/targets/worker.py", "cprune/targets/builder.py", "cprune/targets/client.py"),
         "cprune/targets/serve.py",  # runs on the device, beside nothing else of ours
@@ -55,7 +60,13 @@ MAY_NAME = {
             "cprune/training/train*.py",
             "cprune/models/zoo/*.py",
         ),
-        *("cprune/lower.py", "cprune/layout.py", "cprune/compile.py", "cprune/deploy.py", "cprune/loop.py"),
+        *(
+            "cprune/compiling/lowering.py",
+            "cprune/compiling/layout.py",
+            "cprune/compiling/relax_module.py",
+            "cprune/compiling/deploy.py",
+            "cprune/loop.py",
+        ),
         *(
             "cprune/api.py",
             "cprune/export.py",
@@ -70,7 +81,7 @@ MAY_NAME = {
             "cprune/models/formats/pt2.py",
             "cprune/models/formats/onnx/*.py",
         ),
-        *("cprune/network/facts.py", "cprune/foreign.py", "cprune/bench.py", "cprune/inspect_model.py"),
+        *("cprune/network/facts.py", "cprune/compiling/tvm_import.py", "cprune/bench.py", "cprune/inspect_model.py"),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
     ),
     "xgboost": ("cprune/tuner/models.py",),

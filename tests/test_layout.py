@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from cprune.layout import choose_block, choose_widths
-from cprune.lower import Layout, lower
+from cprune.compiling.layout import choose_block, choose_widths
+from cprune.compiling.lowering import Layout, lower
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Silent

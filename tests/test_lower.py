@@ -10,9 +10,9 @@ from contracts import run_once
 from small_nets import NETS, captured, randomised
 from torch import nn
 
-from cprune import foreign
-from cprune.compile import relax_model
-from cprune.lower import Layout, Lowered, _runs, lower
+from cprune.compiling import tvm_import
+from cprune.compiling.lowering import Layout, Lowered, _runs, lower
+from cprune.compiling.relax_module import relax_model
 from cprune.models import zoo
 from cprune.network.capture import capture
 from cprune.network.difference import difference
@@ -143,9 +143,9 @@ def test_an_operator_is_imported_once_and_every_layer_keeps_its_own_weights(
     session: LocalSession, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported: list[int] = []
-    original = foreign._imported
-    monkeypatch.setattr(foreign, "_KNOWN", {})
-    monkeypatch.setattr(foreign, "_imported", lambda *a: (imported.append(1), original(*a))[1])
+    original = tvm_import._imported
+    monkeypatch.setattr(tvm_import, "_KNOWN", {})
+    monkeypatch.setattr(tvm_import, "_imported", lambda *a: (imported.append(1), original(*a))[1])
     torch.manual_seed(0)
     inputs = (torch.randn(2, 6, 24),)
     network = capture(randomised(Normed()), inputs)

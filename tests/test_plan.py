@@ -7,7 +7,7 @@ from small_nets import captured_net
 
 from cprune.channels.groups import Graph, analyse
 from cprune.channels.surgery import prune
-from cprune.lower import Task, lower
+from cprune.compiling.lowering import Task, lower
 from cprune.models import zoo
 from cprune.network.capture import capture
 from cprune.network.network import Network

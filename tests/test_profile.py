@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cprune import cli, profile
-from cprune.lower import Layout
+from cprune.compiling.lowering import Layout
 from cprune.tuner.workload import Conv2d
 
 CONV = Conv2d(1, 32, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)

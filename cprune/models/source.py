@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cprune import deploy
+from cprune.compiling import deploy
 from cprune.journal import RunFolder
 from cprune.models.zoo import class_count, load_model
 from cprune.network import network as networks

@@ -1,7 +1,7 @@
 """A tuned model: a network, its calls, and the fastest program of every task.  What every command compiles.
 
 `tune` lowers a network in a layout that is measured or given, and spends trials on its tasks.  The result can be built
-in a session (`Tuned.load`, compared with PyTorch) or written for a device (`cprune.deploy`).
+in a session (`Tuned.load`, compared with PyTorch) or written for a device (`cprune.compiling.deploy`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cprune.compile import relax_model
-from cprune.layout import choose_block, choose_widths
-from cprune.lower import Layout, Lowered, lower
+from cprune.compiling.layout import choose_block, choose_widths
+from cprune.compiling.lowering import Layout, Lowered, lower
+from cprune.compiling.relax_module import relax_model
 from cprune.network.difference import TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.progress import Progress

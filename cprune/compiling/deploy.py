@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cprune.compile import linked
+from cprune.compiling.lowering import Lowered
+from cprune.compiling.relax_module import linked
 from cprune.journal import write_json
-from cprune.lower import Lowered
 from cprune.targets.build import export
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Array, Model

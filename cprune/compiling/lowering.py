@@ -3,7 +3,7 @@
 BatchNorm is folded into the convolution before it; bias, one residual addition and one activation ride along with
 their convolution; chains of element-wise operators, slices, paddings and concatenations become one call.  Values
 between calls are blocked (see `cprune.tuner.workload`) and stay so until an operator needs them plain.  What has no
-form here is imported operator by operator through TVM's own front end (`cprune.foreign`).
+form here is imported operator by operator through TVM's own front end (`cprune.compiling.tvm_import`).
 
 Weights keep their names: a call lists the layers whose weights it reads, so that nothing is ever guessed by order or
 by equal cost (the released CPrune maps tasks to layers by position).
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cprune.activations import joined
+from cprune.compiling.activations import joined
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, find_refs, operator_name
 from cprune.targets.errors import UserError
@@ -54,8 +54,8 @@ class Layout:
     """How values lie in memory: channels in blocks of `block`, or of half of that.
 
     Half blocks waste less padding but half of every vector; whether that pays is measured width by width
-    (`cprune.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into one half
-    block always is.
+    (`cprune.compiling.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into
+    one half block always is.
     """
 
     block: int
@@ -714,7 +714,7 @@ class _Lowering:
 
     def foreign(self, *nodes: Node) -> Any:
         """Return the value of the last node, computed by TVM's own operators."""
-        from cprune.foreign import import_nodes
+        from cprune.compiling.tvm_import import import_nodes
 
         last = nodes[-1]
         if not isinstance(self.examples[last.name], Tensor):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from cprune.lower import Layout, Lowered, Task, lower
+from cprune.compiling.lowering import Layout, Lowered, Task, lower
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.tuner.space import Candidate

@@ -1,0 +1,1 @@
+"""From a network to calls and tasks, and to a tuned model, for every command."""
