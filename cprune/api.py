@@ -19,22 +19,22 @@ from torch import Tensor, nn
 
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
-from cprune.config import Settings
 from cprune.journal import Journal, RunFolder, write_json
-from cprune.loop import Loop, Outcome, Step, Version
 from cprune.measure import Interval
+from cprune.method.loop import Loop, Outcome, Step, Version
+from cprune.method.plan import widths
+from cprune.method.settings import Settings
+from cprune.method.task_table import task_table
 from cprune.models.source import Opened, Source
 from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.plan import widths
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
-from cprune.task_table import task_table
 from cprune.training.data import load_data
 from cprune.training.trainer import CallableTrainer, DataTrainer, Trainer
 from cprune.tuner.records import Store
@@ -95,7 +95,7 @@ def prune(
     promised and reported (default: the same).  `train(model)` fine-tunes in place: one call for a step that is fast
     enough and one at the end.  `example_inputs` is what one inference gets; its shape is what is tuned and timed.
     `min_acc` is the accuracy to keep, 0.7 or "70%"; without it one point may be lost (`max_drop`).  `out` keeps the
-    run in a folder that `cprune report` reads; `settings` are those of `cprune.config.Settings`.
+    run in a folder that `cprune report` reads; `settings` are those of `cprune.method.settings.Settings`.
 
     Raises UserError for arguments that make no sense and for a model that cannot be exported.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from cprune.channels.groups import Graph, Group, analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.config import Settings
+from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.network.difference import TOLERANCE, difference, tensors_in
 from cprune.network.network import Network

@@ -19,8 +19,8 @@ from cprune.cli_options import DeviceTimeout, Json, TargetName, Tracker, machine
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
-    from cprune.config import Settings
-    from cprune.loop import Step
+    from cprune.method.loop import Step
+    from cprune.method.settings import Settings
     from cprune.models.source import Source
 
 BUILT_IN = "resnet-fashion"
@@ -113,7 +113,7 @@ def run_command(
     accuracy.  Ctrl-C leaves a run that `cprune resume DIR` goes on with.
     """
     from cprune import api
-    from cprune.config import share
+    from cprune.method.settings import share
 
     values: dict[str, Any] = _toml(config) if config else {}
     given = {
@@ -156,7 +156,7 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped, killed or cut off; nothing measured is measured again."""
     from cprune import api
-    from cprune.config import duration
+    from cprune.method.settings import duration
 
     timeout_s = duration(device_timeout) if device_timeout is not None else None
     folder, result = api.resume(
@@ -307,7 +307,7 @@ def tune(
     In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.
     """
     from cprune import tune_model
-    from cprune.config import duration
+    from cprune.method.settings import duration
 
     settings = _settings(trials=trials, seed=seed)
     limit = duration(time_limit) if time_limit is not None else float("inf")
@@ -452,7 +452,7 @@ def _settings(values: dict[str, Any] | None = None, **given: Any) -> Settings:
 
     A flag that was not given says nothing either: the file may have it.
     """
-    from cprune.config import Settings
+    from cprune.method.settings import Settings
 
     return Settings.from_dict(
         {**(values or {}), **{k: v for k, v in given.items() if v is not None and v is not False}}

@@ -31,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object on sta
 
 def machine(target: str, rpc_tracker: str | None = None, device_timeout: str | None = None) -> Target:
     """Return the target with what the options say of the way to it.  UserError where this machine needs no way."""
-    from cprune.config import duration
+    from cprune.method.settings import duration
     from cprune.targets.target import find
 
     found = find(target)

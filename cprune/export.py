@@ -21,9 +21,9 @@ from cprune.compiling import deploy
 from cprune.compiling.lowering import Layout, Lowered, lower
 from cprune.compiling.relax_module import relax_model
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.config import Settings
 from cprune.journal import RunFolder
 from cprune.measure import Interval, interval
+from cprune.method.settings import Settings
 from cprune.network import network as networks
 from cprune.network.difference import TOLERANCE, difference, tensors_in
 from cprune.network.network import Network

@@ -7,13 +7,13 @@ from typing import Any
 
 from cprune.channels.groups import analyse
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.config import Settings
+from cprune.method.settings import Settings
+from cprune.method.task_table import TaskRow, task_table
 from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
-from cprune.task_table import TaskRow, task_table
 
 
 def explain(

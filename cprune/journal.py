@@ -212,7 +212,7 @@ class RunFolder:
 class Journal:
     """The journal of a run: events, each a dict of plain values with "event" (its kind) and "time".
 
-    Kinds: start, tuned, measured, step, cost, final, note (what they hold is said in `cprune.loop`, which writes
+    Kinds: start, tuned, measured, step, cost, final, note (what they hold is said in `cprune.method.loop`, which writes
     them). One process appends (the one that holds `RunFolder.lock`); any number may read meanwhile.
     """
 

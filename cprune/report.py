@@ -34,8 +34,8 @@ STATUSES: dict[str, tuple[str, str]] = {
         "No pruned model was both clearly faster and accurate enough; this is the unpruned model, tuned.",
     ),
 }
-"""The values of "status" in `result.json` (`cprune.loop.Status`): how good the news is, and what it means.  Others are
-shown as they are."""
+"""The values of "status" in `result.json` (`cprune.method.loop.Status`): how good the news is, and what it means.
+Others are shown as they are."""
 
 _NONE = "–"
 _WIDTHS = (720, 310)  # of a plot on a large screen and on a phone

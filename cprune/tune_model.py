@@ -8,9 +8,9 @@ from typing import Any
 from cprune.compiling import deploy
 from cprune.compiling.tuned import opened_tuner
 from cprune.compiling.tuned import tune as tuned_model
-from cprune.config import Settings
 from cprune.export import example_of
 from cprune.measure import compare
+from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.stores import default_records

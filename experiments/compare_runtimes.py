@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cprune.bench import bench
-from cprune.config import Settings
+from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import of_terminal
 from cprune.tuner.records import Store

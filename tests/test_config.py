@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cprune import cli
-from cprune.config import Settings
+from cprune.method.settings import Settings
 from cprune.targets.errors import UserError
 
 

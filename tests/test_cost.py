@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cprune.cost import Cost
+from cprune.method.cost import Cost
 
 OLD: list[dict[str, Any]] = [
     {

@@ -78,7 +78,7 @@ def test_a_damaged_folder_is_named(
 
 
 def test_a_length_of_time_is_read_with_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
-    from cprune.config import duration
+    from cprune.method.settings import duration
 
     assert [duration(text) for text in ("90", "90s", "5m", "1.5h")] == [90, 90, 300, 5400]
     assert cli._main(["tune", "--time-limit", "soon"]) == 2

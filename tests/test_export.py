@@ -18,8 +18,8 @@ from cprune import cli
 from cprune.api import _config
 from cprune.compiling import deploy
 from cprune.compiling.tuned import tune
-from cprune.config import Settings
 from cprune.journal import RunFolder
+from cprune.method.settings import Settings
 from cprune.models.formats import onnx as onnx_format
 from cprune.models.formats import write as saved
 from cprune.models.source import Source

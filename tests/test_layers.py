@@ -24,7 +24,7 @@ MAY_NAME = {
         *(
             "cprune/compiling/lowering.py",
             "cprune/compiling/relax_module.py",
-            "cprune/step.py",
+            "cprune/method/channel_step.py",
             "cprune/compiling/deploy.py",
         ),
         *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
@@ -65,7 +65,7 @@ MAY_NAME = {
             "cprune/compiling/layout.py",
             "cprune/compiling/relax_module.py",
             "cprune/compiling/deploy.py",
-            "cprune/loop.py",
+            "cprune/method/loop.py",
         ),
         *(
             "cprune/api.py",

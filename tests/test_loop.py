@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 import cprune
-from cprune import api, loop
-from cprune.config import Settings
+from cprune import api
 from cprune.journal import Journal, RunFolder
 from cprune.measure import Comparison, Interval
+from cprune.method import loop
+from cprune.method.settings import Settings
 from cprune.targets.errors import UserError
 from cprune.tuner.records import Store
 

@@ -14,7 +14,7 @@ import pytest
 
 from cprune import plots, report
 from cprune.journal import Journal, RunFolder, write_json
-from cprune.loop import Status
+from cprune.method.loop import Status
 from cprune.report import STATUSES, table, write_report
 from cprune.targets.errors import UserError
 

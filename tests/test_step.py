@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprune.step import channel_step
+from cprune.method.channel_step import channel_step
 from cprune.tuner.space import channel_splits, of_target
 from cprune.tuner.workload import Conv2d
 

@@ -175,7 +175,7 @@ def channel_splits(workload: Workload, candidate: Candidate) -> tuple[tuple[int,
     """Return, for each stage of the program, the loop extents into which the output-channel axis is split.
 
     The first is the stage that computes, the second the stage that writes the output (CPrune, section on the step;
-    see `cprune.step`).  Other workloads than convolutions and dense layers have none.
+    see `cprune.method.channel_step`).  Other workloads than convolutions and dense layers have none.
     """
     if isinstance(workload, Conv2d):
         tile = candidate["oc_tile"] * dict(candidate.knobs).get("oc_groups", 1)

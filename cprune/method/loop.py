@@ -39,15 +39,15 @@ from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
 from cprune.compiling.lowering import Layout
 from cprune.compiling.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
-from cprune.config import Settings
-from cprune.cost import Cost
 from cprune.measure import Comparison, Interval, compare
+from cprune.method.channel_step import channel_step
+from cprune.method.cost import Cost
+from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
+from cprune.method.settings import Settings
 from cprune.network import network as networks
 from cprune.network.facts import Size, size_of
 from cprune.network.network import Network
-from cprune.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.progress import Progress, Watched
-from cprune.step import channel_step
 from cprune.targets.errors import UserError
 from cprune.targets.session import Session
 from cprune.training.train import FineTuneDiverged

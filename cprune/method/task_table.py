@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cprune.channels.groups import Graph
 from cprune.compiling.tuned import Tuned
-from cprune.step import channel_step
+from cprune.method.channel_step import channel_step
 from cprune.tuner.space import channel_splits
 from cprune.tuner.workload import describe
 

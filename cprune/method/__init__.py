@@ -1,0 +1,1 @@
+"""The methods: what is pruned, how far, and when it ends."""
