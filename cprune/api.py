@@ -1,6 +1,6 @@
 """The front door: `prune` and `load` for Python, `run` and `resume` for the command line.
 
-All of them drive one `Loop`, and write one run folder (see `cprune.journal`).
+All of them drive one `Loop`, and write one run folder (see `cprune.runs.journal`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
-from cprune.journal import Journal, RunFolder, write_json
 from cprune.measure import Interval
 from cprune.method.loop import Loop, Outcome, Step, Version
 from cprune.method.plan import widths
@@ -31,6 +30,7 @@ from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Progress, Silent
 from cprune.report import write_report
+from cprune.runs.journal import Journal, RunFolder, write_json
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Session

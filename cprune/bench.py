@@ -27,12 +27,12 @@ from torch import Tensor
 
 from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.journal import RunFolder
 from cprune.measure import interval, sustained
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.network.network import Network
 from cprune.progress import Progress
+from cprune.runs.journal import RunFolder
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Failure

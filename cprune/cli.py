@@ -172,8 +172,8 @@ def resume(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="a run folder, finished or not")]) -> None:
     """Write report.html and report.md of a run again and say where they are."""
-    from cprune.journal import RunFolder
     from cprune.report import write_report
+    from cprune.runs.journal import RunFolder
 
     folder = RunFolder.open(directory)
     write_report(folder)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cprune.journal import Journal, RunFolder, atomic_write, read_json
+from cprune.runs.journal import Journal, RunFolder, atomic_write, read_json
 
 STATUSES: dict[str, tuple[str, str]] = {
     "pruned": (

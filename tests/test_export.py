@@ -18,7 +18,6 @@ from cprune import cli
 from cprune.api import _config
 from cprune.compiling import deploy
 from cprune.compiling.tuned import tune
-from cprune.journal import RunFolder
 from cprune.method.settings import Settings
 from cprune.models.formats import onnx as onnx_format
 from cprune.models.formats import write as saved
@@ -26,6 +25,7 @@ from cprune.models.source import Source
 from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.progress import Silent
+from cprune.runs.journal import RunFolder
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
 from cprune.tuner.records import Store

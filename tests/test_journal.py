@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cprune import journal
-from cprune.journal import Journal, RunFolder, atomic_write, read_json, write_json
+from cprune.runs import journal
+from cprune.runs.journal import Journal, RunFolder, atomic_write, read_json, write_json
 from cprune.targets.errors import BrokenWorld, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +124,7 @@ class TestOpen:
 HOLDER = textwrap.dedent(
     """
     import os, sys, time
-    from cprune.journal import RunFolder
+    from cprune.runs.journal import RunFolder
     with RunFolder.open(sys.argv[1]).lock():
         there, here = os.pipe()
         child = os.fork() if sys.argv[2] == "fork" else 1
@@ -300,7 +300,7 @@ class TestJournal:
 
     def test_kill_9_loses_at_most_the_event_being_written(self, log: Journal) -> None:
         code = (
-            "import sys; from pathlib import Path; from cprune.journal import Journal\n"
+            "import sys; from pathlib import Path; from cprune.runs.journal import Journal\n"
             "log = Journal(Path(sys.argv[1]))\n"
             "for i in range(1_000_000): log.append({'event': 'step', 'index': i}); print(i, flush=True)"
         )
@@ -319,7 +319,7 @@ class TestJournal:
 
 def test_the_module_is_light() -> None:
     heavy = {"torch", "tvm", "numpy", "sqlalchemy", "matplotlib", "jinja2"}
-    code = "import sys, cprune.journal; print(*sys.modules)"
+    code = "import sys, cprune.runs.journal; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split()

@@ -17,10 +17,10 @@ from torch import nn
 
 import cprune
 from cprune import api
-from cprune.journal import Journal, RunFolder
 from cprune.measure import Comparison, Interval
 from cprune.method import loop
 from cprune.method.settings import Settings
+from cprune.runs.journal import Journal, RunFolder
 from cprune.targets.errors import UserError
 from cprune.tuner.records import Store
 

@@ -10,7 +10,7 @@ import pytest
 from rpc_rig import KEY, Rig, Server, rig
 from test_loop import TOML, command, data_file
 
-from cprune.journal import Journal
+from cprune.runs.journal import Journal
 from cprune.targets import build
 from cprune.tuner.records import Store
 

@@ -67,7 +67,7 @@ each."""
 
 
 class Keeper(Protocol):
-    """Where a run writes what it must not lose: `cprune.journal` behind `cprune.api`, or nothing."""
+    """Where a run writes what it must not lose: `cprune.runs.journal` behind `cprune.api`, or nothing."""
 
     def append(self, event: dict[str, Any]) -> None:
         """Keep one event."""

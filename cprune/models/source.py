@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cprune.compiling import deploy
-from cprune.journal import RunFolder
 from cprune.models.zoo import class_count, load_model
 from cprune.network import network as networks
 from cprune.network import open_batch
 from cprune.network.capture import capture
 from cprune.network.network import Network
+from cprune.runs.journal import RunFolder
 from cprune.targets.errors import UserError
 
 
