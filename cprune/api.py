@@ -29,8 +29,8 @@ from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Progress, Silent
-from cprune.report import write_report
 from cprune.runs.journal import Journal, RunFolder, write_json
+from cprune.runs.report.sections import write_report
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.session import Session

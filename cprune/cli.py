@@ -172,8 +172,8 @@ def resume(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="a run folder, finished or not")]) -> None:
     """Write report.html and report.md of a run again and say where they are."""
-    from cprune.report import write_report
     from cprune.runs.journal import RunFolder
+    from cprune.runs.report.sections import write_report
 
     folder = RunFolder.open(directory)
     write_report(folder)
@@ -487,7 +487,7 @@ def _finished(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        from cprune.report import table as rows_of
+        from cprune.runs.report.sections import table as rows_of
 
         table = _table("", "before", "after")
         for row in rows_of(result):

@@ -163,7 +163,7 @@ def _shape(w: Conv2d) -> dict[str, Any]:
 
 def write(told: dict[str, Any], folder: Path) -> list[Path]:
     """Write profile.json, latency.csv and one SVG a task into `folder`, and return their paths."""
-    from cprune.plots import staircase
+    from cprune.runs.report.plots import staircase
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "profile.json", folder / "latency.csv"]

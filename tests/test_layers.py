@@ -92,7 +92,7 @@ HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxr
 LIGHT = (
     *("cprune/__init__.py", "cprune/cli.py", "cprune/cli_records.py", "cprune/cli_devices.py", "cprune/stores.py"),
     "cprune/cli_options.py",
-    *("cprune/runs/journal.py", "cprune/report.py"),
+    *("cprune/runs/journal.py", "cprune/runs/report/sections.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",
 )

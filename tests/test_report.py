@@ -12,10 +12,11 @@ from typing import Any, get_args
 
 import pytest
 
-from cprune import plots, report
 from cprune.method.loop import Status
-from cprune.report import STATUSES, table, write_report
 from cprune.runs.journal import Journal, RunFolder, write_json
+from cprune.runs.report import plots
+from cprune.runs.report import sections as report
+from cprune.runs.report.sections import STATUSES, table, write_report
 from cprune.targets.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -425,7 +426,8 @@ def test_numbers_are_for_people() -> None:
 
 def test_writing_a_report_loads_neither_torch_nor_tvm(folder: RunFolder) -> None:
     code = (
-        "import sys, json; from cprune.runs.journal import RunFolder; from cprune.report import write_report\n"
+        "import sys, json; from cprune.runs.journal import RunFolder; "
+        "from cprune.runs.report.sections import write_report\n"
         "write_report(RunFolder.open(sys.argv[1])); print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run(

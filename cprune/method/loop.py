@@ -62,8 +62,8 @@ BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes
 HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
 
 Status = Literal["pruned", "stepped-back", "unpruned"]
-"""How a run ends: with its newest accepted model, with an earlier one, with none.  `cprune.report` has a headline for
-each."""
+"""How a run ends: with its newest accepted model, with an earlier one, with none.  `cprune.runs.report.sections` has a
+headline for each."""
 
 
 class Keeper(Protocol):

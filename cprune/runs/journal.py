@@ -54,7 +54,7 @@ class RunFolder:
 
     @property
     def analysis(self) -> Path:
-        """Tasks, channels and frozen groups, for the report; see `cprune.report`."""
+        """Tasks, channels and frozen groups, for the report; see `cprune.runs.report.sections`."""
         return self.path / "analysis.json"
 
     @property

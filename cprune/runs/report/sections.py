@@ -113,14 +113,14 @@ def write_report(folder: RunFolder) -> None:
         "version": _version(),
     }
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: bool(name) and ".html" in str(name),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["svg"] = Markup  # ours, from cprune.plots, which escapes every label
+    environment.filters["svg"] = Markup  # ours, from cprune.runs.report.plots, which escapes every label
     environment.filters["md"] = _markdown
     environment.filters["tied"] = _tied
     for template, path in (("report.html.j2", folder.report_html), ("report.md.j2", folder.report_md)):
@@ -266,7 +266,7 @@ def _notes(run: Run) -> tuple[str, ...]:
 
 
 def _course(run: Run) -> Section:
-    from cprune import plots
+    from cprune.runs.report import plots
 
     title = "Accuracy and latency along the steps"
     points = []
@@ -533,7 +533,7 @@ def _versions(run: Run) -> Section:
 
 
 def _bars(name: str, bars: Sequence[tuple[str, float, float | None]], unit: str, title: str) -> tuple[str, str]:
-    from cprune import plots
+    from cprune.runs.report import plots
 
     drawn = [plots.Bar(*bar) for bar in bars[:_MOST_BARS]]
     wide, narrow = (plots.bars(drawn, unit, title, width, f"{name}{width}") for width in _WIDTHS)
