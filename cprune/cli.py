@@ -199,7 +199,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
-    from cprune import inspect_model
+    from cprune.commands import explain as inspect_model
 
     settings = _settings(trials=trials, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
@@ -233,7 +233,7 @@ def check(
 
     Exit code 1 if something differs.
     """
-    from cprune import check as checking
+    from cprune.commands import check as checking
 
     settings = _settings(trials=1, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
@@ -267,7 +267,7 @@ def bench(
 
     MODEL may be a run folder: then the pruned model is timed.
     """
-    from cprune import bench as benchmark
+    from cprune.commands import bench as benchmark
 
     settings = _settings(trials=trials, seed=seed)
     where = machine(target, rpc_tracker, device_timeout)
@@ -306,7 +306,7 @@ def tune(
 
     In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.
     """
-    from cprune import tune_model
+    from cprune.commands import tune as tune_model
     from cprune.method.settings import duration
 
     settings = _settings(trials=trials, seed=seed)
@@ -346,7 +346,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Show how latency falls with the width of every layer: the staircase, with the step that keeps the program."""
-    from cprune import profile as profiling
+    from cprune.commands import profile as profiling
 
     settings = _settings(trials=trials, seed=seed)
     options = profiling.Options(widths, width_trials)

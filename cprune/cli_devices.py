@@ -150,7 +150,7 @@ def doctor_command(
     """
     from dataclasses import asdict, replace
 
-    from cprune import doctor
+    from cprune.commands import doctor
 
     found = replace(machine(target, rpc_tracker), device_timeout_s=5.0)
     checks = []
@@ -186,7 +186,7 @@ def export_command(
 
     With --out FILE.pt2 or FILE.onnx: the pruned model itself, not compiled, for PyTorch or for ONNX runtimes.
     """
-    from cprune import export
+    from cprune.commands import export
     from cprune.models.formats import write as saved
     from cprune.progress import of_terminal
 
@@ -211,7 +211,7 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Run a bundle on its device and compare with what PyTorch computed.  Exit code 1 if it differs."""
-    from cprune import export
+    from cprune.commands import export
     from cprune.progress import of_terminal
 
     told = export.verify(bundle, _target(target, None), rpc_tracker or "", of_terminal())

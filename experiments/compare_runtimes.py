@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cprune.bench import bench
+from cprune.commands.bench import bench
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import of_terminal

@@ -12,9 +12,10 @@ import torch
 from small_nets import captured
 from torch import Tensor, nn
 
-from cprune import check, cli
+from cprune import cli
 from cprune.channels import surgery
 from cprune.channels.groups import Graph, analyse
+from cprune.commands import check
 from cprune.network.capture import capture
 from cprune.network.difference import difference
 from cprune.network.network import Network

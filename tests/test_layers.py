@@ -69,10 +69,10 @@ MAY_NAME = {
         ),
         *(
             "cprune/api.py",
-            "cprune/export.py",
+            "cprune/commands/export.py",
             "cprune/models/source.py",
             "cprune/network/open_batch.py",
-            "cprune/check.py",
+            "cprune/commands/check.py",
         ),
         *(
             "cprune/network/difference.py",
@@ -81,7 +81,12 @@ MAY_NAME = {
             "cprune/models/formats/pt2.py",
             "cprune/models/formats/onnx/*.py",
         ),
-        *("cprune/network/facts.py", "cprune/compiling/tvm_import.py", "cprune/bench.py", "cprune/inspect_model.py"),
+        *(
+            "cprune/network/facts.py",
+            "cprune/compiling/tvm_import.py",
+            "cprune/commands/bench.py",
+            "cprune/commands/explain.py",
+        ),
         "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
     ),
     "xgboost": ("cprune/tuner/models.py",),

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cprune import cli, profile
+from cprune import cli
+from cprune.commands import profile
 from cprune.compiling.lowering import Layout
 from cprune.tuner.workload import Conv2d
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime in a process of its own: `python -m cprune.bench_ort FOLDER THREADS`.
+"""ONNX Runtime in a process of its own: `python -m cprune.commands.onnxruntime_process FOLDER THREADS`.
 
 PyTorch in the same process makes ONNX Runtime up to half as slow again (two thread pools), which its users do not have.
 FOLDER holds `model.onnx` and the inputs `0.npy`, `1.npy`, …; the output goes to `output.npy`.  Every line on standard

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cprune.commands.export import example_of
 from cprune.compiling import deploy
 from cprune.compiling.tuned import opened_tuner
 from cprune.compiling.tuned import tune as tuned_model
-from cprune.export import example_of
 from cprune.measure import compare
 from cprune.method.settings import Settings
 from cprune.models.source import Source

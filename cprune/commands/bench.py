@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.bench_ort import RUN_S, SETTLE_S, seconds_a_call
+from cprune.commands.onnxruntime_process import RUN_S, SETTLE_S, seconds_a_call
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.measure import interval, sustained
 from cprune.method.settings import Settings
@@ -111,7 +111,7 @@ def bench(
 
 
 class _OnnxRuntime:
-    """ONNX Runtime in a process of its own (see `cprune.bench_ort`)."""
+    """ONNX Runtime in a process of its own (see `cprune.commands.onnxruntime_process`)."""
 
     def __init__(self, network: Network, inputs: tuple[Tensor, ...], threads: int) -> None:
         missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -126,7 +126,7 @@ class _OnnxRuntime:
         for index, x in enumerate(inputs):
             np.save(where / f"{index}.npy", x.numpy())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cprune.bench_ort", str(where), str(threads)],
+            [sys.executable, "-m", "cprune.commands.onnxruntime_process", str(where), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
