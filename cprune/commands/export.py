@@ -62,7 +62,7 @@ def export(
         told = _of_run(directory, target, out, seed, records, progress)
     else:
         told = _of_compiled(directory, target, out)
-    source = importlib.resources.files("cprune") / "templates" / "runner"
+    source = importlib.resources.files("cprune") / "commands" / "runner"
     for name in RUNNER:
         text = (source / name).read_text(encoding="utf-8")
         for word, value in (("@THREADS@", told["target"]["threads"]), ("@MODEL@", told["model"]),
