@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
-from cprune.measure import Interval
 from cprune.method.loop import Loop, Outcome, Step, Version
 from cprune.method.plan import widths
 from cprune.method.settings import Settings
@@ -33,6 +32,7 @@ from cprune.runs.journal import Journal, RunFolder, write_json
 from cprune.runs.report.sections import write_report
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
+from cprune.targets.measure import Interval
 from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.training.data import load_data

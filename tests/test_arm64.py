@@ -18,11 +18,11 @@ from test_loop import TOML, data_file
 
 from cprune import cli
 from cprune.compiling import deploy
-from cprune.targets import build, tracker
+from cprune.targets import link, tracker
 
 pytestmark = [
     pytest.mark.device,
-    pytest.mark.skipif(not build.linkers("aarch64-linux-gnu"), reason="no linker for aarch64-linux-gnu"),
+    pytest.mark.skipif(not link.linkers("aarch64-linux-gnu"), reason="no linker for aarch64-linux-gnu"),
 ]
 
 
@@ -105,7 +105,7 @@ def test_the_bundle_of_the_run_is_verified_on_the_board(
     bundle = run / "bundle"
     found = told(capsys, "export", str(run))
     assert {"model.so", "runner.cpp", "CMakeLists.txt", "example.safetensors"} <= set(found["files"])
-    assert build.machine_of(bundle / "model.so") == build.MACHINES["aarch64"]
+    assert link.machine_of(bundle / "model.so") == link.MACHINES["aarch64"]
     verified = told(capsys, "verify", str(bundle))
     assert verified["ok"]
     assert verified["max_difference"] < 1e-4
@@ -142,7 +142,7 @@ def test_the_runner_runs_on_the_board_without_python(run: Path, capsys: pytest.C
 def test_tune_writes_a_library_for_the_board(target: str, board: Rig, tmp_path: Path) -> None:
     words = ["-m", "small_nets:tiny", "--target", target, "--trials", "2", "--records", str(tmp_path / "r.sqlite")]
     assert cli._main(["tune", *words, "--out", str(tmp_path / "out")]) == 0
-    assert build.machine_of(tmp_path / "out" / "model.so") == build.MACHINES["aarch64"]
+    assert link.machine_of(tmp_path / "out" / "model.so") == link.MACHINES["aarch64"]
     example = deploy.read_example(tmp_path / "out")
     assert np.isfinite(example.outputs[0]).all()
     assert os.path.getsize(tmp_path / "out" / "weights.safetensors") > 100

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cprune.targets import build
-from cprune.targets.build import Linker, check_machine, linker, linkers, machine_of
+from cprune.targets import link as build
 from cprune.targets.errors import UserError
+from cprune.targets.link import Linker, check_machine, linker, linkers, machine_of
 from cprune.targets.target import find
 
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from cprune.measure import Interval, compare, interval, sustained
 from cprune.targets.errors import BrokenWorld
+from cprune.targets.measure import Interval, compare, interval, sustained
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Failure
 from cprune.targets.timing import models_in_turns

@@ -18,7 +18,7 @@ from contracts import run_once, time_once
 from rpc_rig import KEY, Rig, Server, free_port, rig
 from test_session import crashing, doubled, hanging, program
 
-from cprune.targets import build, device, tracker
+from cprune.targets import device, link, tracker
 from cprune.targets.client import GONE, Client
 from cprune.targets.errors import BrokenWorld, Bug, DeviceLost, UserError
 from cprune.targets.rpc import RpcSession
@@ -29,7 +29,7 @@ from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
 from cprune.tuner.workload import Elementwise, key
 
-pytestmark = pytest.mark.skipif(not build.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu")
+pytestmark = pytest.mark.skipif(not link.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu")
 
 
 @pytest.fixture(autouse=True)
@@ -392,6 +392,6 @@ def ports_of(server: Server) -> set[int]:
 
 
 def test_a_missing_linker_is_said_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "linkers", lambda triple: [])
+    monkeypatch.setattr(link, "linkers", lambda triple: [])
     with pytest.raises(UserError, match="no linker for"):
         RpcSession(find("linux-x86_64"))

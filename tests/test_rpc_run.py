@@ -11,12 +11,12 @@ from rpc_rig import KEY, Rig, Server, rig
 from test_loop import TOML, command, data_file
 
 from cprune.runs.journal import Journal
-from cprune.targets import build
+from cprune.targets import link
 from cprune.tuner.records import Store
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not build.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu"),
+    pytest.mark.skipif(not link.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu"),
 ]
 
 

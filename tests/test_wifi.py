@@ -21,14 +21,14 @@ from contracts import time_once
 from rpc_rig import KEY, SERVE, Server, free_port
 from test_session import doubled
 
-from cprune.targets import build, tracker
+from cprune.targets import link, tracker
 from cprune.targets.rpc import RpcSession
 from cprune.targets.session import Built, Timed
 from cprune.targets.target import Target, Timing, find
 
 pytestmark = [
     pytest.mark.device,
-    pytest.mark.skipif(not build.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu"),
+    pytest.mark.skipif(not link.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu"),
 ]
 
 HERE, THERE = "10.203.7.1", "10.203.7.2"

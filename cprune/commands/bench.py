@@ -27,7 +27,6 @@ from torch import Tensor
 
 from cprune.commands.onnxruntime_process import RUN_S, SETTLE_S, seconds_a_call
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.measure import interval, sustained
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.network.network import Network
@@ -35,6 +34,7 @@ from cprune.progress import Progress
 from cprune.runs.journal import RunFolder
 from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.measure import interval, sustained
 from cprune.targets.session import Failure
 from cprune.targets.target import Target, find
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cprune.targets import build, tracker
+from cprune.targets import link, tracker
 from cprune.targets.connect import connect
 from cprune.targets.device import free_devices
 from cprune.targets.errors import CpruneError
@@ -94,15 +94,15 @@ def _compiler(target: Target) -> Iterator[Check]:
 
 def _linker(target: Target) -> Iterator[Check]:
     if target.transport == "local":
-        name = build.host_compiler()
+        name = link.host_compiler()
         yield Check("linker", bool(name), name or "no C compiler: cprune tune cannot write a compiled model",
                     "" if name else "Install one, for example: apt install gcc")  # fmt: skip
         return
-    first, *others = [found.name for found in build.linkers(target.triple)] or [""]
+    first, *others = [found.name for found in link.linkers(target.triple)] or [""]
     if first:
         yield Check("linker", True, first + (f" (also there: {', '.join(others)})" if others else ""))
     else:
-        build.linker(target.triple)  # raises, with what to do
+        link.linker(target.triple)  # raises, with what to do
 
 
 def _tracker(target: Target) -> Iterator[Check]:
@@ -130,9 +130,7 @@ def _device(target: Target) -> Iterator[Check]:
         for device in devices:
             told = device.told
             yield Check("device", True, f"{device.name}: {describe(told)}")
-            if told["machine"] and build.MACHINES.get(told["machine"]) != build.MACHINES.get(
-                target.triple.split("-")[0]
-            ):
+            if told["machine"] and link.MACHINES.get(told["machine"]) != link.MACHINES.get(target.triple.split("-")[0]):
                 yield Check("machine", False, f"{device.name} is {told['machine']}, the target is {target.triple}",
                             "Give the --target of that machine, or another key in a target file.")  # fmt: skip
             same = told["tvm"] in ("", tvm_version())

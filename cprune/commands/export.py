@@ -21,7 +21,6 @@ from cprune.compiling import deploy
 from cprune.compiling.lowering import Layout, Lowered, lower
 from cprune.compiling.relax_module import relax_model
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.measure import Interval, interval
 from cprune.method.settings import Settings
 from cprune.network import network as networks
 from cprune.network.difference import TOLERANCE, difference, tensors_in
@@ -29,6 +28,7 @@ from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.journal import RunFolder
 from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.measure import Interval, interval
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict
 from cprune.tuner.space import Candidate

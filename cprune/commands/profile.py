@@ -18,12 +18,12 @@ from typing import Any
 from cprune.channels.groups import analyse
 from cprune.compiling.lowering import Layout, Task
 from cprune.compiling.tuned import opened_tuner, tune
-from cprune.measure import interval
 from cprune.method.channel_step import channel_step
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.stores import default_records
+from cprune.targets.measure import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.targets.target import Target, find

@@ -9,12 +9,12 @@ from cprune.commands.export import example_of
 from cprune.compiling import deploy
 from cprune.compiling.tuned import opened_tuner
 from cprune.compiling.tuned import tune as tuned_model
-from cprune.measure import compare
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.stores import default_records
 from cprune.targets.errors import UserError
+from cprune.targets.measure import compare
 from cprune.targets.target import Target, find
 
 

@@ -39,7 +39,6 @@ from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
 from cprune.compiling.lowering import Layout
 from cprune.compiling.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
-from cprune.measure import Comparison, Interval, compare
 from cprune.method.channel_step import channel_step
 from cprune.method.cost import Cost
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
@@ -49,6 +48,7 @@ from cprune.network.facts import Size, size_of
 from cprune.network.network import Network
 from cprune.progress import Progress, Watched
 from cprune.targets.errors import UserError
+from cprune.targets.measure import Comparison, Interval, compare
 from cprune.targets.session import Session
 from cprune.training.train import FineTuneDiverged
 from cprune.training.trainer import Schedule, Trainer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tvm
 
-from cprune.targets.build import export, linker
+from cprune.targets.link import export, linker
 from cprune.targets.process import answer, begun, cores, failure, first_line
 from cprune.targets.session import Failure, Kernel, Program
 

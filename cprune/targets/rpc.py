@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from cprune.targets import build, tracker
+from cprune.targets import link as build
+from cprune.targets import tracker
 from cprune.targets.device import Device, Gone, free_devices
 from cprune.targets.errors import BrokenWorld, DeviceLost
 from cprune.targets.process import Process
