@@ -33,7 +33,7 @@ def list_command(context: typer.Context, rpc_tracker: Tracker = None, as_json: J
     """Show the devices that a tracker knows: keys, free or in use, processor, memory, TVM, round trip."""
     if context.invoked_subcommand is not None:
         return
-    from cprune.targets import devices
+    from cprune.targets.remote import devices
 
     where, rows = devices.listed(rpc_tracker or "", lambda text: print(text, file=sys.stderr))
     if as_json:
@@ -77,7 +77,7 @@ def serve(
     Every session has a process of its own, so that a kernel that crashes or hangs ends only that.
     """
     from cprune.targets import serve as server
-    from cprune.targets.tracker import parsed
+    from cprune.targets.remote.tracker import parsed
 
     parsed(tracker)
     if ":" in key or not key:
@@ -96,7 +96,7 @@ def bundle(
 ) -> None:
     """Write a server with its own Python and TVM, for a device that has neither: unpack it there, and start run.sh."""
     from cprune.progress import of_terminal
-    from cprune.targets import bundle as bundles
+    from cprune.targets.remote import bundle as bundles
 
     size = bundles.write(out, target, cache, of_terminal().say)
     typer.echo(
@@ -118,8 +118,8 @@ def push(
     The phones' servers end with Ctrl-C here.
     """
     from cprune.progress import of_terminal
-    from cprune.targets import adb
-    from cprune.targets.tracker import parsed
+    from cprune.targets.remote import adb
+    from cprune.targets.remote.tracker import parsed
 
     adb.push(archive, key, parsed(tracker), tuple(serial or ()), port, cores, of_terminal().say)
 
@@ -129,7 +129,7 @@ def tracker_command(
     port: Annotated[int, typer.Option(help="port to listen on")] = 9190,
 ) -> None:
     """Start a tracker, which devices register at and clients ask for devices.  Ctrl-C ends it."""
-    from cprune.targets.tracker import Tracker as Started
+    from cprune.targets.remote.tracker import Tracker as Started
 
     if host not in LOOPBACK:
         print(OPEN.format(what=f"this tracker on {host}"), file=sys.stderr)

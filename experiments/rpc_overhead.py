@@ -27,7 +27,7 @@ from rpc_rig import KEY, Rig, Server, rig
 
 from cprune.targets.local import LocalSession
 from cprune.targets.measure import interval
-from cprune.targets.rpc import RpcSession
+from cprune.targets.remote.rpc import RpcSession
 from cprune.targets.session import Built, Program, Timed
 from cprune.targets.target import Target, Timing, find
 from cprune.tuner import programs, space

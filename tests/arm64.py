@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cprune.targets import bundle
 from cprune.targets.errors import CpruneError
+from cprune.targets.remote import bundle
 
 QEMU = "qemu-aarch64-static"
 

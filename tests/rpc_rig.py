@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cprune.targets import tracker
 from cprune.targets.errors import BrokenWorld
+from cprune.targets.remote import tracker
 from cprune.targets.target import Target, Timing, find
 
 SERVE = Path(__file__).parents[1] / "cprune" / "targets" / "serve.py"

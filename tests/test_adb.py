@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rpc_rig import SERVE, free_port
 
-from cprune.targets import adb, tracker
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.targets.tracker import Address
+from cprune.targets.remote import adb, tracker
+from cprune.targets.remote.tracker import Address
 
 ADB = """#!/usr/bin/env python3
 import os, shutil, subprocess, sys

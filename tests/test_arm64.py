@@ -18,7 +18,8 @@ from test_loop import TOML, data_file
 
 from cprune import cli
 from cprune.compiling import deploy
-from cprune.targets import link, tracker
+from cprune.targets import link
+from cprune.targets.remote import tracker
 
 pytestmark = [
     pytest.mark.device,

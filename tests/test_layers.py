@@ -35,7 +35,7 @@ MAY_NAME = {
             "cprune/tuner/tvm_database.py",
             "cprune/compiling/tvm_import.py",
         ),
-        *("cprune/targets/worker.py", "cprune/targets/builder.py", "cprune/targets/client.py"),
+        *("cprune/targets/worker.py", "cprune/targets/remote/builder.py", "cprune/targets/remote/client.py"),
         "cprune/targets/serve.py",  # runs on the device, beside nothing else of ours
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),

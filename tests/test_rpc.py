@@ -18,10 +18,11 @@ from contracts import run_once, time_once
 from rpc_rig import KEY, Rig, Server, free_port, rig
 from test_session import crashing, doubled, hanging, program
 
-from cprune.targets import device, link, tracker
-from cprune.targets.client import GONE, Client
+from cprune.targets import link
 from cprune.targets.errors import BrokenWorld, Bug, DeviceLost, UserError
-from cprune.targets.rpc import RpcSession
+from cprune.targets.remote import device, tracker
+from cprune.targets.remote.client import GONE, Client
+from cprune.targets.remote.rpc import RpcSession
 from cprune.targets.session import Built, Failure, Timed
 from cprune.targets.target import Timing, find, with_threads
 from cprune.tuner import programs
@@ -242,7 +243,7 @@ def test_a_device_in_use_is_said_to_be_in_use(one: Rig, session: RpcSession) -> 
 
 def test_more_threads_than_the_device_gives_are_refused(one: Rig) -> None:
     # TVM's pool takes any number; a device that does not is one whose answer differs from what was asked for.
-    from cprune.targets.device import Device
+    from cprune.targets.remote.device import Device
 
     two = Device("x", one.tracker.address, KEY, 2)
     assert "got 1 threads on the device, not 2" in two._greeted({"threads": 1, "cpu": "x"})

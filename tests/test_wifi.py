@@ -21,8 +21,9 @@ from contracts import time_once
 from rpc_rig import KEY, SERVE, Server, free_port
 from test_session import doubled
 
-from cprune.targets import link, tracker
-from cprune.targets.rpc import RpcSession
+from cprune.targets import link
+from cprune.targets.remote import tracker
+from cprune.targets.remote.rpc import RpcSession
 from cprune.targets.session import Built, Timed
 from cprune.targets.target import Target, Timing, find
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cprune.targets import link, tracker
+from cprune.targets import link
 from cprune.targets.connect import connect
-from cprune.targets.device import free_devices
 from cprune.targets.errors import CpruneError
 from cprune.targets.process import Process
+from cprune.targets.remote import tracker
+from cprune.targets.remote.device import free_devices
 from cprune.targets.session import Built, Failure, Session, Timed, arguments
 from cprune.targets.target import Target, tvm_version
 from cprune.tuner import programs, reference, space
@@ -79,7 +80,7 @@ def _compiler(target: Target) -> Iterator[Check]:
         yield Check("compiler", True, f"TVM {tvm_version()}, for {target.cpu}, {target.threads} threads")
         return
     with tempfile.TemporaryDirectory(prefix="cprune-doctor-") as folder:
-        builder = Process("cprune.targets.builder", [target.triple], {}, str)
+        builder = Process("cprune.targets.remote.builder", [target.triple], {}, str)
         try:
             answer = builder.ask("reference", (str(Path(folder) / "k.so"), target.compiler), BUILD_DEADLINE_S)
         finally:

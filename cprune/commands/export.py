@@ -178,7 +178,7 @@ def _here(bundle: Path, target: Target, example: deploy.Example) -> tuple[Sequen
 def _there(
     bundle: Path, target: Target, weights: tuple[Array, ...], example: deploy.Example, progress: Progress
 ) -> tuple[Sequence[Array], Interval, str]:
-    from cprune.targets.rpc import RpcSession
+    from cprune.targets.remote.rpc import RpcSession
 
     with RpcSession(target, progress.wait, progress.say) as session:
         failed = session.hold("model", bundle / "model.so", weights)

@@ -25,7 +25,7 @@ def connect(
         with LocalSession(target) as local:
             yield local, target
         return
-    from cprune.targets.rpc import RpcSession
+    from cprune.targets.remote.rpc import RpcSession
 
     with RpcSession(target, wait, say) as remote:
         yield remote, remote.target

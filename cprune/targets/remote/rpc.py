@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from cprune.targets import link as build
-from cprune.targets import tracker
-from cprune.targets.device import Device, Gone, free_devices
 from cprune.targets.errors import BrokenWorld, DeviceLost
 from cprune.targets.process import Process
+from cprune.targets.remote import tracker
+from cprune.targets.remote.device import Device, Gone, free_devices
 from cprune.targets.session import Array, Built, Failure, Model, Program, Timed
 from cprune.targets.target import Target
 
@@ -72,7 +72,7 @@ class RpcSession:
         build.linker(target.triple)  # says what to install before anything else happens
         self.where = tracker.address(target.tracker)
         self.target, self.wait, self.say = target, wait, say
-        self._builder = Process("cprune.targets.builder", [target.triple], {}, str)
+        self._builder = Process("cprune.targets.remote.builder", [target.triple], {}, str)
         self._folder = Path(tempfile.mkdtemp(prefix="cprune-rpc-"))
         self._handles = itertools.count()
         self._models: dict[str, _Held] = {}

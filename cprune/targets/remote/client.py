@@ -1,4 +1,4 @@
-"""The process that talks to one device: `python -m cprune.targets.client FD HOST PORT KEY THREADS`.
+"""The process that talks to one device: `python -m cprune.targets.remote.client FD HOST PORT KEY THREADS`.
 
 It gets a session from the tracker, greets with what the device says of itself (or {"error": …}) and answers requests
 until the pipe closes.  Every call into TVM's RPC may block for ever when a device freezes: that is why this is a
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cprune.targets.device import broke
 from cprune.targets.process import answer, begun, failure, first_line
+from cprune.targets.remote.device import broke
 from cprune.targets.serve import timed
 from cprune.targets.session import Failure, Timed
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.targets.tracker import Address, summary
+from cprune.targets.remote.tracker import Address, summary
 
 FOLDER = "/data/local/tmp"
 PUSH_DEADLINE_S = 600.0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cprune.targets import tracker
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.process import Process
+from cprune.targets.remote import tracker
 from cprune.targets.session import Failure
 
 CONNECT_DEADLINE_S = 60.0
@@ -34,7 +34,7 @@ class Device:
         self.models: set[str] = set()
         self.reference_s, self.checked_at = 0.0, 0.0
         self._process = Process(
-            "cprune.targets.client",
+            "cprune.targets.remote.client",
             [where.host, str(where.port), key, str(threads)],
             {"TVM_USE_RUNTIME_LIB": "1"},  # it compiles nothing, and starts faster without the compiler
             self._greeted,

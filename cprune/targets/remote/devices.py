@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cprune.targets import tracker
-from cprune.targets.device import free_devices
+from cprune.targets.remote import tracker
+from cprune.targets.remote.device import free_devices
 
 
 def listed(option: str, say: Callable[[str], None]) -> tuple[str, list[dict[str, Any]]]:

@@ -1,0 +1,1 @@
+"""Devices behind a wire: RPC, the tracker, adb."""
