@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cprune.tuner import search
 from cprune.tuner.features import Table, visible
 from cprune.tuner.models import Memory
+from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records import Record
-from cprune.tuner.space import Candidate
 from experiments.tables import Recorded, load_all
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02

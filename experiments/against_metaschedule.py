@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Built, Program, Timed, arguments
 from cprune.targets.target import find
-from cprune.tuner import programs
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs.workload import Conv2d, describe, key
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
-from cprune.tuner.workload import Conv2d, describe, key
 
 
 def layer(inputs: int, plane: int, outputs: int, stride: int = 1, kernel: int = 3, depthwise: bool = False) -> Conv2d:

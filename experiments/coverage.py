@@ -242,8 +242,8 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     from cprune.targets.local import LocalSession
     from cprune.targets.session import Failure
     from cprune.targets.target import Timing, find
-    from cprune.tuner import metaschedule, space
-    from cprune.tuner.workload import Tir
+    from cprune.tuner.programs import metaschedule, space
+    from cprune.tuner.programs.workload import Tir
 
     target = dataclasses.replace(find("local", threads), timing=Timing(repeats=2, min_run_ms=0.2, deadline_s=120))
     try:

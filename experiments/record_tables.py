@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cprune.targets.session import arguments
 from cprune.targets.target import find
-from cprune.tuner import space
 from cprune.tuner.features import Machine, hidden
-from cprune.tuner.space import Candidate, divisors
-from cprune.tuner.workload import Conv2d, Dense, Workload, key
+from cprune.tuner.programs import space
+from cprune.tuner.programs.space import Candidate, divisors
+from cprune.tuner.programs.workload import Conv2d, Dense, Workload, key
 from experiments.tables import Entry, Recorded
 
 POINTS, OWN, WIDTH_POINTS = 400, 300, 160
@@ -162,7 +162,7 @@ class Worker:
 
     def build(self, candidate: Candidate) -> tuple[Any, float, str]:
         """Return the library, the seconds it took, and the stage that failed or ""."""
-        from cprune.tuner import programs
+        from cprune.tuner.programs import program as programs
 
         start, stage = time.perf_counter(), "lower"
         try:
@@ -184,7 +184,7 @@ class Worker:
         self, candidate: Candidate, library: Any, build_s: float, failure: str
     ) -> tuple[tuple[float, ...], str, float, float, Any]:
         """Run once, compare, time."""
-        from cprune.tuner import programs
+        from cprune.tuner.programs import program as programs
 
         if failure:
             return (), failure, build_s, 0.0, None

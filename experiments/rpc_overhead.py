@@ -30,8 +30,9 @@ from cprune.targets.measure import interval
 from cprune.targets.remote.rpc import RpcSession
 from cprune.targets.session import Built, Program, Timed
 from cprune.targets.target import Target, Timing, find
-from cprune.tuner import programs, space
-from cprune.tuner.workload import Conv2d
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs import space
+from cprune.tuner.programs.workload import Conv2d
 
 LAYER = Conv2d(1, 64, 28, 28, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)
 TIMING = Timing(repeats=5, min_run_ms=2.0)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cprune.tuner.features import Machine
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.records import Record
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Workload, from_key, key
 
 TARGET = "recorded"
 """The fingerprint that the records of a table carry."""

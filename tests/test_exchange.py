@@ -14,9 +14,9 @@ import pytest
 
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.tuner import exchange
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Dense, key
 from cprune.tuner.records import Added, Record, Store
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Dense, key
 
 DENSE = Dense(1, 64, 10, "none", 16)
 TASK = key(DENSE)

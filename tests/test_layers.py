@@ -27,11 +27,15 @@ MAY_NAME = {
             "cprune/method/channel_step.py",
             "cprune/compiling/deploy.py",
         ),
-        *("cprune/tuner/sketch*.py", "cprune/tuner/space*.py", "cprune/tuner/metaschedule.py"),
         *(
-            "cprune/tuner/programs.py",
-            "cprune/tuner/winograd.py",
-            "cprune/tuner/smooth.py",
+            "cprune/tuner/programs/sketch*.py",
+            "cprune/tuner/programs/space*.py",
+            "cprune/tuner/programs/metaschedule.py",
+        ),
+        *(
+            "cprune/tuner/programs/program.py",
+            "cprune/tuner/programs/winograd.py",
+            "cprune/tuner/programs/smooth.py",
             "cprune/tuner/tvm_database.py",
             "cprune/compiling/tvm_import.py",
         ),
@@ -87,7 +91,7 @@ MAY_NAME = {
             "cprune/commands/bench.py",
             "cprune/commands/explain.py",
         ),
-        "cprune/tuner/reference.py",  # what a task computes, in the words of PyTorch
+        "cprune/tuner/programs/reference.py",  # what a task computes, in the words of PyTorch
     ),
     "xgboost": ("cprune/tuner/models.py",),
 }

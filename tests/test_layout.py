@@ -20,7 +20,7 @@ from cprune.progress import Silent
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
-from cprune.tuner import reference
+from cprune.tuner.programs import reference
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
 

@@ -21,8 +21,9 @@ from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Array
 from cprune.targets.target import Target
-from cprune.tuner import metaschedule, space, tune
-from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Tir, stored_shape
+from cprune.tuner import tune
+from cprune.tuner.programs import metaschedule, space
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Tir, stored_shape
 
 
 def compiled_error(network: Network, inputs: tuple[torch.Tensor, ...], block: int, session: LocalSession,
@@ -368,7 +369,8 @@ def test_points_of_metaschedule_compute_what_the_plain_program_computes(session:
     grouped = next(t.workload for t in lowered.tasks() if isinstance(t.workload, Tir) and "conv" in t.workload.name)
     assert isinstance(grouped, Tir)
     from cprune.targets.session import Timed, arguments
-    from cprune.tuner import programs, reference
+    from cprune.tuner.programs import program as programs
+    from cprune.tuner.programs import reference
 
     points = metaschedule.candidates(grouped, target, 0)
     assert len(points) > 8

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cprune.tuner import models, space
+from cprune.tuner import models
 from cprune.tuner.features import Machine, Table, visible, work
 from cprune.tuner.models import Memory, Samples
+from cprune.tuner.programs import space
+from cprune.tuner.programs.workload import Conv2d, Mean, Workload, key
 from cprune.tuner.records import Record
-from cprune.tuner.workload import Conv2d, Mean, Workload, key
 
 AVX512 = Machine(16, 32, 2)
 CONV = Conv2d(1, 32, 16, 16, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)

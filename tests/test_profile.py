@@ -12,7 +12,7 @@ import pytest
 from cprune import cli
 from cprune.commands import profile
 from cprune.compiling.lowering import Layout
-from cprune.tuner.workload import Conv2d
+from cprune.tuner.programs.workload import Conv2d
 
 CONV = Conv2d(1, 32, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from cprune.targets.errors import UserError
-from cprune.tuner import models, space
+from cprune.tuner import models
 from cprune.tuner.features import Machine, hidden
 from cprune.tuner.models import Memory
+from cprune.tuner.programs import space
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.records import Record
 from cprune.tuner.search import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, key
 from experiments.ablation import NEAR, family, full_width, replay
 from experiments.tables import Recorded, load_all
 

@@ -11,11 +11,11 @@ from test_tvm_database import matmul
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Program, Timed
 from cprune.targets.target import Target
-from cprune.tuner import metaschedule, reference, space
+from cprune.tuner.programs import metaschedule, reference, space
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Elementwise, Tir, Workload, key
 from cprune.tuner.records import Record, Store
-from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Tuner
-from cprune.tuner.workload import Conv2d, Elementwise, Tir, Workload, key
 
 # Of stride 2: no Winograd program, whose weights this mock could not read.
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)

@@ -11,9 +11,10 @@ from contracts import run_once
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Timed, arguments
 from cprune.targets.target import Target
-from cprune.tuner import programs, reference, space, winograd
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, describe, from_key, key
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs import reference, space, winograd
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, describe, from_key, key
 
 
 def conv(ci: int, hw: int, co: int, stride: int = 1, k: int = 3, ib: int = 8, ob: int = 8, **more: object) -> Conv2d:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprune.method.channel_step import channel_step
-from cprune.tuner.space import channel_splits, of_target
-from cprune.tuner.workload import Conv2d
+from cprune.tuner.programs.space import channel_splits, of_target
+from cprune.tuner.programs.workload import Conv2d
 
 
 def test_four_tiles_of_sixteen_lose_one_tile() -> None:

@@ -17,11 +17,13 @@ from cprune.targets.local import LocalSession
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
-from cprune.tuner import programs, reference, space, tune
+from cprune.tuner import tune
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs import reference, space
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Elementwise, key
 from cprune.tuner.records import Record, Store
-from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Job, Tuner, stalled
-from cprune.tuner.workload import Conv2d, Elementwise, key
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
 
@@ -212,7 +214,7 @@ sys.path.insert(0, "tests")
 from test_tune import CONV, Table, rank
 from cprune.targets.mock import MockSession
 from cprune.targets.target import find
-from cprune.tuner import space, tune
+from cprune.tuner.programs import space; from cprune.tuner import tune
 from cprune.tuner.records import Store
 from cprune.tuner.tune import Tuner
 

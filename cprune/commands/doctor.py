@@ -22,8 +22,9 @@ from cprune.targets.remote import tracker
 from cprune.targets.remote.device import free_devices
 from cprune.targets.session import Built, Failure, Session, Timed, arguments
 from cprune.targets.target import Target, tvm_version
-from cprune.tuner import programs, reference, space
-from cprune.tuner.workload import Conv2d
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs import reference, space
+from cprune.tuner.programs.workload import Conv2d
 
 BUILD_DEADLINE_S = 60.0
 STABLE = 0.05

@@ -31,8 +31,8 @@ from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.measure import Interval, interval
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Shape
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Shape
 
 EXAMPLE_SEED = 0
 ROUNDS, RUN_S = 20, 0.02

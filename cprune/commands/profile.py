@@ -27,10 +27,10 @@ from cprune.targets.measure import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.targets.target import Target, find
-from cprune.tuner import programs
-from cprune.tuner.space import channel_splits
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs.space import channel_splits
+from cprune.tuner.programs.workload import Conv2d, describe, key, padded
 from cprune.tuner.tune import Best, Tuner
-from cprune.tuner.workload import Conv2d, describe, key, padded
 
 ROUNDS = 15
 COLUMNS = (

@@ -24,7 +24,7 @@ from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.link import export
 from cprune.targets.session import Array, Model
 from cprune.targets.target import Target
-from cprune.tuner.space import Candidate
+from cprune.tuner.programs.space import Candidate
 
 
 def keep_programs(path: Path, lowered: Lowered, programs: Mapping[str, Candidate], target: Target) -> None:

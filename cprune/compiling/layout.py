@@ -16,9 +16,9 @@ from torch import Tensor
 from cprune.compiling.lowering import Layout, Lowered, Task, lower
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.tuner.space import Candidate
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d
 from cprune.tuner.tune import Job, Tuner
-from cprune.tuner.workload import Conv2d
 
 HEAVY_TASKS, HEAVY_TRIALS = 3, 12
 WIDTH_TRIALS = 12

@@ -2,8 +2,8 @@
 
 BatchNorm is folded into the convolution before it; bias, one residual addition and one activation ride along with
 their convolution; chains of element-wise operators, slices, paddings and concatenations become one call.  Values
-between calls are blocked (see `cprune.tuner.workload`) and stay so until an operator needs them plain.  What has no
-form here is imported operator by operator through TVM's own front end (`cprune.compiling.tvm_import`).
+between calls are blocked (see `cprune.tuner.programs.workload`) and stay so until an operator needs them plain.  What
+has no form here is imported operator by operator through TVM's own front end (`cprune.compiling.tvm_import`).
 
 Weights keep their names: a call lists the layers whose weights it reads, so that nothing is ever guessed by order or
 by equal cost (the released CPrune maps tasks to layers by position).
@@ -25,18 +25,8 @@ from cprune.network.network import Network
 from cprune.network.node import Node, Ref, find_refs, operator_name
 from cprune.targets.errors import UserError
 from cprune.targets.session import Array
-from cprune.tuner.reference import pack_conv_weight, pack_rows
-from cprune.tuner.workload import (
-    Conv2d,
-    Dense,
-    Elementwise,
-    Mean,
-    Pool2d,
-    Shape,
-    Workload,
-    key,
-    padded,
-)
+from cprune.tuner.programs.reference import pack_conv_weight, pack_rows
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Shape, Workload, key, padded
 
 MOST_PARTS = 64  # that a row of chosen places may be made of; every value asks for each of them which it lies in
 PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself

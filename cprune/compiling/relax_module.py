@@ -17,9 +17,9 @@ from tvm import relax
 
 from cprune.compiling.lowering import Lowered
 from cprune.targets.session import Kernel, Model
-from cprune.tuner.programs import arranged, module_of, shapes
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, Shape, Workload, key
+from cprune.tuner.programs.program import arranged, module_of, shapes
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Shape, Workload, key
 
 OPAQUE = 8  # TVM's pattern for functions that its own fusion must leave alone
 

@@ -24,9 +24,9 @@ from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
+from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records import Store
 from cprune.tuner.search import DEFAULT
-from cprune.tuner.space import Candidate
 from cprune.tuner.tune import Best, Job, Tuner
 
 NO_PROGRAMS: Mapping[str, Candidate] = {}

@@ -1,7 +1,7 @@
 """Operators without a form of ours: imported one by one through TVM's own front end for PyTorch.
 
 The operator is exported alone, legalised and fused by TVM, and comes back as calls of PrimFuncs on plain values, which
-are tuned in MetaSchedule's generic space (`cprune.tuner.metaschedule`).
+are tuned in MetaSchedule's generic space (`cprune.tuner.programs.metaschedule`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cprune.network.network import Network
 from cprune.network.node import Node, Ref, map_refs
 from cprune.targets.errors import UserError
 from cprune.targets.session import Array
-from cprune.tuner.workload import Shape, Tir
+from cprune.tuner.programs.workload import Shape, Tir
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def channel_step(splits: Sequence[Sequence[int]], join: str = "lcm") -> int:
     """Return the smallest number of output channels whose removal keeps the program's structure.
 
     `splits` holds, per stage, the loop extents of the output-channel axis, outermost first, the vector last
-    (`cprune.tuner.space.channel_splits`).  Returns 0 for a program without an output-channel axis.
+    (`cprune.tuner.programs.space.channel_splits`).  Returns 0 for a program without an output-channel axis.
     """
     steps = [math.prod(split) // max(split[:-1], default=1) for split in splits if split]
     if not steps:

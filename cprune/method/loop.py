@@ -52,9 +52,9 @@ from cprune.targets.measure import Comparison, Interval, compare
 from cprune.targets.session import Session
 from cprune.training.train import FineTuneDiverged
 from cprune.training.trainer import Schedule, Trainer
-from cprune.tuner.space import Candidate, channel_splits
+from cprune.tuner.programs.space import Candidate, channel_splits
+from cprune.tuner.programs.workload import describe
 from cprune.tuner.tune import Tuner
-from cprune.tuner.workload import describe
 
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
 ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from cprune.channels.groups import Graph
 from cprune.compiling.tuned import Tuned
 from cprune.method.channel_step import channel_step
-from cprune.tuner.space import channel_splits
-from cprune.tuner.workload import describe
+from cprune.tuner.programs.space import channel_splits
+from cprune.tuner.programs.workload import describe
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cprune.tuner.assembly import HIDDEN, hidden
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
 
 __all__ = [
     "HIDDEN",

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cprune.tuner.features import Floats, Machine, Table, aligned, unlike, visible, work
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.records import Record
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Workload, from_key, key
 
 Objective = Literal["squared", "pairwise"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import describe, from_key
 from cprune.tuner.records import Record, fastest
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import describe, from_key
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from cprune.targets.errors import unknown
 from cprune.tuner import models
 from cprune.tuner.features import Floats, Hidden, Machine, Table, hidden_table, knobs, visible
 from cprune.tuner.models import Memory, Model, Samples
+from cprune.tuner.programs.space import Candidate, nearest
+from cprune.tuner.programs.workload import Workload
 from cprune.tuner.records import Record
-from cprune.tuner.space import Candidate, nearest
-from cprune.tuner.workload import Workload
 
 STRATEGIES = ("random", "evolutionary", "P", "P+A", "P+V", "P+V+A")
 DEFAULT = "P"

@@ -20,13 +20,14 @@ from dataclasses import dataclass, replace
 from cprune.targets.errors import BrokenWorld, DeviceLost, unknown
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
-from cprune.tuner import programs, reference, space
 from cprune.tuner.features import Hidden, Machine, hidden
 from cprune.tuner.models import Memory
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs import reference, space
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Tir, Workload, describe, key
 from cprune.tuner.records import Record, Store
 from cprune.tuner.search import DEFAULT, strategy
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Tir, Workload, describe, key
 
 SPACES = ("sketch", "metaschedule")
 BATCH = 4
@@ -144,7 +145,7 @@ class Tuner:
     def space_of(self, workload: Workload) -> tuple[Candidate, ...]:
         """Return the points that may be tried for this workload."""
         if isinstance(workload, Tir) or self.spaces == "metaschedule":
-            from cprune.tuner import metaschedule
+            from cprune.tuner.programs import metaschedule
 
             points = metaschedule.POINTS if isinstance(workload, Tir) else metaschedule.MANY
             return metaschedule.candidates(workload, self.target, self.seed, points)
@@ -427,7 +428,7 @@ class _Task:
 
 def _expected(workload: Workload, given: Sequence[Array]) -> Array:
     if isinstance(workload, Tir):
-        from cprune.tuner import metaschedule
+        from cprune.tuner.programs import metaschedule
 
         return metaschedule.expected(workload, given)
     return reference.expected(workload, given)

@@ -17,10 +17,10 @@ from typing import Any
 
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.target import find
-from cprune.tuner import programs
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import from_key
 from cprune.tuner.records import Record
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import from_key
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 

@@ -20,9 +20,9 @@ from tvm.s_tir import Schedule
 
 from cprune.targets.session import Array
 from cprune.targets.target import Target
-from cprune.tuner import sketch
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Tir, Workload
+from cprune.tuner.programs import sketch
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Tir, Workload
 
 POINTS = 32
 MANY = 256  # points of a task that has a sketch of its own, where this space was asked for by name

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from cprune.targets.session import Array, Program
-from cprune.tuner import reference, sketch, winograd
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, Shape, Tir, Workload
+from cprune.tuner.programs import reference, sketch, winograd
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Shape, Tir, Workload
 
 
 def module_of(workload: Workload, candidate: Candidate) -> Any:
     """Return the scheduled IRModule with one PrimFunc "main"."""
     if isinstance(workload, Tir) or "trace" in dict(candidate.knobs):
-        from cprune.tuner import metaschedule
+        from cprune.tuner.programs import metaschedule
 
         return metaschedule.module(workload, candidate)
     if isinstance(workload, Conv2d) and filtering(candidate):
@@ -72,7 +72,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
     if filtering(candidate):
         raise ValueError("a Winograd program has no trace")
     if isinstance(workload, Tir) or "trace" in dict(candidate.knobs):
-        from cprune.tuner import metaschedule
+        from cprune.tuner.programs import metaschedule
 
         return metaschedule.scheduled(workload, candidate)
     return sketch.scheduled(workload, candidate)
@@ -81,7 +81,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
 def computation(workload: Workload) -> Any:
     """Return the IRModule of the workload before any schedule."""
     if isinstance(workload, Tir):
-        from cprune.tuner import metaschedule
+        from cprune.tuner.programs import metaschedule
 
         return metaschedule.computation(workload)
     return sketch.computation(workload)

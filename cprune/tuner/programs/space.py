@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from cprune.targets.target import Target
-from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, padded
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, padded
 
 WINOGRAD_BYTES = 4 << 20
 """No piece of a Winograd program holds more transformed input than this."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cprune.targets.session import Array
-from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
 
 TOLERANCE = 1e-4
 

@@ -18,9 +18,9 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from cprune.targets.session import Program
-from cprune.tuner import smooth
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
+from cprune.tuner.programs import smooth
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
 
 ZERO = tirx.const(0.0, "float32")
 

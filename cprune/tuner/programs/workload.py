@@ -34,7 +34,7 @@ def stored_shape(shape: Shape, block: int) -> Shape:
 class Conv2d:
     """`activation(conv(x, w) + bias [+ residual])`; x is plain where `in_block` is 0, the output always blocked.
 
-    `activation` is one of `cprune.tuner.reference.ACTIVATIONS`.
+    `activation` is one of `cprune.tuner.programs.reference.ACTIVATIONS`.
     `groups` is 1, or the number of channels (depthwise).  `pad` is (top, left, bottom, right).
     """
 

@@ -97,4 +97,4 @@ ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
     "gelu": _once(lambda x: _real(0.5) * x * (_real(1.0) + erf(_real(0.5**0.5) * x))),
     "gelu_tanh": _once(lambda x: x * sigmoid(_real(2 * (2 / pi) ** 0.5) * x * (_real(1.0) + _real(0.044715) * x * x))),
 }
-"""What `cprune.tuner.reference.ACTIVATIONS` means by these names."""
+"""What `cprune.tuner.programs.reference.ACTIVATIONS` means by these names."""

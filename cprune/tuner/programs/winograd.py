@@ -24,9 +24,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from cprune.targets.session import Array
-from cprune.tuner import smooth
-from cprune.tuner.space import Candidate
-from cprune.tuner.workload import Conv2d, Shape, padded
+from cprune.tuner.programs import smooth
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import Conv2d, Shape, padded
 
 ZERO = tirx.const(0.0, "float32")
 Matrix = tuple[tuple[float, ...], ...]

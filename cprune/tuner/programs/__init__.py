@@ -1,0 +1,1 @@
+"""What a task computes, and the programs that compute it."""
