@@ -37,7 +37,7 @@ from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.training.data import load_data
 from cprune.training.trainer import CallableTrainer, DataTrainer, Trainer
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 __all__ = ["Result", "load", "prune", "resume", "run"]

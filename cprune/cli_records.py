@@ -20,7 +20,7 @@ from cprune.cli_options import Json
 from cprune.targets.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from cprune.tuner.records import Added, Store
+    from cprune.tuner.records.store import Added, Store
 
 app = typer.Typer(help="Show, export, import and merge tuning records.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,7 +41,7 @@ class Format(str, Enum):
 @app.command("list")
 def list_command(records: Records = None, target: Target = None, as_json: Json = False) -> None:
     """Show every task: how many programs were tried, how many failed, how fast the best one is."""
-    from cprune.tuner import overview
+    from cprune.tuner.records import overview
 
     with _reading(records, target) as store:
         rows = overview.rows(store.each(target))
@@ -60,7 +60,7 @@ def list_command(records: Records = None, target: Target = None, as_json: Json =
 @app.command("best")
 def best_command(records: Records = None, target: Target = None, as_json: Json = False) -> None:
     """Show the fastest program of every task, with its knobs."""
-    from cprune.tuner import overview
+    from cprune.tuner.records import overview
 
     with _reading(records, target) as store:
         rows = [row for row in overview.rows(store.each(target)) if row.best]
@@ -95,14 +95,14 @@ def export_command(
         raise UserError("--target-tvm belongs to --format metaschedule", "Leave it out, or add --format metaschedule.")
     with _reading(records, target) as store:
         if kind is Format.jsonl:
-            from cprune.tuner import exchange
+            from cprune.tuner.records import exchange
 
             left_out = Counter[str]()
             count = exchange.write_file(file, exchange.sound(store.each(target), left_out))
             told: dict[str, Any] = {"file": str(file), "records": count, "left_out": dict(left_out)}
             lines = [f"{count} records written to {file}"]
         else:
-            from cprune.tuner import tvm_database
+            from cprune.tuner.records import tvm_database
 
             targets = [target] if target is not None else store.targets()
             done = tvm_database.write_folder(file, store.each(target), tvm_database.compilers(targets, target_tvm))
@@ -122,7 +122,7 @@ def import_command(
     as_json: Json = False,
 ) -> None:
     """Add the records of a file to a store.  Doing it twice adds nothing; a file with any error adds nothing."""
-    from cprune.tuner import exchange
+    from cprune.tuner.records import exchange
 
     left_out = Counter[str]()
     exchange.vet(exchange.read_file(file, left_out))  # before a store is made for it
@@ -138,7 +138,7 @@ def merge_command(
     as_json: Json = False,
 ) -> None:
     """Add the records of another store to a store.  Doing it twice adds nothing; OTHER stays as it is."""
-    from cprune.tuner import exchange
+    from cprune.tuner.records import exchange
 
     left_out = Counter[str]()
     with _reading(other, None) as source, _writing(records) as store:
@@ -151,8 +151,8 @@ def merge_command(
 
 @contextmanager
 def _reading(records: str | None, target: str | None) -> Iterator[Store]:
-    from cprune.stores import named
-    from cprune.tuner.records import Store
+    from cprune.tuner.records.place import named
+    from cprune.tuner.records.store import Store
 
     with Store(named(records), read_only=True) as store:
         if target is not None and target not in (known := store.targets()):
@@ -162,8 +162,8 @@ def _reading(records: str | None, target: str | None) -> Iterator[Store]:
 
 @contextmanager
 def _writing(records: str | None) -> Iterator[Store]:
-    from cprune.stores import named
-    from cprune.tuner.records import Store
+    from cprune.tuner.records.place import named
+    from cprune.tuner.records.store import Store
 
     with Store(named(records)) as store:
         yield store

@@ -29,7 +29,7 @@ from cprune.tuner import search
 from cprune.tuner.features import Table, visible
 from cprune.tuner.models import Memory
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.records import Record
+from cprune.tuner.records.store import Record
 from experiments.tables import Recorded, load_all
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02

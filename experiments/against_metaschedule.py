@@ -30,7 +30,7 @@ from cprune.targets.session import Built, Program, Timed, arguments
 from cprune.targets.target import find
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.workload import Conv2d, describe, key
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 

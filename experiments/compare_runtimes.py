@@ -23,7 +23,7 @@ from cprune.commands.bench import bench
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import of_terminal
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 
 MODELS = (
     *("resnet20", "resnet56", "resnet18", "vgg16_bn"),

@@ -17,7 +17,7 @@ from typing import Any
 from cprune.tuner.features import Machine
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
-from cprune.tuner.records import Record
+from cprune.tuner.records.store import Record
 
 TARGET = "recorded"
 """The fingerprint that the records of a table carry."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
-from cprune.tuner.records import Added, Record, Store
+from cprune.tuner.records.store import Added, Record, Store
 
 TASK = '{"op":"conv2d","shape":[1,16,32,32]}'
 OTHER = '{"op":"conv2d","shape":[1,12,32,32]}'
@@ -165,7 +165,7 @@ class StoreContract:
     def test_records_that_fill_several_pages_come_once_each(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("cprune.tuner.records._PAGE", 3)
+        monkeypatch.setattr("cprune.tuner.records.store._PAGE", 3)
         records = [timed(str(i), 1.0, target=TARGET if i % 2 else "other") for i in range(12)]
         store.add(records)
         assert list(store.each()) == records  # 12 are four pages exactly
@@ -174,7 +174,7 @@ class StoreContract:
     def test_what_is_added_while_they_are_read_disturbs_nobody(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("cprune.tuner.records._PAGE", 2)
+        monkeypatch.setattr("cprune.tuner.records.store._PAGE", 2)
         store.add([timed("a", 1.0), timed("b", 1.0), timed("c", 1.0)])
         seen = []
         for record in store.each():

@@ -12,7 +12,7 @@ from postgres import Server
 from cprune import cli
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Dense, key
-from cprune.tuner.records import Record, Store
+from cprune.tuner.records.store import Record, Store
 
 DENSE = key(Dense(1, 64, 10, "none", 16))
 HERE, THERE = "8f3a11c0", "77aa77aa"

@@ -14,8 +14,8 @@ from contracts import StoreContract, timed
 from postgres import Server
 
 from cprune.targets.errors import BrokenWorld
-from cprune.tuner.database import _WRITERS, Database
-from cprune.tuner.records import Store
+from cprune.tuner.records.database import _WRITERS, Database
+from cprune.tuner.records.store import Store
 
 
 class TestStoreInPostgreSQL(StoreContract):
@@ -50,7 +50,7 @@ def test_a_database_that_is_not_there_is_named(postgres_server: Server) -> None:
 
 def test_a_writer_does_not_wait_for_ever(postgres_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not less: the writer itself may stand still for half of that only, which a busy machine makes it do.
-    monkeypatch.setattr("cprune.tuner.database.BUSY_SECONDS", 2.0)
+    monkeypatch.setattr("cprune.tuner.records.database.BUSY_SECONDS", 2.0)
     with Store(postgres_server.database()) as store, store._engine.connect() as other, other.begin():
         other.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
         with pytest.raises(BrokenWorld, match="locked by another process for 2 s"):
@@ -61,7 +61,7 @@ def test_a_writer_does_not_wait_for_ever(postgres_server: Server, monkeypatch: p
 def test_a_writer_that_froze_is_thrown_out_while_the_next_one_waits(
     postgres_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cprune.tuner.database.BUSY_SECONDS", 2.0)
+    monkeypatch.setattr("cprune.tuner.records.database.BUSY_SECONDS", 2.0)
     with Store(postgres_server.database()) as store, store._engine.connect() as frozen:
         frozen.begin()
         store._database.lock_writers_out(frozen)
@@ -74,7 +74,7 @@ def test_a_writer_that_froze_is_thrown_out_while_the_next_one_waits(
 
 WRITER = """
 import sys
-from cprune.tuner.records import Record, Store
+from cprune.tuner.records.store import Record, Store
 place, first, last, runs, batch = sys.argv[1], *map(int, sys.argv[2:])
 with Store(place) as store:
     print("ready", flush=True)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner import exchange
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Dense, key
-from cprune.tuner.records import Added, Record, Store
+from cprune.tuner.records import exchange
+from cprune.tuner.records.store import Added, Record, Store
 
 DENSE = Dense(1, 64, 10, "none", 16)
 TASK = key(DENSE)

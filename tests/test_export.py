@@ -28,7 +28,7 @@ from cprune.progress import Silent
 from cprune.runs.journal import RunFolder
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 TRIALS = Settings(trials=2)

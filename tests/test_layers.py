@@ -36,7 +36,7 @@ MAY_NAME = {
             "cprune/tuner/programs/program.py",
             "cprune/tuner/programs/winograd.py",
             "cprune/tuner/programs/smooth.py",
-            "cprune/tuner/tvm_database.py",
+            "cprune/tuner/records/tvm_database.py",
             "cprune/compiling/tvm_import.py",
         ),
         *("cprune/targets/worker.py", "cprune/targets/remote/builder.py", "cprune/targets/remote/client.py"),
@@ -99,7 +99,13 @@ MAY_NAME = {
 
 HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxruntime")
 LIGHT = (
-    *("cprune/__init__.py", "cprune/cli.py", "cprune/cli_records.py", "cprune/cli_devices.py", "cprune/stores.py"),
+    *(
+        "cprune/__init__.py",
+        "cprune/cli.py",
+        "cprune/cli_records.py",
+        "cprune/cli_devices.py",
+        "cprune/tuner/records/place.py",
+    ),
     "cprune/cli_options.py",
     *("cprune/runs/journal.py", "cprune/runs/report/sections.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),

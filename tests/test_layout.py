@@ -21,7 +21,7 @@ from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
 from cprune.tuner.programs import reference
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 X = (torch.randn(1, 16, 8, 8),)

@@ -22,7 +22,7 @@ from cprune.method.settings import Settings
 from cprune.runs.journal import Journal, RunFolder
 from cprune.targets.errors import UserError
 from cprune.targets.measure import Comparison, Interval
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 
 FAST: dict[str, Any] = {"trials": 3, "loop_trials": 2, "rounds": 7, "run_ms": 0.5, "beta": 1.0, "max_steps": 3}
 

@@ -15,7 +15,7 @@ from cprune.tuner.features import Machine, Table, visible, work
 from cprune.tuner.models import Memory, Samples
 from cprune.tuner.programs import space
 from cprune.tuner.programs.workload import Conv2d, Mean, Workload, key
-from cprune.tuner.records import Record
+from cprune.tuner.records.store import Record
 
 AVX512 = Machine(16, 32, 2)
 CONV = Conv2d(1, 32, 16, 16, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)

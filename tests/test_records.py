@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from contracts import TARGET, TASK, StoreContract, failed, timed
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner.records import SCHEMA, Record, Store, better_informed
+from cprune.tuner.records.store import SCHEMA, Record, Store, better_informed
 
 
 class TestStoreInAFile(StoreContract):

@@ -27,7 +27,7 @@ from cprune.targets.session import Built, Failure, Timed
 from cprune.targets.target import Timing, find, with_threads
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.workload import Elementwise, key
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 pytestmark = pytest.mark.skipif(not link.linkers("x86_64-linux-gnu"), reason="no linker for x86_64-linux-gnu")

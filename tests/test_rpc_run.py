@@ -12,7 +12,7 @@ from test_loop import TOML, command, data_file
 
 from cprune.runs.journal import Journal
 from cprune.targets import link
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 
 pytestmark = [
     pytest.mark.slow,

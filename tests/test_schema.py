@@ -19,9 +19,9 @@ from contracts import OTHER, TARGET, TASK, failed, timed
 from postgres import Server
 
 from cprune.targets.errors import BrokenWorld
-from cprune.tuner import schema
-from cprune.tuner.database import Database
-from cprune.tuner.records import Record, Store, _sha256
+from cprune.tuner.records import schema
+from cprune.tuner.records.database import Database
+from cprune.tuner.records.store import Record, Store, _sha256
 
 SCHEMA_1 = """
 CREATE TABLE cprune_schema (version INTEGER NOT NULL, PRIMARY KEY (version));
@@ -128,8 +128,8 @@ def test_an_older_cprune_that_has_the_store_open_goes_on_undisturbed(old: str) -
 
 HALF_WAY = """
 import sys, time
-from cprune.tuner import schema
-from cprune.tuner.records import Store
+from cprune.tuner.records import schema
+from cprune.tuner.records.store import Store
 
 def hang(connection, step):
     print("the column is there, the version is not", flush=True)

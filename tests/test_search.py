@@ -18,7 +18,7 @@ from cprune.tuner.models import Memory
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, key
-from cprune.tuner.records import Record
+from cprune.tuner.records.store import Record
 from cprune.tuner.search import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
 from experiments.ablation import NEAR, family, full_width, replay
 from experiments.tables import Recorded, load_all

@@ -22,7 +22,7 @@ from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Elementwise, key
-from cprune.tuner.records import Record, Store
+from cprune.tuner.records.store import Record, Store
 from cprune.tuner.tune import Job, Tuner, stalled
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
@@ -215,7 +215,7 @@ from test_tune import CONV, Table, rank
 from cprune.targets.mock import MockSession
 from cprune.targets.target import find
 from cprune.tuner.programs import space; from cprune.tuner import tune
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 target = find("local")

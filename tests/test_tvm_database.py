@@ -15,13 +15,13 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 from cprune import cli
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target
-from cprune.tuner import tvm_database
-from cprune.tuner.examine import examine
 from cprune.tuner.programs import metaschedule, space
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Tir, Workload, key
-from cprune.tuner.records import Record, Store
+from cprune.tuner.records import tvm_database
+from cprune.tuner.records.examine import examine
+from cprune.tuner.records.store import Record, Store
 
 
 def matmul() -> Tir:

@@ -32,11 +32,11 @@ from cprune.models.source import Source
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.journal import RunFolder
-from cprune.stores import default_records
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.measure import interval, sustained
 from cprune.targets.session import Failure
 from cprune.targets.target import Target, find
+from cprune.tuner.records.place import default_records
 
 
 def bench(

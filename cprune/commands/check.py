@@ -23,10 +23,10 @@ from cprune.models.source import Source
 from cprune.network.difference import TOLERANCE, difference, tensors_in
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.stores import default_records
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
 from cprune.targets.target import Target, find
+from cprune.tuner.records.place import default_records
 from cprune.tuner.tune import Tuner
 
 SHARE = 0.3

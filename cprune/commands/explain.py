@@ -11,9 +11,9 @@ from cprune.method.settings import Settings
 from cprune.method.task_table import TaskRow, task_table
 from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target, find
+from cprune.tuner.records.place import default_records
 
 
 def explain(

@@ -22,7 +22,6 @@ from cprune.method.channel_step import channel_step
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.stores import default_records
 from cprune.targets.measure import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
@@ -30,6 +29,7 @@ from cprune.targets.target import Target, find
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import channel_splits
 from cprune.tuner.programs.workload import Conv2d, describe, key, padded
+from cprune.tuner.records.place import default_records
 from cprune.tuner.tune import Best, Tuner
 
 ROUNDS = 15

@@ -12,10 +12,10 @@ from cprune.compiling.tuned import tune as tuned_model
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.stores import default_records
 from cprune.targets.errors import UserError
 from cprune.targets.measure import compare
 from cprune.targets.target import Target, find
+from cprune.tuner.records.place import default_records
 
 
 def tune(

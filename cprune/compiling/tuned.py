@@ -25,7 +25,7 @@ from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.records import Store
+from cprune.tuner.records.store import Store
 from cprune.tuner.search import DEFAULT
 from cprune.tuner.tune import Best, Job, Tuner
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cprune.tuner.features import Floats, Machine, Table, aligned, unlike, visible, work
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
-from cprune.tuner.records import Record
+from cprune.tuner.records.store import Record
 
 Objective = Literal["squared", "pairwise"]
 

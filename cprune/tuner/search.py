@@ -26,7 +26,7 @@ from cprune.tuner.features import Floats, Hidden, Machine, Table, hidden_table, 
 from cprune.tuner.models import Memory, Model, Samples
 from cprune.tuner.programs.space import Candidate, nearest
 from cprune.tuner.programs.workload import Workload
-from cprune.tuner.records import Record
+from cprune.tuner.records.store import Record
 
 STRATEGIES = ("random", "evolutionary", "P", "P+A", "P+V", "P+V+A")
 DEFAULT = "P"

@@ -26,7 +26,7 @@ from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Tir, Workload, describe, key
-from cprune.tuner.records import Record, Store
+from cprune.tuner.records.store import Record, Store
 from cprune.tuner.search import DEFAULT, strategy
 
 SPACES = ("sketch", "metaschedule")

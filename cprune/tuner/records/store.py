@@ -30,9 +30,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import STAGES
-from cprune.tuner import schema
-from cprune.tuner.database import Database, forbids_writing
-from cprune.tuner.schema import SCHEMA
+from cprune.tuner.records import schema
+from cprune.tuner.records.database import Database, forbids_writing
+from cprune.tuner.records.schema import SCHEMA
 
 _CHUNK = 200  # keys in one IN (…): far below every database's limit
 _PAGE = 1000  # rows that `each` reads in one go

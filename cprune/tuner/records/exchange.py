@@ -5,8 +5,8 @@ off is known as such:
 
     {"format": "cprune-records", "version": 1, "records": 2}
 
-Every other line is one record with all fields of `cprune.tuner.records.Record` under their names; `task`, `candidate`
-and `hidden` are JSON *text*, spelled as in the store, since their spelling is the key of a record.
+Every other line is one record with all fields of `cprune.tuner.records.store.Record` under their names; `task`,
+`candidate` and `hidden` are JSON *text*, spelled as in the store, since their spelling is the key of a record.
 
 Whatever comes in is looked at (`examine.py`).  A file with anything wrong in it is refused whole, before anything is
 added; of another store what is wrong is left out, as is what is of no use to this version of cprune.
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner.examine import OtherVersion, examine, strict_json
-from cprune.tuner.records import Added, Record, Store
+from cprune.tuner.records.examine import OtherVersion, examine, strict_json
+from cprune.tuner.records.store import Added, Record, Store
 
 FORMAT = "cprune-records"
 VERSION = 1

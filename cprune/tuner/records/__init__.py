@@ -1,0 +1,1 @@
+"""What was measured: stored, checked, exchanged."""
