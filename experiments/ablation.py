@@ -25,11 +25,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cprune.tuner import search
-from cprune.tuner.features import Table, visible
-from cprune.tuner.models import Memory
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Record
+from cprune.tuner.search import strategy as search
+from cprune.tuner.search.cost_model import Memory
+from cprune.tuner.search.features import Table, visible
 from experiments.tables import Recorded, load_all
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cprune.targets.session import arguments
 from cprune.targets.target import find
-from cprune.tuner.features import Machine, hidden
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate, divisors
 from cprune.tuner.programs.workload import Conv2d, Dense, Workload, key
+from cprune.tuner.search.features import Machine, hidden
 from experiments.tables import Entry, Recorded
 
 POINTS, OWN, WIDTH_POINTS = 400, 300, 160

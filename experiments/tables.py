@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cprune.tuner.features import Machine
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.records.store import Record
+from cprune.tuner.search.features import Machine
 
 TARGET = "recorded"
 """The fingerprint that the records of a table carry."""

@@ -12,10 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprune.tuner.features import HIDDEN, Machine, Table, aligned, hidden, hidden_table, knobs, unlike, visible, work
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Tir, Workload
+from cprune.tuner.search.features import (
+    HIDDEN,
+    Machine,
+    Table,
+    aligned,
+    hidden,
+    hidden_table,
+    knobs,
+    unlike,
+    visible,
+    work,
+)
 
 AVX512 = Machine(16, 32, 2)
 CONV = Conv2d(1, 32, 16, 16, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)

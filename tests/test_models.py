@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cprune.tuner import models
-from cprune.tuner.features import Machine, Table, visible, work
-from cprune.tuner.models import Memory, Samples
 from cprune.tuner.programs import space
 from cprune.tuner.programs.workload import Conv2d, Mean, Workload, key
 from cprune.tuner.records.store import Record
+from cprune.tuner.search import cost_model
+from cprune.tuner.search.cost_model import Memory, Samples
+from cprune.tuner.search.features import Machine, Table, visible, work
 
 AVX512 = Machine(16, 32, 2)
 CONV = Conv2d(1, 32, 16, 16, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)
@@ -43,25 +43,25 @@ def records_of(workload: Workload, n: int, latency_us: float = 10.0) -> list[Rec
 
 
 @pytest.mark.parametrize("objective", ["squared", "pairwise"])
-def test_the_order_of_unseen_rows_is_learnt(objective: models.Objective) -> None:
+def test_the_order_of_unseen_rows_is_learnt(objective: cost_model.Objective) -> None:
     seen, unseen = made(300), made(200, seed=1)
-    p = models.performance(seen, seed=0, objective=objective)
+    p = cost_model.performance(seen, seed=0, objective=objective)
     assert p is not None
     assert agreement(p(unseen.features), unseen.rate) > 0.8
 
 
 def test_fewer_than_a_dozen_valid_rows_train_nothing() -> None:
     samples = made(12)
-    assert models.performance(samples, seed=0) is not None
+    assert cost_model.performance(samples, seed=0) is not None
     samples.rate[3] = np.nan
-    assert models.performance(samples, seed=0) is None
+    assert cost_model.performance(samples, seed=0) is None
 
 
 def test_a_failed_row_never_enters_the_regression() -> None:
     with_failures, without = made(60), made(60)
     with_failures.rate[40:] = np.nan
     without = Samples(without.features.rows(range(40)), without.rate[:40], without.group[:40], without.weight[:40])
-    p, q = models.performance(with_failures, seed=5), models.performance(without, seed=5)
+    p, q = cost_model.performance(with_failures, seed=5), cost_model.performance(without, seed=5)
     assert p is not None
     assert q is not None
     np.testing.assert_array_equal(p(with_failures.features), q(with_failures.features))
@@ -69,7 +69,7 @@ def test_a_failed_row_never_enters_the_regression() -> None:
 
 def test_one_seed_gives_one_model() -> None:
     samples = made(100)
-    p, q, other = (models.performance(samples, seed) for seed in (1, 1, 2))
+    p, q, other = (cost_model.performance(samples, seed) for seed in (1, 1, 2))
     assert p is not None
     assert q is not None
     assert other is not None
@@ -79,7 +79,7 @@ def test_one_seed_gives_one_model() -> None:
 
 def test_columns_are_found_by_name_in_any_order() -> None:
     samples = made(100)
-    p = models.performance(samples, seed=0)
+    p = cost_model.performance(samples, seed=0)
     assert p is not None
     turned = Table(samples.features.names[::-1], np.ascontiguousarray(samples.features.values[:, ::-1]))
     np.testing.assert_array_equal(p(samples.features), p(turned))
@@ -88,15 +88,15 @@ def test_columns_are_found_by_name_in_any_order() -> None:
 def test_v_says_nothing_while_nine_of_ten_work() -> None:
     samples = made(100)
     samples.rate[:10] = np.nan
-    assert models.validity(samples, seed=0) is None
+    assert cost_model.validity(samples, seed=0) is None
     samples.rate[:11] = np.nan
-    assert models.validity(samples, seed=0) is not None
+    assert cost_model.validity(samples, seed=0) is not None
 
 
 def test_v_learns_which_rows_fail() -> None:
     seen, unseen = made(300), made(200, seed=1)
     seen.rate[seen.features.values[:, 2] > 0.5] = np.nan
-    v = models.validity(seen, seed=0)
+    v = cost_model.validity(seen, seed=0)
     assert v is not None
     works = v(unseen.features) >= 0.5
     assert float((works == (unseen.features.values[:, 2] <= 0.5)).mean()) > 0.95
@@ -104,9 +104,9 @@ def test_v_learns_which_rows_fail() -> None:
 
 def test_two_thousand_records_are_learnt_in_half_a_second_and_five_thousand_points_predicted_at_once() -> None:
     samples, points = made(2000, columns=70), made(5000, columns=70)
-    models.performance(samples, seed=0)  # imports xgboost
+    cost_model.performance(samples, seed=0)  # imports xgboost
     start = time.perf_counter()
-    p = models.performance(samples, seed=0)
+    p = cost_model.performance(samples, seed=0)
     learnt = time.perf_counter()
     assert p is not None
     p(points.features)
@@ -117,7 +117,7 @@ def test_two_thousand_records_are_learnt_in_half_a_second_and_five_thousand_poin
 
 
 def test_the_rate_is_work_over_time_and_a_failure_has_none() -> None:
-    rate = models.rates(CONV, [1e-6, math.inf])
+    rate = cost_model.rates(CONV, [1e-6, math.inf])
     assert rate[0] == pytest.approx(math.log(work(CONV) * 1e6))
     assert math.isnan(rate[1])
 
@@ -149,11 +149,11 @@ def test_one_model_learns_from_shapes_with_different_columns() -> None:
     parts = []
     for group, workload in enumerate((CONV, replace(CONV, kernel=(1, 1), pad=(0, 0, 0, 0)))):
         points = space.candidates(workload, *AVX512)
-        part = models.samples(workload, points, records_of(workload, len(points)), AVX512)
+        part = cost_model.samples(workload, points, records_of(workload, len(points)), AVX512)
         parts.append(replace(part, group=np.full(len(part), group)))
-    both = models.joined(parts)
+    both = cost_model.joined(parts)
     assert len(both) == len(parts[0]) + len(parts[1])
-    assert models.performance(both, seed=0) is not None
+    assert cost_model.performance(both, seed=0) is not None
     assert set(both.features.names) == {n for part in parts for n in part.features.names}
     assert visible(CONV, space.candidates(CONV, *AVX512), *AVX512)[0] == parts[0].features.names
 
@@ -170,16 +170,16 @@ def test_a_newer_record_of_a_candidate_takes_the_place_of_the_older_one() -> Non
 
 def test_a_model_grown_on_another_one_learns_what_is_different() -> None:
     other, own = made(300), made(40, seed=1)
-    p = models.performance(other, seed=0)
+    p = cost_model.performance(other, seed=0)
     shifted = replace(own, rate=own.rate - 2.0 * (own.features.values[:, 2] > 0.5))
-    grown = models.performance(shifted, seed=0, base=p)
+    grown = cost_model.performance(shifted, seed=0, base=p)
     assert p is not None
     assert grown is not None
     assert agreement(grown(own.features), shifted.rate) > agreement(p(own.features), shifted.rate) + 0.1
 
 
 def test_a_base_alone_is_returned_where_nothing_is_known_of_the_task() -> None:
-    p = models.performance(made(300), seed=0)
+    p = cost_model.performance(made(300), seed=0)
     nothing = made(3)
     nothing.rate[:] = np.nan
-    assert models.performance(nothing, seed=0, base=p) is p
+    assert cost_model.performance(nothing, seed=0, base=p) is p

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from cprune.targets.errors import UserError
-from cprune.tuner import models
-from cprune.tuner.features import Machine, hidden
-from cprune.tuner.models import Memory
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.records.store import Record
-from cprune.tuner.search import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
+from cprune.tuner.search import cost_model
+from cprune.tuner.search.cost_model import Memory
+from cprune.tuner.search.features import Machine, hidden
+from cprune.tuner.search.strategy import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
 from experiments.ablation import NEAR, family, full_width, replay
 from experiments.tables import Recorded, load_all
 
@@ -166,7 +166,7 @@ def test_no_model_is_asked_before_a_dozen_points_are_known(monkeypatch: pytest.M
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("xgboost was asked")
 
-    monkeypatch.setattr(models, "_train", trained)
+    monkeypatch.setattr(cost_model, "_train", trained)
     search = make("P+V+A")
     for _ in range(3):
         asked = search.ask(4)

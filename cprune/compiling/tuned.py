@@ -26,7 +26,7 @@ from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Store
-from cprune.tuner.search import DEFAULT
+from cprune.tuner.search.strategy import DEFAULT
 from cprune.tuner.tune import Best, Job, Tuner
 
 NO_PROGRAMS: Mapping[str, Candidate] = {}

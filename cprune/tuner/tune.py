@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from cprune.targets.errors import BrokenWorld, DeviceLost, unknown
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
-from cprune.tuner.features import Hidden, Machine, hidden
-from cprune.tuner.models import Memory
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Tir, Workload, describe, key
 from cprune.tuner.records.store import Record, Store
-from cprune.tuner.search import DEFAULT, strategy
+from cprune.tuner.search.cost_model import Memory
+from cprune.tuner.search.features import Hidden, Machine, hidden
+from cprune.tuner.search.strategy import DEFAULT, strategy
 
 SPACES = ("sketch", "metaschedule")
 BATCH = 4
@@ -73,8 +73,8 @@ class Clock:
 class Tuner:
     """Tunes tasks on one session, on one store.
 
-    `search` names the strategy (`cprune.tuner.search`).  `spaces` is "sketch", or "metaschedule" for TVM's generic
-    space of every task (to compare with); records of one are not seen by the other.
+    `search` names the strategy (`cprune.tuner.search.strategy`).  `spaces` is "sketch", or "metaschedule" for TVM's
+    generic space of every task (to compare with); records of one are not seen by the other.
     """
 
     def __init__(

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.tuner.features import Floats, Machine, Table, aligned, unlike, visible, work
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.records.store import Record
+from cprune.tuner.search.features import Floats, Machine, Table, aligned, unlike, visible, work
 
 Objective = Literal["squared", "pairwise"]
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.tuner.assembly import HIDDEN, hidden
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
+from cprune.tuner.search.assembly import HIDDEN, hidden
 
 __all__ = [
     "HIDDEN",

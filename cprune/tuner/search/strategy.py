@@ -21,12 +21,12 @@ from typing import Protocol
 import numpy as np
 
 from cprune.targets.errors import unknown
-from cprune.tuner import models
-from cprune.tuner.features import Floats, Hidden, Machine, Table, hidden_table, knobs, visible
-from cprune.tuner.models import Memory, Model, Samples
 from cprune.tuner.programs.space import Candidate, nearest
 from cprune.tuner.programs.workload import Workload
 from cprune.tuner.records.store import Record
+from cprune.tuner.search import cost_model
+from cprune.tuner.search.cost_model import Memory, Model, Samples
+from cprune.tuner.search.features import Floats, Hidden, Machine, Table, hidden_table, knobs, visible
 
 STRATEGIES = ("random", "evolutionary", "P", "P+A", "P+V", "P+V+A")
 DEFAULT = "P"
@@ -289,7 +289,7 @@ class MultiLevel(_Points):
         self.hidden |= {i: found for i, (_, found) in zip(points, built, strict=True) if found}
         picked = points[:n]
         if len(points) > n:
-            a = models.performance(self._samples(deep=True), self.seed, self.threads) if self._picky else None
+            a = cost_model.performance(self._samples(deep=True), self.seed, self.threads) if self._picky else None
             if a is not None:
                 score = dict(zip(points, a(self._rows(points, deep=True)).tolist(), strict=True))
                 picked = sorted(points, key=lambda i: (i not in self.exploring, -score[i]))[:n]
@@ -317,7 +317,7 @@ class MultiLevel(_Points):
     def _picky(self) -> bool:
         """Tell whether A knows enough to pick."""
         known = sum(s < np.inf and i in self.hidden for i, s in self.latency_s.items())
-        return self.uses_a and known >= models.MIN_VALID
+        return self.uses_a and known >= cost_model.MIN_VALID
 
     def _proposals(self, n: int) -> Iterator[int]:
         """Yield up to `n` fresh points; each is taken before the next is asked for."""
@@ -364,14 +364,14 @@ class MultiLevel(_Points):
             self._remember()
             known = self._samples(deep=False)
             if WAY == "joint":
-                p = models.performance(known, self.seed, self.threads)
+                p = cost_model.performance(known, self.seed, self.threads)
             else:
                 own = self._samples(deep=False, past=False)
-                p = models.performance(own, self.seed, self.threads, base=self.base, rounds=OWN_ROUNDS)
+                p = cost_model.performance(own, self.seed, self.threads, base=self.base, rounds=OWN_ROUNDS)
             if p is None:
                 return None
             score = p(self.features)
-            v = models.validity(known, self.seed, self.threads) if self.uses_v else None
+            v = cost_model.validity(known, self.seed, self.threads) if self.uses_v else None
             forbidden = v(self.features) < 0.5 if v is not None else np.zeros(len(score), dtype=np.bool_)
             self._ranking = np.lexsort((-score, forbidden)).tolist()
         return self._ranking
@@ -386,20 +386,20 @@ class MultiLevel(_Points):
             self.recalled = max(1, len(self.history))
             self.past = self.history.recall(self.workload)
             if WAY != "joint" and self.past is not None:
-                self.base = models.performance(self.past, self.seed, self.threads)
+                self.base = cost_model.performance(self.past, self.seed, self.threads)
 
     def _samples(self, deep: bool, past: bool = True) -> Samples:
         """Return what is known: this task's points, its records of other spaces, other tasks' records."""
         points = list(self.latency_s)
-        rate = models.rates(self.workload, [self.latency_s[i] for i in points])
+        rate = cost_model.rates(self.workload, [self.latency_s[i] for i in points])
         n = len(points)
         parts = [Samples(self._rows(points, deep), rate, np.zeros(n, np.int64), np.full(n, OWN))]
         if self.elsewhere:
             candidates, records = zip(*self.elsewhere, strict=True)
-            parts.append(models.samples(self.workload, candidates, records, self.machine))
+            parts.append(cost_model.samples(self.workload, candidates, records, self.machine))
         if self.past is not None and past:
             parts.append(self.past)
-        return models.joined(parts) if len(parts) > 1 else parts[0]
+        return cost_model.joined(parts) if len(parts) > 1 else parts[0]
 
 
 Search = Evolutionary
