@@ -16,7 +16,7 @@ import pytest
 from rpc_rig import KEY, Rig, Server, free_port
 from test_loop import TOML, data_file
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.compiling import deploy
 from cprune.targets import link
 from cprune.targets.remote import tracker

@@ -12,9 +12,9 @@ import torch
 from small_nets import captured
 from torch import Tensor, nn
 
-from cprune import cli
 from cprune.channels import surgery
 from cprune.channels.groups import Graph, analyse
+from cprune.cli import main as cli
 from cprune.commands import check
 from cprune.network.capture import capture
 from cprune.network.difference import difference

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.targets.errors import nearest
 
 
@@ -39,7 +39,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_and_import_are_quick() -> None:
-    for code in ("import cprune", "from cprune.cli import main; import sys; sys.argv[1:] = ['--help']; main()"):
+    for code in ("import cprune", "from cprune.cli.main import main; import sys; sys.argv[1:] = ['--help']; main()"):
         best = min(_seconds(code) for _ in range(3))
         assert best < 0.5, f"{code}: {best:.2f} s"
 

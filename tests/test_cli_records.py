@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from postgres import Server
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Dense, key
 from cprune.tuner.records.store import Record, Store

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.method.settings import Settings
 from cprune.targets.errors import UserError
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_nets import tiny
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.compiling import deploy
 from cprune.models.zoo import load_model
 from cprune.targets.errors import UserError

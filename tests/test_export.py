@@ -14,8 +14,8 @@ import pytest
 import torch
 from small_nets import tiny
 
-from cprune import cli
 from cprune.api import _config
+from cprune.cli import main as cli
 from cprune.compiling import deploy
 from cprune.compiling.tuned import tune
 from cprune.method.settings import Settings

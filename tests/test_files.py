@@ -12,7 +12,7 @@ import torch
 from test_loop import EXAMPLE, TOML, Tiny, command, data_file, tiny
 
 import cprune
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.models.formats import onnx as onnx_format
 from cprune.models.source import Source, parsed
 from cprune.network.capture import capture

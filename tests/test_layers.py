@@ -101,12 +101,12 @@ HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxr
 LIGHT = (
     *(
         "cprune/__init__.py",
-        "cprune/cli.py",
-        "cprune/cli_records.py",
-        "cprune/cli_devices.py",
+        "cprune/cli/main.py",
+        "cprune/cli/records.py",
+        "cprune/cli/devices.py",
         "cprune/tuner/records/place.py",
     ),
-    "cprune/cli_options.py",
+    "cprune/cli/options.py",
     *("cprune/runs/journal.py", "cprune/runs/report/sections.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",
@@ -147,7 +147,7 @@ def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # "from cprune import cli" imports cprune.cli; for a class the longer name does no harm.
+            # "from cprune.channels import flow" imports cprune.channels.flow; for a class the longer name does no harm.
             names = [f"{module}.{alias.name}" for alias in node.names]
         elif (
             isinstance(node, ast.Call)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.commands import profile
 from cprune.compiling.lowering import Layout
 from cprune.tuner.programs.workload import Conv2d

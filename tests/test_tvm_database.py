@@ -12,7 +12,7 @@ from test_sketch import WORKLOADS, conv
 from tvm import te
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.targets.errors import UserError
 from cprune.targets.target import Target
 from cprune.tuner.programs import metaschedule, space

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cprune.cli_options import Json, TargetName, Tracker, machine
+from cprune.cli.options import Json, TargetName, Tracker, machine
 from cprune.targets.errors import UserError
 
 app = typer.Typer(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cprune.cli_options import Json
+from cprune.cli.options import Json
 from cprune.targets.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cprune import __version__, cli_devices, cli_records
-from cprune.cli_options import DeviceTimeout, Json, TargetName, Tracker, machine
+from cprune import __version__
+from cprune.cli import devices as cli_devices
+from cprune.cli import records as cli_records
+from cprune.cli.options import DeviceTimeout, Json, TargetName, Tracker, machine
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
@@ -554,7 +556,3 @@ def _called(arguments: list[str]) -> Any:
     finally:
         while _shown:
             _shown.pop().done()
-
-
-if __name__ == "__main__":
-    main()
