@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
+from cprune.files import write_json
 from cprune.method.loop import Loop, Outcome, Step, Version
 from cprune.method.plan import widths
 from cprune.method.settings import Settings
@@ -28,11 +29,13 @@ from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Progress, Silent
-from cprune.runs.journal import Journal, RunFolder, write_json
+from cprune.runs.events import of_line, to_line
+from cprune.runs.folder import RunFolder
+from cprune.runs.journal import Journal
 from cprune.runs.report.sections import write_report
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
-from cprune.targets.measure import Interval
+from cprune.targets.interval import Interval
 from cprune.targets.session import Session
 from cprune.targets.target import Target, find, from_dict, host_threads
 from cprune.training.data import load_data
@@ -261,16 +264,18 @@ class _FolderKeeper:
         self.folder, self.journal = folder, Journal(folder.journal)
 
     def append(self, event: dict[str, Any]) -> None:
-        self.journal.append(event)
+        typed = of_line(event)
+        assert typed is not None
+        self.journal.append(typed)
 
     def events(self) -> list[dict[str, Any]]:
-        return self.journal.events()
+        return [{"event": event.kind, **to_line(event)} for event in self.journal.events()]
 
     def step_dir(self, index: int) -> Path:
         return self.folder.step_dir(index)
 
     def final_dir(self, index: int) -> Path:
-        return self.folder.final_dir / f"{index:04d}"
+        return self.folder.long_trained_dir(index)
 
 
 def _drive(

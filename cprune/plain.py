@@ -1,13 +1,16 @@
-"""Plain values, as TOML and JSON have them, read into a frozen dataclass, or an error that says which one is wrong."""
+"""Plain values, as TOML and JSON have them, read into a frozen dataclass, or an error that says which one is wrong.
+
+And the way back, `to_plain`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cprune.targets.errors import UserError, unknown
 
@@ -19,8 +22,9 @@ _KINDS: Mapping[object, str] = {bool: "true or false", int: "a whole number", fl
 def read(kind: type[T], values: Mapping[str, object], what: str = "setting", where: str = "") -> T:
     """Return the dataclass `kind` made of `values` by name; what is missing has its default.
 
-    Its fields are of bool, int, float, str, `tuple[one of them, ...]`, or one of these and None.  Numbers are finite,
-    a whole one may be written 3.0, and true is none.  Raises UserError for a name that is no field (with the nearest),
+    Its fields are of bool, int, float, str, a Literal of texts, another such dataclass, `Mapping[str, one of them]`,
+    `tuple[one of them, ...]`, or one of these and None.  Numbers are finite, a whole one may be written 3.0, and true
+    is none.  Raises UserError for a name that is no field (with the nearest),
     a value of another type, and a missing one without a default.  The error calls a field `what` and names `where`, a
     file.
     """
@@ -48,12 +52,40 @@ def _typed(annotation: Any, value: object) -> object:
         return None if value is None else _typed(annotation, value)
     if get_origin(annotation) is tuple:
         item_type, _ = get_args(annotation)
-        try:
-            if isinstance(value, (list, tuple)):
-                return tuple(_typed(item_type, item) for item in value)
-        except ValueError:
-            pass
-        raise ValueError(f"a list, each item {_KINDS[item_type]}")
+        if isinstance(value, (list, tuple)):
+            return tuple(_items(item_type, value))
+        raise ValueError(f"a list, each item {_kind(item_type)}")
+    if get_origin(annotation) is Mapping:
+        _, item_type = get_args(annotation)
+        if isinstance(value, Mapping):
+            return dict(zip(map(str, value), _items(item_type, list(value.values())), strict=True))
+        raise ValueError(f"named values, each {_kind(item_type)}")
+    if get_origin(annotation) is Literal:
+        if value in get_args(annotation):
+            return value
+        raise ValueError(f"one of {', '.join(get_args(annotation))}")
+    if is_dataclass(annotation):
+        if isinstance(value, Mapping):
+            try:
+                return read(annotation, value)  # type: ignore[arg-type]
+            except UserError as error:
+                raise ValueError(f"something else ({error.message})") from None
+        raise ValueError("named values")
+    return _scalar(annotation, value)
+
+
+def _items(item_type: Any, values: Sequence[object]) -> list[object]:
+    try:
+        return [_typed(item_type, item) for item in values]
+    except ValueError:
+        raise ValueError(f"a list, each item {_kind(item_type)}") from None
+
+
+def _kind(annotation: Any) -> str:
+    return _KINDS.get(annotation, "named values")
+
+
+def _scalar(annotation: Any, value: object) -> object:
     if annotation in (int, float) and isinstance(value, Real) and not isinstance(value, bool):
         if annotation is int and isinstance(value, Integral):
             return int(value)
@@ -66,3 +98,16 @@ def _typed(annotation: Any, value: object) -> object:
     elif annotation in (bool, str) and isinstance(value, annotation):
         return value
     raise ValueError(_KINDS[annotation])
+
+
+def to_plain(value: object) -> object:
+    """Return `value` with every dataclass in it as named values, one with a `to_dict` as that says."""
+    if is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "to_dict"):
+            return value.to_dict()
+        return {name: to_plain(part) for name, part in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {name: to_plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(part) for part in value]
+    return value

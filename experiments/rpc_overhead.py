@@ -25,8 +25,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from rpc_rig import KEY, Rig, Server, rig
 
+from cprune.targets.interval import interval
 from cprune.targets.local import LocalSession
-from cprune.targets.measure import interval
 from cprune.targets.remote.rpc import RpcSession
 from cprune.targets.session import Built, Program, Timed
 from cprune.targets.target import Target, Timing, find

@@ -77,7 +77,7 @@ def test_a_model_may_be_named_with_and_without_the_option(command: str, capsys: 
 def test_the_model_without_the_option_may_be_a_file_or_a_run_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cprune.runs.journal import RunFolder
+    from cprune.runs.folder import RunFolder
 
     assert "there is no file nothing.onnx" in refused(capsys, "check", "nothing.onnx")
     RunFolder.create(tmp_path / "begun", {})

@@ -48,7 +48,7 @@ def test_a_setting_is_read_as_the_number_it_is(name: str, value: object, number:
         ("max_drop", "lots", "the setting max_drop must be a share, not 'lots'\nType a number from 0 to 1, or 70%."),
         ("max_drop", None, "the setting max_drop must be a number, not None"),
         ("importance", 3, "the setting importance must be a text, not 3"),
-        ("importance", "l3", "unknown importance 'l3'\nDid you mean 'l2'? Known: fpgm, l1, l2, random, taylor"),
+        ("importance", "l3", "unknown importance 'l3'\nDid you mean 'l1'? Known: fpgm, l1, l2, random, taylor"),
         ("trials", True, "the setting trials must be a whole number, not True"),
         ("trials", "many", "the setting trials must be a whole number, not 'many'"),
         ("trials", 0, "--trials 0: at least 1 is needed"),

@@ -25,7 +25,7 @@ from cprune.models.source import Source
 from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.progress import Silent
-from cprune.runs.journal import RunFolder
+from cprune.runs.folder import RunFolder
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
 from cprune.tuner.records.store import Store

@@ -15,7 +15,7 @@ import cprune
 from cprune import api
 from cprune.network import network as networks
 from cprune.network.capture import capture
-from cprune.runs.journal import RunFolder
+from cprune.runs.folder import RunFolder
 from cprune.targets.errors import CpruneError, UserError, front_door
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)

@@ -19,9 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cprune.files import atomic_write, read_json, write_json
 from cprune.runs import journal
-from cprune.runs.journal import Journal, RunFolder, atomic_write, read_json, write_json
+from cprune.runs.events import GroupChange, Renewed, SoFar, Start, Step, Trained
+from cprune.runs.folder import RunFolder
+from cprune.runs.journal import Journal
 from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.interval import Interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,10 +52,10 @@ class TestCreate:
 
     def test_the_names_are_those_of_the_contract(self, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path)
-        paths = [folder.run_json, folder.journal, folder.records, folder.weights, folder.model_json]
+        paths = [folder.run_json, folder.journal, folder.records, folder.model_json]
         paths += [folder.result, folder.report_html, folder.report_md, folder.analysis, folder.step_dir(7)]
         assert [str(path.relative_to(tmp_path)) for path in paths] == [
-            *("run.json", "journal.jsonl", "records.sqlite", "model.safetensors", "model.json"),
+            *("run.json", "journal.jsonl", "records.sqlite", "model.json"),
             *("result.json", "report.html", "report.md", "analysis.json", "steps/0007"),
         ]
 
@@ -124,7 +128,7 @@ class TestOpen:
 HOLDER = textwrap.dedent(
     """
     import os, sys, time
-    from cprune.runs.journal import RunFolder
+    from cprune.runs.folder import RunFolder
     with RunFolder.open(sys.argv[1]).lock():
         there, here = os.pipe()
         child = os.fork() if sys.argv[2] == "fork" else 1
@@ -227,82 +231,105 @@ class TestJson:
             read_json(tmp_path / "f")
 
 
+def event(index: int) -> Renewed:
+    """Return one event among others."""
+    return Renewed(index, 0.9)
+
+
 class TestJournal:
     @pytest.fixture
     def log(self, tmp_path: Path) -> Journal:
         return Journal(tmp_path / "journal.jsonl")
 
-    def test_events_come_back_in_order_with_their_time(self, log: Journal) -> None:
+    def test_events_come_back_in_order_and_the_file_says_when(self, log: Journal) -> None:
         assert log.events() == []
-        log.append({"event": "start", "seed": 1})
-        log.append({"event": "note", "text": "zwei\nZeilen", "time": 5})
-        start, note = log.events()
-        assert (start["event"], start["seed"]) == ("start", 1)
-        assert abs(start["time"] - time.time()) < 60
-        assert note == {"event": "note", "time": 5, "text": "zwei\nZeilen"}
-        assert log.path.read_bytes().count(b"\n") == 2
+        trained = Trained(0, before=0.91, accuracy=0.92)
+        step = Step(1, "conv", 8, (GroupChange("a", 64, 56),), Interval(1.5, 1, 2), Interval(2, 1, 3), None, None,
+                    "rejected", "zwei\nZeilen", 4, {"tune": 1.5}, "a", SoFar({"tune": 3.0}, {"loop": 4}))  # fmt: skip
+        log.append(trained)
+        log.append(step)
+        assert log.events() == [trained, step]
+        first, second = map(json.loads, log.path.read_text().splitlines())
+        assert list(first) == ["event", "time", "index", "before", "accuracy"]
+        assert abs(first["time"] - time.time()) < 60
+        assert second["groups"] == [{"id": "a", "before": 64, "after": 56}]
+        assert second["latency_ms"] == {"median": 1.5, "low": 1, "high": 2}
 
-    def test_an_event_has_a_kind(self, log: Journal) -> None:
-        with pytest.raises(ValueError, match="needs its kind"):
-            log.append({"text": "x"})
-        assert not log.path.exists()
+    def test_an_event_that_lacks_something_is_named_with_its_line(self, log: Journal) -> None:
+        log.append(event(0))
+        with log.path.open("a") as file:
+            file.write('{"event": "renewed", "index": 1}\n{"event": "renewed", "index": 1, "accuracy": 0.5}\n')
+        with pytest.raises(UserError, match=r"journal\.jsonl, line 2: the field accuracy is missing"):
+            log.events()
+
+    def test_an_event_of_a_later_version_is_not_passed_over(self, log: Journal) -> None:
+        log.append(event(0))
+        with log.path.open("a") as file:
+            file.write('{"event": "quantized", "bits": 8}\n')
+        with pytest.raises(UserError, match="line 2: not an event of a journal"):
+            log.events()
+
+    def test_what_an_event_has_beside_its_fields_is_left_out(self, log: Journal) -> None:
+        log.path.write_text('{"event": "renewed", "index": 3, "accuracy": 0.9, "mood": "good"}\n')
+        assert log.events() == [event(3)]
 
     def test_every_line_is_synced(self, log: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
         synced = []
         monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
-        log.append({"event": "a"})
-        log.append({"event": "b"})
+        log.append(event(0))
+        log.append(event(1))
         assert synced == [str(log.path), str(log.path.parent), str(log.path)]
 
     def test_a_line_torn_anywhere_is_dropped_and_cut_away(self, log: Journal) -> None:
-        log.append({"event": "whole"})
+        log.append(event(0))
         whole = log.path.read_bytes()
-        log.append({"event": "torn", "text": "ü", "groups": [{"id": "a"}]})
+        log.append(Start(0.9, 0.9, 0.8, 0.8, 16, 5, Interval(1, 1, 1)))
         both = log.path.read_bytes()
         for end in range(len(whole), len(both) - 1):
             log.path.write_bytes(both[:end])
-            assert [event["event"] for event in log.events()] == ["whole"]
-            log.append({"event": "next"})
-            assert [event["event"] for event in log.events()] == ["whole", "next"]
+            assert log.events() == [event(0)]
+            log.append(event(1))
+            assert log.events() == [event(0), event(1)]
 
     def test_a_last_line_that_lacks_only_its_end_is_kept(self, log: Journal) -> None:
-        log.append({"event": "a"})
+        log.append(event(0))
         log.path.write_bytes(log.path.read_bytes()[:-1])
-        assert [event["event"] for event in log.events()] == ["a"]
-        log.append({"event": "b"})
-        assert [event["event"] for event in log.events()] == ["a", "b"]
+        assert log.events() == [event(0)]
+        log.append(event(1))
+        assert log.events() == [event(0), event(1)]
 
     def test_zeros_that_a_power_cut_left_are_dropped(self, log: Journal) -> None:
-        log.append({"event": "a"})
+        log.append(event(0))
         with log.path.open("ab") as file:
             file.write(bytes(100))
-        assert [event["event"] for event in log.events()] == ["a"]
-        log.append({"event": "b"})
-        assert [event["event"] for event in log.events()] == ["a", "b"]
+        assert log.events() == [event(0)]
+        log.append(event(1))
+        assert log.events() == [event(0), event(1)]
 
     @pytest.mark.parametrize("bad", [b"{", b"", b"[]", b"{}", b"\xff", b"[" * 100_000])
     def test_a_damaged_line_in_the_middle_is_named(self, log: Journal, bad: bytes) -> None:
-        for kind in "abc":
-            log.append({"event": kind})
+        for index in range(3):
+            log.append(event(index))
         lines = log.path.read_bytes().split(b"\n")
         log.path.write_bytes(b"\n".join([lines[0], bad, *lines[2:]]))
         with pytest.raises(UserError, match=r"journal\.jsonl, line 2: .*\n.*head -n 1"):
             log.events()
 
     def test_a_full_disk_leaves_the_journal_as_it_was(self, log: Journal) -> None:
-        log.append({"event": "a"})
+        log.append(event(0))
         before = log.path.read_bytes()
         with small_files(), pytest.raises(BrokenWorld, match=r"disk full: cannot write .*journal\.jsonl"):
-            log.append({"event": "b", "text": "x" * 1000})
+            log.append(Step(1, "x" * 1000, 8, (), None, None, None, None, "rejected", "", 0, {}, ""))
         assert log.path.read_bytes() == before
-        log.append({"event": "c"})
-        assert [event["event"] for event in log.events()] == ["a", "c"]
+        log.append(event(2))
+        assert log.events() == [event(0), event(2)]
 
     def test_kill_9_loses_at_most_the_event_being_written(self, log: Journal) -> None:
         code = (
             "import sys; from pathlib import Path; from cprune.runs.journal import Journal\n"
+            "from cprune.runs.events import Renewed\n"
             "log = Journal(Path(sys.argv[1]))\n"
-            "for i in range(1_000_000): log.append({'event': 'step', 'index': i}); print(i, flush=True)"
+            "for i in range(1_000_000): log.append(Renewed(i, 0.9)); print(i, flush=True)"
         )
         command = [sys.executable, "-c", code, str(log.path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -313,7 +340,7 @@ class TestJournal:
         acknowledged = 30 + len(process.stdout.read().splitlines())
         process.wait()
         events = log.events()
-        assert [event["index"] for event in events] == list(range(len(events)))
+        assert events == [event(index) for index in range(len(events))]
         assert acknowledged <= len(events) <= acknowledged + 1
 
 

@@ -19,9 +19,10 @@ import cprune
 from cprune import api
 from cprune.method import loop
 from cprune.method.settings import Settings
-from cprune.runs.journal import Journal, RunFolder
+from cprune.runs.folder import RunFolder
+from cprune.runs.journal import Journal
 from cprune.targets.errors import UserError
-from cprune.targets.measure import Comparison, Interval
+from cprune.targets.interval import Comparison, Interval
 from cprune.tuner.records.store import Store
 
 FAST: dict[str, Any] = {"trials": 3, "loop_trials": 2, "rounds": 7, "run_ms": 0.5, "beta": 1.0, "max_steps": 3}

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.measure import Interval, compare, interval, sustained
+from cprune.targets.interval import Interval, interval
+from cprune.targets.measure import compare, sustained
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Failure
 from cprune.targets.timing import models_in_turns

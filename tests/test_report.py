@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 import pytest
 
+from cprune.files import write_json
 from cprune.method.loop import Status
-from cprune.runs.journal import Journal, RunFolder, write_json
+from cprune.runs.folder import RunFolder
+from cprune.runs.journal import Journal
 from cprune.runs.report import plots
 from cprune.runs.report import sections as report
 from cprune.runs.report.sections import STATUSES, table, write_report

@@ -174,7 +174,7 @@ def resume(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="a run folder, finished or not")]) -> None:
     """Write report.html and report.md of a run again and say where they are."""
-    from cprune.runs.journal import RunFolder
+    from cprune.runs.folder import RunFolder
     from cprune.runs.report.sections import write_report
 
     folder = RunFolder.open(directory)

@@ -31,9 +31,10 @@ from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.runs.journal import RunFolder
+from cprune.runs.folder import RunFolder
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.targets.measure import interval, sustained
+from cprune.targets.interval import interval
+from cprune.targets.measure import sustained
 from cprune.targets.session import Failure
 from cprune.targets.target import Target, find
 from cprune.tuner.records.place import default_records

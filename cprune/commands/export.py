@@ -26,9 +26,9 @@ from cprune.network import network as networks
 from cprune.network.difference import TOLERANCE, difference, tensors_in
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.runs.journal import RunFolder
+from cprune.runs.folder import RunFolder
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.targets.measure import Interval, interval
+from cprune.targets.interval import Interval, interval
 from cprune.targets.session import Array, Failure, Model
 from cprune.targets.target import Target, find, from_dict
 from cprune.tuner.programs.space import Candidate

@@ -22,7 +22,7 @@ from cprune.method.channel_step import channel_step
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.targets.measure import interval
+from cprune.targets.interval import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.targets.target import Target, find

@@ -19,7 +19,7 @@ import numpy as np
 
 from cprune.compiling.lowering import Lowered
 from cprune.compiling.relax_module import linked
-from cprune.runs.journal import write_json
+from cprune.files import write_json
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.link import export
 from cprune.targets.session import Array, Model

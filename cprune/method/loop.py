@@ -48,7 +48,8 @@ from cprune.network.facts import Size, size_of
 from cprune.network.network import Network
 from cprune.progress import Progress, Watched
 from cprune.targets.errors import UserError
-from cprune.targets.measure import Comparison, Interval, compare
+from cprune.targets.interval import Comparison, Interval
+from cprune.targets.measure import compare
 from cprune.targets.session import Session
 from cprune.training.train import FineTuneDiverged
 from cprune.training.trainer import Schedule, Trainer

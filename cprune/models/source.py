@@ -16,7 +16,7 @@ from cprune.network import network as networks
 from cprune.network import open_batch
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.runs.journal import RunFolder
+from cprune.runs.folder import RunFolder
 from cprune.targets.errors import UserError
 
 

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cprune.runs.journal import Journal, RunFolder, atomic_write, read_json
+from cprune.files import atomic_write, read_json
+from cprune.runs.events import to_line
+from cprune.runs.folder import RunFolder
+from cprune.runs.journal import Journal
 
 STATUSES: dict[str, tuple[str, str]] = {
     "pruned": (
@@ -133,7 +136,7 @@ def read_run(folder: RunFolder) -> Run:
     return Run(
         path=folder.path,
         config=read_json(folder.run_json) or {},
-        events=Journal(folder.journal).events(),
+        events=[{"event": event.kind, **to_line(event)} for event in Journal(folder.journal).events()],
         result=read_json(folder.result) or {},
         analysis=read_json(folder.analysis) or {},
     )

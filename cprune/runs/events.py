@@ -1,0 +1,175 @@
+"""What happens in a run, as dataclasses: the lines of `journal.jsonl`, for those who write and those who read them.
+
+`cprune.method.history` makes the state of a run of them, live or from an earlier life; the report shows them.
+
+===========  ====================================================================================
+kind         written
+===========  ====================================================================================
+start        once, when the unpruned model is tuned and its accuracy known
+measured     after the gate timed a candidate against the current model
+step         after every visit to a task
+trained      after long training of an accepted model
+renewed      when the run goes on with a model that was trained long
+cost         when nothing else was written for a while
+final        at the end
+===========  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, TypeAlias
+
+from cprune.plain import read, to_plain
+from cprune.targets.interval import Comparison, Interval
+
+Verdict = Literal["accepted", "rejected", "excluded"]
+Status = Literal["pruned", "stepped-back", "unpruned"]
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What a run has cost when an event is written, its earlier lives included (see `cprune.method.cost`)."""
+
+    seconds: Mapping[str, float]
+    trials: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was known before the first step.
+
+    `test` is the accuracy on the test set, `decide` the one on held-out data, `required` what is promised of the first,
+    and `floor` what decisions keep of the second.  The layout has channels in blocks of `block`, those of `narrow`
+    widths in half blocks.
+    """
+
+    kind: ClassVar[str] = "start"
+    test: float
+    decide: float
+    required: float
+    floor: float
+    block: int
+    trials: int
+    latency_ms: Interval
+    narrow: tuple[int, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A comparison of the gate.  `key` names the step and what it removes, so that it is not measured twice."""
+
+    kind: ClassVar[str] = "measured"
+    key: str
+    before_ms: Interval
+    latency_ms: Interval
+    ratio: Interval
+    so_far: SoFar | None = None
+
+    @property
+    def comparison(self) -> Comparison:
+        """Return it as the gate saw it."""
+        return Comparison(self.before_ms, self.latency_ms, self.ratio)
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A channel group with its channels before and after a step."""
+
+    id: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One visit to a task and its verdict: accepted, rejected (not faster) or excluded (too inaccurate).
+
+    `step` is the channel step of the task's fastest program, `key` the groups that shrink.  Latencies and their
+    `ratio` are missing where the forecast was enough, the accuracy (on held-out data) where the gate was.
+    """
+
+    kind: ClassVar[str] = "step"
+    index: int
+    task: str
+    step: int
+    groups: tuple[GroupChange, ...]
+    latency_ms: Interval | None
+    before_ms: Interval | None
+    ratio: Interval | None
+    accuracy: float | None
+    verdict: Verdict
+    reason: str
+    trials: int
+    seconds: Mapping[str, float]
+    key: str
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Long training of the model after step `index`: accuracy on held-out data before, and of what is kept."""
+
+    kind: ClassVar[str] = "trained"
+    index: int
+    before: float
+    accuracy: float
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """The run goes on with the long-trained model of step `index`, and every task may be tried again."""
+
+    kind: ClassVar[str] = "renewed"
+    index: int
+    accuracy: float
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class CostSoFar:
+    """Nothing but what the run has cost so far."""
+
+    kind: ClassVar[str] = "cost"
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Final:
+    """The end: how it ended, and the accuracy of the final model on the test set."""
+
+    kind: ClassVar[str] = "final"
+    status: Status
+    test: float
+    so_far: SoFar | None = None
+
+
+Event: TypeAlias = Start | Measured | Step | Trained | Renewed | CostSoFar | Final
+
+_KINDS: Mapping[str, type[Event]] = {
+    event.kind: event for event in (Start, Measured, Step, Trained, Renewed, CostSoFar, Final)
+}
+
+
+def to_line(event: Event) -> dict[str, object]:
+    """Return the fields of `event` as plain values, without those that say nothing of the run."""
+    values = {name: to_plain(value) for name, value in vars(event).items()}
+    if event.so_far is None:
+        del values["so_far"]
+    return values
+
+
+def of_line(values: Mapping[str, object]) -> Event | None:
+    """Return the event of a line, None for a kind that is not known.
+
+    Raises UserError for one that lacks a field or has another type in it.  What it has beside its fields is left out.
+    """
+    kind = _KINDS.get(str(values["event"]))
+    if kind is None:
+        return None
+    names = {declared.name for declared in fields(kind)}
+    return read(kind, {name: value for name, value in values.items() if name in names}, "field")
