@@ -198,6 +198,10 @@ def explain(
     whole_heads: WholeHeads = False,
     strict: Strict = False,
     records: Records = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="also write the network with all this in it: .graphml, .dot (Graphviz) or .json (node-link)"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
@@ -206,11 +210,13 @@ def explain(
     settings = _settings(trials=trials, seed=seed, ignore=ignore, whole_heads=whole_heads, strict=strict)
     where = machine(target, rpc_tracker, device_timeout)
     source = _source(model, model_option, weights, inputs)
-    told = inspect_model.explain(source, where, threads, settings, records, _progress())
+    told = inspect_model.explain(source, where, threads, settings, records, _progress(), graph)
     if as_json:
         typer.echo(json.dumps(told))
     else:
         inspect_model.show(told)
+    if graph is not None:
+        print(f"graph in {graph}", file=sys.stderr)
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from cprune.channels.groups import analyse
+from cprune.channels.groups import analyse, sample
+from cprune.commands import model_graph
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.method.task_table import TaskRow, task_table
@@ -23,11 +25,15 @@ def explain(
     settings: Settings,
     records: str | None,
     progress: Progress,
+    graph_file: Path | None = None,
 ) -> dict[str, Any]:
     """Return groups, frozen channels and tasks of the model as `cprune explain --json` prints them.
 
-    For a model that cannot be compiled `problem` says why, and there are no tasks.
+    For a model that cannot be compiled `problem` says why, and there are no tasks.  All of it goes into `graph_file` as
+    well, if there is one, as what is known of each operator (see `cprune.commands.model_graph`).
     """
+    if graph_file is not None:
+        model_graph.must_be_known(graph_file)
     loaded = source.opened(settings.seed)
     network = loaded.network
     graph = analyse(network, loaded.example_inputs, settings.ignore, settings.whole_heads)
@@ -35,13 +41,18 @@ def explain(
         graph.must_be_free()
     where = find(target, threads)
     tasks: list[TaskRow] = []
+    programs: dict[str, list[TaskRow]] = {}
     problem = ""
     with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (_, tuner):
         try:
             tuned = tune(network, loaded.example_inputs, tuner, settings.trials, progress)
             tasks = task_table(tuned, graph, settings.step_join)
+            programs = model_graph.programs_of(tuned.lowered, tasks)
         except UserError as error:
             problem = error.message
+    if graph_file is not None:
+        values = sample(network, loaded.example_inputs)
+        model_graph.write(model_graph.network_graph(network, values, graph, programs), graph_file)
     free = {layer for group in graph.groups for layer in group.layers}
     total_us = sum(task.total_us for task in tasks)
     prunable_us = sum(task.total_us for task in tasks if free.intersection(task.layers))
