@@ -15,10 +15,10 @@ import numpy as np
 
 from cprune.channels.groups import Graph
 from cprune.compiling.lowering import Lowered
+from cprune.files import atomic_write
 from cprune.method.task_table import TaskRow
 from cprune.network.network import Network
 from cprune.network.node import operator_name, tensors_of
-from cprune.runs.journal import atomic_write
 from cprune.targets.errors import UserError
 from cprune.tuner.programs.workload import key
 
