@@ -6,12 +6,10 @@ All of them drive one `Loop`, and write one run folder (see `cprune.runs.journal
 from __future__ import annotations
 
 import datetime
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,21 @@ from torch import Tensor, nn
 
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
+from cprune.compiling.workbench import SessionWorkbench
 from cprune.files import write_json
-from cprune.method.loop import Loop, Outcome, Step, Version
-from cprune.method.plan import widths
+from cprune.method.ending import finish
+from cprune.method.kept import FolderKeeper
+from cprune.method.loop import Loop
+from cprune.method.result import analysis, result_of, versions
 from cprune.method.settings import Settings
-from cprune.method.task_table import task_table
+from cprune.method.state import RunState
 from cprune.models.source import Opened, Source
 from cprune.network import network as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Progress, Silent
-from cprune.runs.events import of_line, to_line
+from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
-from cprune.runs.journal import Journal
 from cprune.runs.report.sections import write_report
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
@@ -257,27 +257,6 @@ def _must_take_batches(model: Opened) -> None:
         )
 
 
-class _FolderKeeper:
-    """Keeps a run in its folder."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.journal = folder, Journal(folder.journal)
-
-    def append(self, event: dict[str, Any]) -> None:
-        typed = of_line(event)
-        assert typed is not None
-        self.journal.append(typed)
-
-    def events(self) -> list[dict[str, Any]]:
-        return [{"event": event.kind, **to_line(event)} for event in self.journal.events()]
-
-    def step_dir(self, index: int) -> Path:
-        return self.folder.step_dir(index)
-
-    def final_dir(self, index: int) -> Path:
-        return self.folder.long_trained_dir(index)
-
-
 def _drive(
     folder: RunFolder,
     config: Mapping[str, Any],
@@ -292,14 +271,15 @@ def _drive(
     session, target = machine
     with folder.lock(), Store(config["records"] or folder.records) as store:
         say_if_strange(store, target, progress)
-        tuner = Tuner(session, store, target, settings.seed)
-        loop = Loop(network, inputs, trainer, session, tuner, settings, _FolderKeeper(folder), progress)
+        bench = SessionWorkbench(session, Tuner(session, store, target, settings.seed), inputs)
+        state = RunState(network, inputs, trainer, bench, settings, FolderKeeper(folder), progress)
+        loop = Loop(state)
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings))
         for step in loop.steps():
             on_step(step)
             write_report(folder)
-        outcome = loop.finish()
+        outcome = finish(state, loop.current)
         networks.save(outcome.network, folder.path)
         after = outcome.after.tuned
         deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
@@ -308,46 +288,6 @@ def _drive(
         write_json(folder.result, result)
         write_report(folder)
         return result, outcome.network
-
-
-def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of `result.json`."""
-    ratio = outcome.comparison.ratio
-    speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-    first, last = outcome.sizes
-    return {
-        "status": outcome.status,
-        "model": config["model"],
-        "target": config["target"]["name"],
-        "accuracy": {
-            "required": outcome.start.required,
-            "before": outcome.start.test,
-            "after": outcome.test_after,
-        },
-        "latency_ms": {
-            "before": outcome.comparison.old_ms.to_dict(),
-            "after": outcome.comparison.new_ms.to_dict(),
-        },
-        "speedup": speedup.to_dict(),
-        "macs": {"before": first.macs, "after": last.macs},
-        "params": {"before": first.params, "after": last.params},
-        "trials": outcome.trials,
-        "seconds": outcome.seconds,
-        "steps": outcome.counts,
-        "notes": list(outcome.notes),
-    }
-
-
-def analysis(before: Version, after: Version, settings: Settings) -> dict[str, Any]:
-    """Return the contents of `analysis.json`: tasks, channels and what is frozen."""
-    old, new = widths(before.graph), widths(after.graph)
-    return {
-        "tasks_before": [asdict(row) for row in task_table(before.tuned, before.graph, settings.step_join)],
-        "tasks_after": [asdict(row) for row in task_table(after.tuned, after.graph, settings.step_join)],
-        "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
-        "frozen": [{"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen],
-        "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups],
-    }
 
 
 def _config(
@@ -368,14 +308,3 @@ def _config(
         "seed": settings.seed,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
-    found = {"python": platform.python_version(), "system": platform.platform()}
-    for package in ("cprune", "torch", "apache-tvm", "apache-tvm-ffi", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found

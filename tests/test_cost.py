@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from dataclasses import replace
 
 from cprune.method.cost import Cost
+from cprune.runs.events import CostSoFar, Event, Measured, Start, Step
+from cprune.targets.interval import Interval
 
-OLD: list[dict[str, Any]] = [
-    {
-        "event": "start",
-        "trials": 40,
-        "seconds": {"tune": 100.0, "measure": 5.0, "train": 0.0, "evaluate": 2.0, "other": 1.0, "total": 108.0},
-    },
-    {"event": "measured", "key": "0 x 8"},
-    {
-        "event": "step",
-        "index": 0,
-        "task": "x",
-        "step": 8,
-        "groups": [],
-        "latency_ms": None,
-        "before_ms": None,
-        "accuracy": None,
-        "verdict": "rejected",
-        "reason": "slower",
-        "key": "x",
-        "trials": 8,
-        "seconds": {"tune": 10.0, "measure": 3.0, "train": 20.0, "evaluate": 1.0, "other": 0.5, "total": 34.5},
-    },
-]
+SAME = Interval(1, 1, 1)
+OLD: list[Event] = [
+    Start(0.9, 0.9, 0.89, 0.89, 16, 40, SAME, seconds={"tune": 100.0, "measure": 5.0, "evaluate": 2.0, "other": 1.0}),
+    Measured("0 x 8", SAME, SAME, SAME),
+    Step(0, "x", 8, (), None, None, None, None, "rejected", "slower", 8,
+         {"tune": 10.0, "measure": 3.0, "train": 20.0, "evaluate": 1.0, "other": 0.5}, "x"),
+]  # fmt: skip
+"""What a journal held before events said what the whole run had cost."""
 
 
 class Hands:
@@ -59,7 +45,7 @@ def test_a_life_that_is_killed_in_the_middle_of_something_counts_up_to_its_last_
     cost = Cost(clock=clock)
     with cost.spent("train"):
         clock.at += 60
-        killed = json.loads(json.dumps({"event": "cost", "so_far": cost.so_far()}))
+        killed = CostSoFar(cost.so_far())
         clock.at += 5
     clock.at += 1000  # nobody goes on with it for a while
     again = Cost.of([killed], clock)
@@ -75,7 +61,7 @@ def test_trials_count_for_the_phase_that_asks_for_them() -> None:
         with cost.counting(phase):
             for _ in range(trials):
                 cost.trial()
-    assert Cost.of([{"event": "cost", "so_far": cost.so_far()}]).trials == {"before": 3, "loop": 3, "final": 1}
+    assert Cost.of([CostSoFar(cost.so_far())]).trials == {"before": 3, "loop": 3, "final": 1}
 
 
 def test_a_journal_that_says_nothing_of_the_whole_is_added_up() -> None:
@@ -88,5 +74,5 @@ def test_a_journal_that_an_older_version_began_is_not_counted_twice() -> None:
     clock = Hands()
     cost = Cost.of(OLD, clock)
     clock.at += 10
-    events = [*OLD, {**OLD[2], "so_far": cost.so_far()}]
+    events = [*OLD, replace(OLD[2], so_far=cost.so_far())]
     assert Cost.of(events, clock).now()["total"] == 152.5

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from cprune.files import atomic_write, read_json, write_json
+from cprune.method.history import History
 from cprune.runs import journal
 from cprune.runs.events import GroupChange, Renewed, SoFar, Start, Step, Trained
 from cprune.runs.folder import RunFolder
@@ -250,7 +251,7 @@ class TestJournal:
         log.append(step)
         assert log.events() == [trained, step]
         first, second = map(json.loads, log.path.read_text().splitlines())
-        assert list(first) == ["event", "time", "index", "before", "accuracy"]
+        assert list(first) == ["event", "time", "index", "before", "accuracy", "note"]
         assert abs(first["time"] - time.time()) < 60
         assert second["groups"] == [{"id": "a", "before": 64, "after": 56}]
         assert second["latency_ms"] == {"median": 1.5, "low": 1, "high": 2}
@@ -342,6 +343,20 @@ class TestJournal:
         events = log.events()
         assert events == [event(index) for index in range(len(events))]
         assert acknowledged <= len(events) <= acknowledged + 1
+
+
+def test_a_journal_that_was_written_before_events_had_classes_is_read() -> None:
+    events = Journal(ROOT / "tests" / "golden" / "journal_before_events.jsonl").events()
+    history = History.of(events)
+    assert history.start is not None
+    assert (history.start.block, history.start.narrow, history.start.trials) == (16, (), 5)
+    assert [(step.index, step.verdict) for step in history.steps] == [(i, "accepted") for i in range(6)]
+    assert history.steps[2].groups == (GroupChange("stem", 64, 32),)
+    assert history.steps[2].ratio == Interval(0.471569, 0.459276, 0.499063)
+    assert history.last == 5
+    assert history.measured["0 a.0 (('a.0', 16),)"].comparison.new_ms.median == 0.205855
+    assert history.trained == {5: Trained(5, before=0.15, accuracy=0.25)}
+    assert history.accuracy == 0.15
 
 
 def test_the_module_is_light() -> None:

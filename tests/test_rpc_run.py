@@ -36,7 +36,7 @@ def test_a_run_whose_device_is_gone_for_good_ends_resumable_and_goes_on(tmp_path
         words = ["run", "-m", "test_loop:tiny", "-d", f"npz:{data_file(tmp_path)}", "--config", "fast.toml"]
         first = command(tmp_path, *words, "--target", str(target_file(tmp_path, made)), "--out", str(out))
         journal, deadline = Journal(out / "journal.jsonl"), time.monotonic() + 240
-        while not any(e["event"] == "start" for e in journal.events()):
+        while not any(e.kind == "start" for e in journal.events()):
             assert first.poll() is None, first.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -21,9 +21,9 @@ from cprune.cli.options import DeviceTimeout, Json, TargetName, Tracker, machine
 from cprune.targets.errors import CpruneError, UserError
 
 if TYPE_CHECKING:
-    from cprune.method.loop import Step
     from cprune.method.settings import Settings
     from cprune.models.source import Source
+    from cprune.runs.events import Step
 
 BUILT_IN = "resnet-fashion"
 INTERRUPTED = 130  # what shells expect of a command ended by Ctrl-C
@@ -478,7 +478,7 @@ def _progress() -> Any:
 
 
 def _say_step(step: Step) -> None:
-    groups = ", ".join(f"{g['id']} {g['before']}→{g['after']}" for g in step.groups)
+    groups = ", ".join(f"{g.id} {g.before}→{g.after}" for g in step.groups)
     latency = f"{step.latency_ms.median:.3f} ms" if step.latency_ms else "not timed"
     accuracy = f"{step.accuracy:.2%}" if step.accuracy is not None else "not trained"
     mark = {"accepted": "+", "rejected": "-", "excluded": "x"}[step.verdict]

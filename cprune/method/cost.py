@@ -7,10 +7,11 @@ does, so a run that is killed loses less than half a minute of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+
+from cprune.runs.events import Event, SoFar, Start, Step
 
 KINDS = ("tune", "measure", "train", "evaluate", "other")
 PHASES = ("before", "loop", "final")
@@ -38,20 +39,20 @@ class Cost:
         self.mark = self.clock()
 
     @classmethod
-    def of(cls, events: Sequence[Mapping[str, Any]], clock: Callable[[], float] = time.perf_counter) -> Cost:
+    def of(cls, events: Iterable[Event], clock: Callable[[], float] = time.perf_counter) -> Cost:
         """Return what the earlier lives of a run cost, by their events; the clock runs on from there.
 
         Older journals have no `so_far`: in them the start and every step say what they cost themselves.
         """
         cost = cls(clock=clock)
         for event in events:
-            if "so_far" in event:
-                cost.seconds = {kind: float(event["so_far"]["seconds"][kind]) for kind in KINDS}
-                cost.trials = {phase: int(event["so_far"]["trials"][phase]) for phase in PHASES}
-            elif event["event"] in ("start", "step"):
+            if event.so_far is not None:
+                cost.seconds = {kind: event.so_far.seconds.get(kind, 0.0) for kind in KINDS}
+                cost.trials = {phase: event.so_far.trials.get(phase, 0) for phase in PHASES}
+            elif isinstance(event, (Start, Step)):
                 for kind in KINDS:
-                    cost.seconds[kind] += event.get("seconds", {}).get(kind, 0.0)
-                cost.trials["before" if event["event"] == "start" else "loop"] += event.get("trials", 0)
+                    cost.seconds[kind] += event.seconds.get(kind, 0.0)
+                cost.trials["before" if isinstance(event, Start) else "loop"] += event.trials
         return cost
 
     @contextmanager
@@ -87,9 +88,9 @@ class Cost:
         """Return the seconds that were spent since `before`, a `now`, rounded for the journal."""
         return {kind: round(value - before[kind], 3) for kind, value in self.now().items()}
 
-    def so_far(self) -> dict[str, Any]:
-        """Return plain values for the journal: what `of` reads."""
-        return {"seconds": {kind: round(value, 3) for kind, value in self.now().items()}, "trials": dict(self.trials)}
+    def so_far(self) -> SoFar:
+        """Return what an event says of it, and `of` reads."""
+        return SoFar({kind: round(value, 3) for kind, value in self.now().items()}, dict(self.trials))
 
     def _turn(self, kind: str) -> None:
         """Give the time since the last turn to what it went for, and run on for `kind`."""

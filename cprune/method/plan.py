@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cprune.channels.groups import Graph
 from cprune.compiling.lowering import Task
+from cprune.runs.events import GroupChange
 
 Scores = Mapping[str, NDArray[np.float64]]
 
@@ -190,9 +190,9 @@ def widths(graph: Graph) -> dict[str, int]:
     return {name: len(graph.axes[layer.weight, layer.out_axis]) for name, layer in graph.layers.items()}
 
 
-def change(proposal: Proposal, graph: Graph) -> list[dict[str, Any]]:
+def change(proposal: Proposal, graph: Graph) -> tuple[GroupChange, ...]:
     """Return the groups of `proposal` with their channels before and after, for the journal."""
-    return [
-        {"id": group, "before": graph.group(group).channels, "after": graph.group(group).channels - count}
-        for group, count in proposal.removed
-    ]
+    channels_before = {group: graph.group(group).channels for group, _ in proposal.removed}
+    return tuple(
+        GroupChange(group, channels_before[group], channels_before[group] - count) for group, count in proposal.removed
+    )

@@ -111,12 +111,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Trained:
-    """Long training of the model after step `index`: accuracy on held-out data before, and of what is kept."""
+    """Long training of the model after step `index`: accuracy on held-out data before, and of what is kept.
+
+    `note` says why it did not help, where it did not.
+    """
 
     kind: ClassVar[str] = "trained"
     index: int
     before: float
     accuracy: float
+    note: str = ""
     so_far: SoFar | None = None
 
 

@@ -1,0 +1,54 @@
+"""Where a run keeps what it must not lose: its events, and its accepted networks before and after long training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cprune.network.network import Network, load, save
+from cprune.runs.events import Event
+from cprune.runs.folder import RunFolder
+from cprune.runs.journal import Journal
+
+
+class Keeper(Protocol):
+    """Keeps events and networks."""
+
+    def events(self) -> Sequence[Event]:
+        """Return the events of earlier lives of this run."""
+
+    def append(self, event: Event) -> None:
+        """Keep one event."""
+
+    def save(self, index: int, network: Network, long_trained: bool = False) -> None:
+        """Keep the network of step `index`, as it was accepted or after long training."""
+
+    def load(self, index: int, long_trained: bool = False) -> Network:
+        """Return a network that was kept."""
+
+
+class FolderKeeper:
+    """Keeps a run in its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.journal = folder, Journal(folder.journal)
+
+    def events(self) -> Sequence[Event]:
+        """See `Keeper.events`.  Raises UserError for a journal that is damaged."""
+        return self.journal.events()
+
+    def append(self, event: Event) -> None:
+        """See `Keeper.append`.  It is on the disk when this returns."""
+        self.journal.append(event)
+
+    def save(self, index: int, network: Network, long_trained: bool = False) -> None:
+        """See `Keeper.save`."""
+        save(network, self._folder_of(index, long_trained))
+
+    def load(self, index: int, long_trained: bool = False) -> Network:
+        """See `Keeper.load`."""
+        return load(self._folder_of(index, long_trained))
+
+    def _folder_of(self, index: int, long_trained: bool) -> Path:
+        return self.folder.long_trained_dir(index) if long_trained else self.folder.step_dir(index)

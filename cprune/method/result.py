@@ -1,0 +1,67 @@
+"""What a run leaves behind beside its model: `result.json`, `analysis.json`, and the versions it was made with."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cprune.method.ending import Outcome
+from cprune.method.plan import widths
+from cprune.method.settings import Settings
+from cprune.method.state import Version
+from cprune.method.task_table import task_table
+from cprune.targets.interval import Interval
+
+
+def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contents of `result.json`."""
+    ratio = outcome.comparison.ratio
+    speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
+    first, last = outcome.sizes
+    return {
+        "status": outcome.status,
+        "model": config["model"],
+        "target": config["target"]["name"],
+        "accuracy": {
+            "required": outcome.start.required,
+            "before": outcome.start.test,
+            "after": outcome.test_after,
+        },
+        "latency_ms": {
+            "before": outcome.comparison.old_ms.to_dict(),
+            "after": outcome.comparison.new_ms.to_dict(),
+        },
+        "speedup": speedup.to_dict(),
+        "macs": {"before": first.macs, "after": last.macs},
+        "params": {"before": first.params, "after": last.params},
+        "trials": outcome.trials,
+        "seconds": outcome.seconds,
+        "steps": outcome.counts,
+        "notes": list(outcome.notes),
+    }
+
+
+def analysis(before: Version, after: Version, settings: Settings) -> dict[str, Any]:
+    """Return the contents of `analysis.json`: tasks, channels and what is frozen."""
+    old, new = widths(before.graph), widths(after.graph)
+    return {
+        "tasks_before": [asdict(row) for row in task_table(before.tuned, before.graph, settings.step_join)],
+        "tasks_after": [asdict(row) for row in task_table(after.tuned, after.graph, settings.step_join)],
+        "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
+        "frozen": [{"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen],
+        "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for package in ("cprune", "torch", "apache-tvm", "apache-tvm-ffi", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

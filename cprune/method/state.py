@@ -1,0 +1,158 @@
+"""One run while it goes on: who trains, who measures, what happened so far and what it has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from cprune.channels.groups import Graph, analyse
+from cprune.compiling.lowering import Layout
+from cprune.compiling.tuned import NO_PROGRAMS, Tuned
+from cprune.compiling.workbench import Workbench
+from cprune.method.cost import Cost
+from cprune.method.history import History
+from cprune.method.kept import Keeper
+from cprune.method.settings import Settings
+from cprune.network.network import Network
+from cprune.progress import Progress, Watched
+from cprune.runs.events import CostSoFar, Event, Start, Trained
+from cprune.targets.interval import Comparison
+from cprune.training.train import FineTuneDiverged
+from cprune.training.trainer import Schedule, Trainer
+from cprune.tuner.programs.space import Candidate
+
+BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
+
+
+@dataclass(frozen=True)
+class Version:
+    """The model at one time of the run: tuned, with the channel groups of its network."""
+
+    tuned: Tuned
+    graph: Graph
+
+
+class RunState:
+    """What all parts of a method share.  Whatever takes time goes through here, so that it is counted.
+
+    `first` is the unpruned network.  The history is that of earlier lives of the run, too.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        example: tuple[Tensor, ...],
+        trainer: Trainer,
+        bench: Workbench,
+        settings: Settings,
+        keeper: Keeper,
+        progress: Progress,
+    ) -> None:
+        self.first, self.example = network, example
+        self.trainer, self.bench, self.settings, self.keeper = trainer, bench, settings, keeper
+        self.progress: Progress = Watched(progress, self._advanced)
+        events = keeper.events()
+        self.history, self.cost = History.of(events), Cost.of(events)
+        self.kept_at = time.monotonic()
+
+    @property
+    def start(self) -> Start:
+        """Return what was known before the first step."""
+        assert self.history.start is not None
+        return self.history.start
+
+    @property
+    def layout(self) -> Layout:
+        """Return the layout of the unpruned model."""
+        return Layout(self.start.block, self.start.narrow)
+
+    def happened(self, event: Event) -> None:
+        """Take note of `event`, and write it with what the run has cost so far."""
+        self.history.apply(event)
+        self.keeper.append(replace(event, so_far=self.cost.so_far()))
+        self.kept_at = time.monotonic()
+
+    def _advanced(self) -> None:
+        """Count a trial (outside of tuning this counts nothing), and now and then write what the run has cost."""
+        self.cost.trial()
+        if time.monotonic() - self.kept_at > BEAT_S:
+            self.happened(CostSoFar())
+
+    def choose_layout(
+        self, network: Network, layout: Layout | None = None, siblings: Mapping[str, Candidate] = NO_PROGRAMS
+    ) -> Layout:
+        """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
+        with self.cost.spent("tune"):
+            return self.bench.choose_layout(network, self.settings.trials, self.progress, layout, siblings)
+
+    def tune(
+        self,
+        network: Network,
+        layout: Layout,
+        trials: int,
+        siblings: Mapping[str, Candidate] = NO_PROGRAMS,
+        text: str = "",
+        phase: str = "",
+    ) -> Version:
+        """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form.
+
+        The trials count for `phase` of the run, if there is one.
+        """
+        with self.cost.spent("tune"), self.cost.counting(phase):
+            tuned = self.bench.tune(network, layout, trials, self.progress, siblings, text)
+        return Version(tuned, analyse(network, self.example, self.settings.ignore, self.settings.whole_heads))
+
+    def load(self, key: str, version: Version) -> None:
+        """Hold a model as `key`, compared with PyTorch on the example input."""
+        with self.cost.spent("measure"):
+            self.bench.load(key, version.tuned)
+
+    def compare(self, old: str, new: str, rounds: int, beta: float | None = None) -> Comparison:
+        """Time two held models in turns."""
+        with self.cost.spent("measure"):
+            return self.bench.compare(old, new, rounds, self.settings.run_ms, beta)
+
+    def decide(self, network: Network) -> float:
+        """Return the accuracy that decisions are made on (held-out data)."""
+        with self.cost.spent("evaluate"):
+            return self.trainer.decide(network)
+
+    def test(self, network: Network) -> float:
+        """Return the accuracy that is promised and reported (test data)."""
+        with self.cost.spent("evaluate"):
+            return self.trainer.test(network)
+
+    def fine_tune(self, network: Network, schedule: Schedule, seed: int) -> None:
+        """Train in place.  Raises FineTuneDiverged."""
+        with self.cost.spent("train"):
+            self.trainer.fine_tune(network, schedule, seed, self.progress)
+
+    def long_trained(self, index: int) -> tuple[Network, float]:
+        """Return the model after step `index`, trained long if that helps, and its accuracy on held-out data."""
+        trained = self.history.trained.get(index)
+        if trained is not None:
+            return self.keeper.load(index, long_trained=True), trained.accuracy
+        short = self.keeper.load(index)
+        network = deepcopy(short)
+        self.progress.say(f"long training of the model after step {index}")
+        before = after = self.decide(short)
+        note = ""
+        try:
+            schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
+            self.fine_tune(network, schedule, self.settings.seed * 1000 + 900 + index)
+            after = self.decide(network)
+        except FineTuneDiverged as error:
+            note = f"long training diverged ({error}); the model of step {index} is used as it was"
+            network = short
+        if after < before:
+            note = f"long training did not help ({after:.2%} after {before:.2%} on held-out data)"
+            network, after = short, before
+        if note:
+            self.progress.say(note)
+        self.keeper.save(index, network, long_trained=True)
+        self.happened(Trained(index, before, after, note))
+        return network, after

@@ -1,0 +1,503 @@
+"""The whole method on fakes: every verdict, every way to end, every kill, exactly and in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import DEFAULT, EXAMPLE, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny, width_ms
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cprune.channels import groups
+from cprune.channels.groups import Graph
+from cprune.method import state
+from cprune.method.ending import Outcome, finish
+from cprune.method.history import History
+from cprune.method.loop import Loop
+from cprune.method.settings import Settings
+from cprune.network.capture import capture
+from cprune.network.network import Network
+from cprune.progress import Silent
+from cprune.runs.events import CostSoFar, Measured, Renewed, Start, Step, Trained
+from cprune.targets.errors import DeviceLost, UserError
+from cprune.targets.interval import Interval
+
+
+@pytest.fixture(autouse=True, scope="module")
+def groups_are_found_once() -> Iterator[None]:
+    """Equal networks have equal groups: look for them once."""
+    known: dict[tuple[Seen, object], Graph] = {}
+
+    def analyse(network: Network, *rest: Any) -> Graph:
+        width = replace(seen(network), epochs=0.0)
+        if (width, rest[1:]) not in known:
+            known[width, rest[1:]] = groups.analyse(network, *rest)
+        return known[width, rest[1:]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "analyse", analyse)
+        yield
+
+
+def whole_run(**parts: Any) -> tuple[list[Step], Outcome]:
+    """Run to the end; return the steps and what came of it."""
+    loop = Loop(a_run(**parts))
+    loop.begin()
+    steps = list(loop.steps())
+    return steps, finish(loop.run, loop.current)
+
+
+def verdicts(steps: list[Step]) -> list[tuple[str, int, int, str]]:
+    """Return (group, channels before, after, verdict) of steps that change one group."""
+    return [(s.groups[0].id, s.groups[0].before, s.groups[0].after, s.verdict) for s in steps if len(s.groups) == 1]
+
+
+# -- verdicts
+
+
+def test_channels_go_step_by_step_until_the_next_would_cost_too_much() -> None:
+    # a channel costs 0.01 points, one point may be lost: 100 of the 192 channels, in steps of 16
+    trainer = FakeTrainer(lambda m: 0.9 - 1e-4 * (192 - m.stem - m.a))
+    steps, outcome = whole_run(trainer=trainer)
+    assert verdicts(steps) == [
+        ("stem", 64, 48, "accepted"), ("stem", 48, 32, "accepted"), ("stem", 32, 16, "accepted"),
+        ("a", 128, 112, "accepted"), ("a", 112, 96, "accepted"), ("a", 96, 80, "accepted"), ("a", 80, 64, "excluded"),
+    ]  # fmt: skip
+    assert steps[-1].reason == "accuracy 88.88% is below 89.00%"
+    assert steps[0].ratio == Interval(176 / 192, 176 / 192, 176 / 192)
+    assert steps[0].reason == "1.091x faster"
+    assert outcome.status == "pruned"
+    assert outcome.comparison.ratio.median == 0.5
+    assert seen(outcome.network) == Seen(16, 80, epochs=6 + 12)  # a short training for every step, a long one at last
+    assert outcome.test_after == pytest.approx(0.8904)
+    assert outcome.counts == {"accepted": 6, "rejected": 0, "excluded": 1}
+    assert outcome.notes == ()
+
+
+def test_a_step_that_is_not_faster_is_rejected_and_tried_again_with_more_channels() -> None:
+    # three blocks of 16 take as long as four: only 32 channels at once are faster
+    def in_pairs(model: Seen) -> float:
+        return float(-(-model.stem // 32) * 32 + model.a)
+
+    steps, _ = whole_run(bench=FakeBench(in_pairs, forecast_ms=width_ms), settings=replace(DEFAULT, max_steps=2))
+    assert verdicts(steps) == [("stem", 64, 48, "rejected"), ("stem", 64, 32, "accepted")]
+    assert steps[0].reason == "not clearly faster: 1.000 [1.000, 1.000] of the time"
+    assert steps[0].accuracy is None  # nobody trains what is not faster
+
+
+def test_a_gain_within_the_noise_is_no_gain() -> None:
+    steps, outcome = whole_run(bench=FakeBench(spread=0.1), settings=replace(DEFAULT, max_steps=1))
+    assert [step.verdict for step in steps] == ["rejected"]
+    assert steps[0].reason == "not clearly faster: 0.917 [0.825, 1.008] of the time"
+    assert outcome.status == "unpruned"
+
+
+def test_a_hopeless_forecast_is_rejected_without_being_timed() -> None:
+    bench = FakeBench(forecast_ms=lambda m: 100.0 if m.whole else 125.0)
+    steps, _ = whole_run(bench=bench, settings=replace(DEFAULT, max_steps=1))
+    assert steps[0].reason == "the changed tasks are slower (forecast 1.250 of the time)"
+    assert steps[0].latency_ms is None
+    assert steps[0].ratio is None
+    assert all(pair == ("before", "before") for pair in bench.compared)
+
+
+def test_a_forecast_that_is_only_bad_is_left_to_the_gate() -> None:
+    bench = FakeBench(forecast_ms=lambda m: 100.0 if m.whole else 124.0)
+    steps, _ = whole_run(bench=bench, settings=replace(DEFAULT, max_steps=1))
+    assert steps[0].verdict == "accepted"
+
+
+def test_what_is_excluded_is_not_tried_again_while_other_groups_are() -> None:
+    trainer = FakeTrainer(lambda m: 0.9 if m.stem == 64 else 0.5)
+    steps, outcome = whole_run(trainer=trainer)
+    assert [v for v in verdicts(steps) if v[0] == "stem"] == [("stem", 64, 48, "excluded")]
+    assert outcome.network is not None
+    assert seen(outcome.network).stem == 64
+    assert seen(outcome.network).a == 32  # 80 % of a layer's channels may go at most: 26 of 128 stay
+
+
+def test_a_step_keeps_alpha_of_the_accuracy_before_it_even_where_the_floor_allows_more() -> None:
+    trainer = FakeTrainer(lambda m: 0.9 - 0.001 * (192 - m.stem - m.a))
+    held = replace(DEFAULT, max_drop=0.5, alpha=0.99, retry_epochs=0.0, max_steps=1)
+    steps, _ = whole_run(trainer=trainer, settings=held)
+    assert steps[0].reason == "accuracy 88.40% is below 89.10%"
+    steps, _ = whole_run(trainer=trainer, settings=replace(held, alpha=0.9))
+    assert steps[0].verdict == "accepted"
+
+
+def test_a_model_that_is_nearly_good_enough_is_trained_once_more_and_longer() -> None:
+    trainer = FakeTrainer(lambda m: 0.9 if m.whole or m.epochs >= 4 else 0.885)
+    steps, _ = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=1))
+    assert (steps[0].verdict, steps[0].accuracy) == ("accepted", 0.9)
+
+
+def test_a_model_that_is_far_below_gets_no_second_training() -> None:
+    trainer = FakeTrainer(lambda m: 0.9 if m.whole or m.epochs >= 4 else 0.98 * 0.891 - 1e-6)
+    steps, _ = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=1))
+    assert steps[0].verdict == "excluded"
+
+
+def test_without_retry_epochs_there_is_no_second_training() -> None:
+    trainer = FakeTrainer(lambda m: 0.9 if m.whole or m.epochs > 1 else 0.885)
+    steps, _ = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=1, retry_epochs=0.0))
+    assert steps[0].verdict == "excluded"
+
+
+def test_training_that_diverges_excludes_the_step() -> None:
+    trainer = FakeTrainer(diverges=lambda m: m.stem < 64)
+    steps, outcome = whole_run(trainer=trainer)
+    assert ("stem", 64, 48, "excluded") in verdicts(steps)
+    assert next(s for s in steps if s.key == "stem").reason == "training diverged: the loss is nan"
+    assert seen(outcome.network).stem == 64
+
+
+def test_statistics_are_repaired_before_every_training() -> None:
+    trainer = FakeTrainer()
+    steps, _ = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=2))
+    assert trainer.recalibrated == [Seen(48, 128, 0.0), Seen(32, 128, 1.0)]
+    assert len(steps) == 2
+
+
+def test_taylor_importance_asks_the_trainer_for_gradients() -> None:
+    steps, _ = whole_run(settings=replace(DEFAULT, importance="taylor", max_steps=1))
+    assert steps[0].verdict == "accepted"
+
+
+def test_a_run_ends_after_as_many_steps_as_are_allowed() -> None:
+    assert len(whole_run(settings=replace(DEFAULT, max_steps=3))[0]) == 3
+    assert whole_run(settings=replace(DEFAULT, max_steps=0))[1].status == "unpruned"
+
+
+def test_only_two_models_are_held_at_any_time() -> None:
+    bench = FakeBench()
+    loop = Loop(a_run(bench=bench))
+    loop.begin()
+    for _ in loop.steps():
+        assert set(bench.models) <= {"before", loop.held}
+
+
+# -- before the first step
+
+
+def test_more_accuracy_than_the_model_has_is_refused_before_anything_is_tuned() -> None:
+    bench = FakeBench()
+    with pytest.raises(UserError, match=r"95\.00% is above what the model reaches: 90\.00%.*\nType --min-acc 0\.8900"):
+        Loop(a_run(bench=bench, settings=replace(DEFAULT, min_acc=0.95))).begin()
+    assert bench.calls == 0
+
+
+def test_the_floor_on_held_out_data_allows_what_the_test_data_allow() -> None:
+    trainer = FakeTrainer(deciding=lambda _: 0.95, testing=lambda _: 0.9)
+    start = Loop(a_run(trainer=trainer, settings=replace(DEFAULT, min_acc=0.88))).begin()
+    assert (start.test, start.decide, start.required) == (0.9, 0.95, 0.88)
+    assert start.floor == pytest.approx(0.93)
+
+
+def test_a_loss_may_not_go_below_nothing() -> None:
+    run = a_run(trainer=FakeTrainer(lambda _: 0.3), settings=replace(DEFAULT, max_drop=0.5))
+    assert Loop(run).begin().required == 0
+
+
+def test_strict_refuses_a_model_with_channels_that_cannot_go() -> None:
+    run = a_run(settings=replace(DEFAULT, strict=True))
+    assert Loop(run).begin()
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Softmax(1), nn.Conv2d(8, 4, 3)).eval()
+    run.first = capture(model, EXAMPLE)
+    with pytest.raises(UserError, match="strict"):
+        Loop(run).begin()
+
+
+# -- long training that leaves room
+
+
+def short_of_breath(model: Seen) -> float:
+    """Short training keeps one step, long training brings it back to 89.5 %, and then everything holds."""
+    if model.whole:
+        return 0.9
+    if model.epochs >= 12:
+        return 0.895
+    return 0.892 if model.stem + model.a == 176 else 0.5
+
+
+def test_when_steps_are_excluded_and_no_room_is_left_long_training_makes_some() -> None:
+    keeper = MemoryKeeper()
+    steps, outcome = whole_run(trainer=FakeTrainer(short_of_breath), keeper=keeper)
+    kinds = [event.kind for event in keeper.without_cost() if event.kind != "measured"]
+    assert kinds[:5] == ["start", "step", "step", "trained", "renewed"]
+    assert [step.verdict for step in steps[:3]] == ["accepted", "excluded", "accepted"]
+    assert steps[1].key == steps[2].key  # every task is tried again
+    assert next(e for e in keeper.kept if isinstance(e, Renewed)).accuracy == 0.895
+    assert [e.index for e in keeper.kept if isinstance(e, Trained)].count(0) == 1
+    assert outcome.status == "pruned"
+
+
+def test_when_no_task_is_left_long_training_may_begin_another_round() -> None:
+    def every_group_once(model: Seen) -> float:
+        if model.whole or model.epochs >= 12:
+            return 0.9 if model.whole else 0.899
+        return 0.896 if model.stem >= 48 and model.a >= 112 else 0.5
+
+    keeper = MemoryKeeper()
+    steps, _ = whole_run(trainer=FakeTrainer(every_group_once), keeper=keeper)
+    kinds = [event.kind for event in keeper.without_cost() if event.kind != "measured"]
+    renewed = kinds.index("renewed")
+    assert kinds[renewed - 1] == "trained"
+    assert "excluded" in {step.verdict for step in steps[: renewed - 2]}
+    assert "accepted" in {step.verdict for step in steps[renewed - 2 :]}
+
+
+def test_long_training_that_does_not_help_is_not_tried_at_every_step() -> None:
+    def hopeless(model: Seen) -> float:
+        if model.whole:
+            return 0.9
+        return 0.8915 if model.stem + model.a == 176 else 0.5
+
+    keeper = MemoryKeeper()
+    _, outcome = whole_run(trainer=FakeTrainer(hopeless), keeper=keeper)
+    assert [e.index for e in keeper.kept if isinstance(e, Trained)] == [0]
+    assert not [e for e in keeper.kept if isinstance(e, Renewed)]
+    assert outcome.status == "pruned"
+
+
+def test_room_is_a_quarter_of_the_loss_that_is_allowed() -> None:
+    history = History.of([Start(0.9, 0.9, 0.86, 0.86, 16, 0, Interval(1, 1, 1))])
+    assert history.roomy(0.87)
+    assert not history.roomy(0.8699)
+    assert not History.of([Start(0.9, 0.9, 0.9, 0.9, 16, 0, Interval(1, 1, 1))]).roomy(0.9)  # no loss is allowed
+
+
+# -- the end
+
+
+def test_a_test_set_that_says_no_makes_the_run_step_back_to_the_newest_model_that_holds() -> None:
+    trainer = FakeTrainer(lambda _: 0.9, testing=lambda m: 0.9 if m.stem >= 48 else 0.1)
+    _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=3))
+    assert outcome.status == "stepped-back"
+    assert seen(outcome.network).stem == 48
+    assert outcome.notes == (
+        "the model after step 2: 10.00% on the test set is below 89.00%; stepping back",
+        "the model after step 1: 10.00% on the test set is below 89.00%; stepping back",
+    )
+    assert trainer.tested[0].whole  # before, and then once for every model on the way back
+    assert [model.stem for model in trainer.tested[1:]] == [16, 32, 48]
+
+
+def test_a_model_below_the_floor_is_not_shown_to_the_test_set() -> None:
+    # long training makes the last model worse on held-out data than its floor: it falls back on short training
+    trainer = FakeTrainer(lambda m: 0.9 if m.epochs < 12 else 0.5)
+    _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=1))
+    assert outcome.status == "pruned"
+    assert outcome.notes == ("long training did not help (50.00% after 90.00% on held-out data)",)
+    assert seen(outcome.network) == Seen(48, 128, 1.0)
+
+
+def test_a_test_set_that_always_says_no_gives_the_unpruned_model_back() -> None:
+    trainer = FakeTrainer(lambda _: 0.9, testing=lambda m: 0.9 if m.whole else 0.1)
+    _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=2))
+    assert outcome.status == "unpruned"
+    assert seen(outcome.network).whole
+    assert outcome.notes[-1] == "no pruned model holds the accuracy asked for; the model stays as it is, tuned"
+    assert outcome.after is outcome.before
+    assert outcome.trials["final"] == 0
+
+
+def test_a_model_that_falls_below_the_floor_by_itself_is_stepped_over_without_the_test_set() -> None:
+    looks: list[Seen] = []
+
+    def unsteady(model: Seen) -> float:
+        # the newest model held the floor when it was accepted, and does not when it is looked at again
+        looks.append(model)
+        return 0.5 if model.stem == 32 and looks.count(model) > 1 else 0.9
+
+    trainer = FakeTrainer(unsteady, testing=lambda _: 0.9, diverges=lambda m: m.epochs >= 12)
+    _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=2))
+    assert outcome.status == "stepped-back"
+    assert [model.stem for model in trainer.tested] == [64, 48]
+    assert "the model after step 1: 50.00% on held-out data is below 89.00%; stepping back" in outcome.notes
+
+
+def test_nothing_accepted_gives_the_unpruned_model_back_with_the_reason() -> None:
+    _, outcome = whole_run(trainer=FakeTrainer(lambda m: 0.9 if m.whole else 0.1))
+    assert outcome.status == "unpruned"
+    assert outcome.notes == ("no step was both faster and accurate enough; the model stays as it is, tuned",)
+
+
+def test_a_model_that_is_not_faster_after_final_tuning_is_not_returned() -> None:
+    bench = FakeBench()
+
+    def slower_at_the_end(model: Seen) -> float:
+        return 192.0 if model.epochs >= 12 else width_ms(model)
+
+    bench.latency_ms = slower_at_the_end
+    _, outcome = whole_run(bench=bench, settings=replace(DEFAULT, max_steps=1))
+    assert outcome.status == "unpruned"
+    assert seen(outcome.network).whole
+    assert outcome.test_after == 0.9
+    assert outcome.after is outcome.before
+    assert outcome.notes == ("the pruned model is not clearly faster after final tuning; the model stays as it is",)
+
+
+def test_long_training_that_diverges_leaves_the_model_as_it_was() -> None:
+    trainer = FakeTrainer(diverges=lambda m: m.epochs >= 12)
+    _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=1))
+    assert outcome.status == "pruned"
+    assert seen(outcome.network) == Seen(48, 128, 1.0)
+    assert outcome.notes == ("long training diverged (the loss is nan); the model of step 0 is used as it was",)
+
+
+def test_before_and_after_are_compared_in_one_go_with_twice_the_rounds() -> None:
+    bench = FakeBench()
+    whole_run(bench=bench, settings=replace(DEFAULT, max_steps=1))
+    assert bench.compared == [("before", "before"), ("before", "step0"), ("before", "after")]
+
+
+# -- the promise
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(
+    stem=st.lists(st.floats(0.5, 1.0), min_size=5, max_size=5),
+    a=st.lists(st.floats(0.5, 1.0), min_size=9, max_size=9),
+    slow=st.lists(st.floats(1.0, 200.0), min_size=5, max_size=5),
+    optimism=st.floats(-0.05, 0.05),
+    gain=st.floats(0.0, 0.02),
+    drop=st.floats(0.0, 0.3),
+    steps=st.integers(0, 12),
+)
+def test_whatever_the_model_the_result_is_never_slower_and_never_below_what_was_asked_for(
+    stem: list[float], a: list[float], slow: list[float], optimism: float, gain: float, drop: float, steps: int
+) -> None:
+    def deciding(model: Seen) -> float:
+        if model.whole:
+            return 0.9
+        return 0.9 * min(stem[model.stem // 16], a[model.a // 16]) + (gain if model.epochs >= 12 else 0.0)
+
+    def testing(model: Seen) -> float:
+        return deciding(model) - (0.0 if model.whole else optimism)
+
+    def latency_ms(model: Seen) -> float:
+        return slow[model.stem // 16] + model.a
+
+    _, outcome = whole_run(
+        bench=FakeBench(latency_ms),
+        trainer=FakeTrainer(deciding, testing),
+        settings=replace(DEFAULT, max_drop=drop, max_steps=steps, alpha=0.5),
+    )
+    assert outcome.test_after >= outcome.start.required
+    assert testing(seen(outcome.network)) == outcome.test_after
+    if outcome.status == "unpruned":
+        assert seen(outcome.network).whole
+    else:
+        assert latency_ms(seen(outcome.network)) < latency_ms(Seen(64, 128, 0.0))
+
+
+# -- killed and resumed: the same run, whenever it happens
+
+SCENARIOS: dict[str, tuple[Callable[[], FakeBench], Callable[[], FakeTrainer], Settings]] = {
+    "renewed": (FakeBench, lambda: FakeTrainer(short_of_breath), replace(DEFAULT, max_steps=6)),
+    "stepped back": (
+        FakeBench,
+        lambda: FakeTrainer(lambda _: 0.9, testing=lambda m: 0.9 if m.stem >= 48 else 0.1),
+        replace(DEFAULT, max_steps=3),
+    ),
+    "rejected": (
+        lambda: FakeBench(lambda m: float(-(-m.stem // 32) * 32 + -(-m.a // 64) * 64), forecast_ms=width_ms),
+        FakeTrainer,
+        replace(DEFAULT, max_steps=7),
+    ),
+    "diverged": (
+        FakeBench,
+        lambda: FakeTrainer(lambda m: 0.8915 if m.stem < 64 else 0.9, diverges=lambda m: m.a < 112 or m.epochs >= 12),
+        replace(DEFAULT, max_steps=6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_run_killed_after_any_event_goes_on_as_if_nothing_had_happened(name: str) -> None:
+    make_bench, make_trainer, settings = SCENARIOS[name]
+    whole = MemoryKeeper()
+    _, expected = whole_run(bench=make_bench(), trainer=make_trainer(), keeper=whole, settings=settings)
+    for lives in range(1, len(whole.kept)):
+        keeper = MemoryKeeper(lives=lives)
+        with pytest.raises(Killed):
+            whole_run(bench=make_bench(), trainer=make_trainer(), keeper=keeper, settings=settings)
+        assert len(keeper.kept) == lives
+        keeper.lives = None
+        _, outcome = whole_run(bench=make_bench(), trainer=make_trainer(), keeper=keeper, settings=settings)
+        assert keeper.without_cost() == whole.without_cost()
+        assert (outcome.status, outcome.notes, outcome.counts) == (expected.status, expected.notes, expected.counts)
+        assert seen(outcome.network) == seen(expected.network)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_device_that_is_lost_at_any_moment_loses_nothing_but_the_moment(name: str) -> None:
+    make_bench, make_trainer, settings = SCENARIOS[name]
+    whole, bench = MemoryKeeper(), make_bench()
+    whole_run(bench=bench, trainer=make_trainer(), keeper=whole, settings=settings)
+    for call in range(1, bench.calls + 1):
+        broken = make_bench()
+        broken.broken_at, broken.error = call, DeviceLost("no device answers any more")
+        keeper = MemoryKeeper()
+        with pytest.raises(DeviceLost):
+            whole_run(bench=broken, trainer=make_trainer(), keeper=keeper, settings=settings)
+        whole_run(bench=make_bench(), trainer=make_trainer(), keeper=keeper, settings=settings)
+        assert keeper.without_cost() == whole.without_cost()
+
+
+def test_no_comparison_of_the_gate_is_made_twice() -> None:
+    settings = replace(DEFAULT, max_steps=2)
+    keeper = MemoryKeeper(lives=2)  # the start, and the first comparison
+    with pytest.raises(Killed):
+        whole_run(keeper=keeper, settings=settings)
+    assert isinstance(keeper.kept[-1], Measured)
+    keeper.lives, bench = None, FakeBench()
+    whole_run(bench=bench, keeper=keeper, settings=settings)
+    assert ("before", "step0") not in bench.compared
+
+
+def test_trials_and_seconds_are_those_of_all_lives() -> None:
+    settings = replace(DEFAULT, max_steps=1)
+    once = whole_run(settings=settings)[1]
+    keeper, known = MemoryKeeper(lives=3), FakeBench()
+    with pytest.raises(Killed):
+        whole_run(bench=known, keeper=keeper, settings=settings)
+    first_life_s = keeper.kept[-1].so_far.seconds["total"]  # type: ignore[union-attr]
+    keeper.lives, again = None, FakeBench()
+    again.known = known.known  # the records outlive the run
+    outcome = whole_run(bench=again, keeper=keeper, settings=settings)[1]
+    assert outcome.trials == once.trials == {"before": 5 * 32, "loop": 5 * 8, "final": 0}
+    assert outcome.seconds["total"] >= round(first_life_s, 1)
+
+
+def test_what_a_run_cost_is_written_while_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "BEAT_S", -1.0)
+    keeper = MemoryKeeper()
+    Loop(a_run(keeper=keeper)).begin()
+    beats = [event for event in keeper.kept if isinstance(event, CostSoFar)]
+    assert [beat.so_far.trials["before"] for beat in beats[:3] if beat.so_far] == [1, 2, 3]
+
+
+def test_a_resumed_run_says_where_it_goes_on() -> None:
+    lines: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            lines.append(text)
+
+    keeper = MemoryKeeper(lives=5)
+    with pytest.raises(Killed):
+        whole_run(keeper=keeper)
+    keeper.lives = None
+    whole_run(keeper=keeper, progress=Listening())
+    assert "resumed after 2 steps" in lines
+
+
+def test_the_fakes_see_what_was_pruned_and_trained() -> None:
+    assert seen(tiny()) == Seen(64, 128, 0.0)
+    assert seen(tiny()).whole
