@@ -363,7 +363,7 @@ def captured(name: str) -> Captured:
 def captured_net(net: type[Net]) -> Captured:
     model = randomised(net())
     network = capture(model, model.example())
-    return Captured(network, model.example(), analyse(network, model.example()))
+    return Captured(network, model.example(), analyse(network, model.example(), raise_bugs=True))
 
 
 def tiny() -> tuple[nn.Module, torch.Tensor]:

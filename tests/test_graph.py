@@ -153,7 +153,7 @@ def reasons(graph: Graph) -> dict[str, str]:
 
 def graph_of(model: nn.Module, *shape: int) -> Graph:
     x = torch.randn(*shape)
-    return analyse(capture(model, (x,)), (x,))
+    return analyse(capture(model, (x,)), (x,), raise_bugs=True)
 
 
 @pytest.mark.parametrize("name", ALL)

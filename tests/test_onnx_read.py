@@ -191,7 +191,7 @@ def test_equal_biases_of_two_layers_do_not_tie_them(tmp_path: Path) -> None:
     one = np.ones((2, 2, 1, 1), np.float32)
     nodes = [node("Conv", "x a.weight zero", "p"), node("Relu", "p", "q"), node("Conv", "q b.weight zero", "y")]
     found = read(model(nodes, {"a.weight": one, "b.weight": 2 * one, "zero": array([0, 0])}), tmp_path)
-    graph = analyse(capture(found.module, found.example_inputs), found.example_inputs)
+    graph = analyse(capture(found.module, found.example_inputs), found.example_inputs, raise_bugs=True)
     assert [(g.id, g.channels) for g in graph.groups] == [("a", 2)]
 
 
@@ -200,7 +200,7 @@ def test_reasons_name_the_operator_of_the_file(tmp_path: Path) -> None:
         [node("Conv", "x w", "p"), node("Softmax", "p", "y", axis=1)], {"w": np.ones((3, 2, 1, 1), np.float32)}
     )
     found = read(made, tmp_path)
-    (frozen,) = analyse(capture(found.module, found.example_inputs), found.example_inputs).frozen
+    (frozen,) = analyse(capture(found.module, found.example_inputs), found.example_inputs, raise_bugs=True).frozen
     assert frozen.reason == "aten.softmax.int (the_Softmax in m.onnx:2) works across channels"
 
 

@@ -79,7 +79,7 @@ def test_a_network_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
 def test_it_has_the_groups_of_the_model(name: str, tmp_path: Path) -> None:
     model = randomised(NETS[name]())
     found = pt2.read(saved(model, model.example(), tmp_path / "m.pt2"))
-    graph = analyse(found.network, model.example())
+    graph = analyse(found.network, model.example(), raise_bugs=True)
     assert graph.groups == captured(name).graph.groups
     assert graph.frozen == captured(name).graph.frozen  # with the lines of the model's code
 

@@ -9,10 +9,14 @@ from rule_nets import RULE_NETS, LayerNorms, Standardised, Vit
 from small_nets import Captured, captured_net, conv, randomised
 from torch import Tensor, nn
 
+from cprune.channels.flow import Flow
 from cprune.channels.groups import Graph, analyse
+from cprune.channels.labels import Spread
+from cprune.channels.rules import RULES
 from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
 from cprune.network.network import Network
+from cprune.network.node import Node, operator_name
 
 
 def captured(name: str) -> Captured:
@@ -22,7 +26,7 @@ def captured(name: str) -> Captured:
 def analysed(model: nn.Module, *shape: int) -> tuple[Network, Graph, tuple[Tensor, ...]]:
     x = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)),)
     network = capture(randomised(model), x)
-    return network, analyse(network, x), x
+    return network, analyse(network, x, raise_bugs=True), x
 
 
 def same(a: Tensor, b: Tensor) -> None:
@@ -132,7 +136,7 @@ def test_attention_by_hand() -> None:
 
 def heads(name: str) -> tuple[Network, Graph, tuple[Tensor, ...]]:
     whole = captured(name)
-    return whole.network, analyse(whole.network, whole.example, whole_heads=True), whole.example
+    return whole.network, analyse(whole.network, whole.example, whole_heads=True, raise_bugs=True), whole.example
 
 
 def test_a_whole_head_is_its_q_k_and_v() -> None:
@@ -334,3 +338,30 @@ def test_a_single_pixel_s_channels_stay_however_large_the_plane() -> None:
     _, graph, _ = analysed(model, 2, 3, 4, 4)
     assert graph.groups == ()
     assert [f.reason for f in graph.frozen if f.layers == ("0",)] == ["one channel must be left"]
+
+
+def test_a_rule_that_stumbles_freezes_and_raises_where_bugs_are_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumbles(flow: Flow, node: Node) -> tuple[Spread, ...]:
+        return (flow.spread(node.args[7]),)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = (torch.randn(1, 3, 4, 4),)
+    network = capture(model, x)
+    name = next(operator_name(n) for n in network.nodes if "relu" in n.op)
+    monkeypatch.setitem(RULES, name, stumbles)
+    graph = analyse(network, x)
+    assert not graph.groups
+    assert any("reads it in a way that has no pruning rule" in frozen.reason for frozen in graph.frozen)
+    with pytest.raises(IndexError):
+        analyse(network, x, raise_bugs=True)
+
+
+def test_a_rule_whose_result_has_another_shape_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = (torch.randn(1, 3, 4, 4),)
+    network = capture(model, x)
+    name = next(operator_name(n) for n in network.nodes if "relu" in n.op)
+    monkeypatch.setitem(RULES, name, lambda flow, node: (flow.frozen((1, 2), "x"),))
+    assert not analyse(network, x).groups
+    with pytest.raises(ValueError, match="for other shapes"):
+        analyse(network, x, raise_bugs=True)

@@ -90,7 +90,7 @@ def test_the_smaller_network_takes_any_batch(name: str) -> None:
 def test_groups_keep_their_names_and_lose_the_removed_channels(name: str) -> None:
     network, graph, x = captured(name).network, captured(name).graph, captured(name).example
     removed = {group.id: [1] for group in graph.groups if group.channels > 2}
-    again = analyse(prune(network, graph, removed), x)
+    again = analyse(prune(network, graph, removed), x, raise_bugs=True)
     for before, after in zip(graph.groups, again.groups, strict=True):
         assert after.id == before.id
         assert (after.layers, after.consumers) == (before.layers, before.consumers)
@@ -226,7 +226,7 @@ class Peek(Net):
 def test_a_value_that_would_be_empty_is_a_user_error_or_frozen() -> None:
     model = randomised(Peek())
     network = capture(model, model.example())
-    graph = analyse(network, model.example())
+    graph = analyse(network, model.example(), raise_bugs=True)
     # The two that are looked at are a group of their own, so that one of them is left.
     assert [(group.id, group.channels) for group in graph.groups][:2] == [("stem", 2), ("stem+2", 4)]
     law(network, graph, {"stem": [1], "stem+2": [0, 1, 2]}, model.example())
@@ -351,7 +351,7 @@ def test_the_law_behind_every_operator(expression: str) -> None:
     channels, wanted = EXPRESSIONS[expression]
     model = randomised(Wrap(expression, channels))
     network = capture(model, model.example())
-    graph = analyse(network, model.example())
+    graph = analyse(network, model.example(), raise_bugs=True)
     found = {group.id: group.channels for group in graph.groups}
     if wanted >= 0:
         assert max((n for g, n in found.items() if g.startswith("stem")), default=0) == wanted, graph.frozen

@@ -18,8 +18,8 @@ from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
 from cprune.tuner import tune
+from cprune.tuner.programs import metaschedule, reference, space
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs import reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Elementwise, key
 from cprune.tuner.records.store import Record, Store
@@ -301,3 +301,62 @@ def test_the_hidden_features_of_what_was_measured_are_recorded_where_they_were_r
     Tuner(session, store, target, search=search).tune(CONV, 8)
     records = store.of_task(key(CONV), target.fingerprint)
     assert {json.loads(r.hidden)["fma"] if r.hidden else None for r in records} == {1.0 if known else None}
+
+
+@pytest.mark.parametrize("mistake", [TypeError, AttributeError, NameError, KeyError, IndexError, AssertionError])
+def test_a_bug_of_ours_in_a_sketch_surfaces_and_is_not_recorded(
+    mistake: type[Exception], few: tuple[Candidate, ...], store: Store, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object) -> None:
+        raise mistake("ours")
+
+    monkeypatch.setattr(programs, "module_of", wrong)
+    with pytest.raises(mistake, match="ours"):
+        Tuner(MockSession(lambda *_: Failure("run", "")), store, target).tune(CONV, 4)
+    assert store.count() == 0
+
+
+def test_a_candidate_that_does_not_fit_is_data(
+    few: tuple[Candidate, ...], store: Store, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tvm
+    from tvm.s_tir import Schedule
+
+    table, right, failing = Table(target, rank(few)), programs.module_of, list(few[:3])
+
+    def some(workload: Conv2d, candidate: Candidate) -> object:
+        module = right(workload, candidate)
+        if candidate == failing[0]:
+            return Schedule(module).get_sblock("nowhere")  # ScheduleError
+        if candidate == failing[1]:
+            raise ValueError("no program")
+        if candidate == failing[2]:
+            tvm.get_global_func("runtime.NumThreads")("one", "too", "many")  # TypeError, but TVM's
+        return module
+
+    monkeypatch.setattr(programs, "module_of", some)
+    Tuner(MockSession(table), store, target).tune(CONV, 40)
+    failed = {r.candidate: r.reason for r in store.all() if r.failure == "lower"}
+    assert failed.keys() == {c.text() for c in failing}
+    assert failed[failing[1].text()] == "no program"
+
+
+def test_every_point_of_the_generic_space_is_a_program(target: Target) -> None:
+    points = metaschedule.candidates(CONV, target, 0, 4)
+    assert len(points) == 4
+    assert all(programs.program(CONV, point).module for point in points)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"parallel":"none"}',
+        '{"oc_groups":1,"oc_tile":1,"p_tile":4,"rows":1,"winograd":6}',
+        '{"oc_groups":"all","oc_tile":1,"p_tile":4,"rows":1,"winograd":2}',
+    ],
+)
+def test_a_program_of_a_later_version_never_wins(text: str, store: Store, target: Target) -> None:
+    foreign = Record(key(CONV), target.fingerprint, text, (1e-9,))
+    store.add([foreign])
+    tuner = Tuner(MockSession(lambda *_: Timed((1.0,) * 3)), store, target)
+    assert not tuner._makes(CONV, foreign)

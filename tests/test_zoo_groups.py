@@ -25,7 +25,8 @@ def model(name: str) -> Captured:
     loaded = zoo.load_model(name)
     x = loaded.example_inputs
     network = capture(randomised(loaded.model), x)
-    return Captured(network.double(), tuple(t.double() for t in x), analyse(network, tuple(t.double() for t in x)))
+    graph = analyse(network, tuple(t.double() for t in x), raise_bugs=True)
+    return Captured(network.double(), tuple(t.double() for t in x), graph)
 
 
 def law(name: str, removed: dict[str, list[int]]) -> None:

@@ -117,7 +117,11 @@ class Graph:
 
 
 def analyse(
-    network: Network, example_inputs: tuple[Tensor, ...], ignore: Sequence[str] = (), whole_heads: bool = False
+    network: Network,
+    example_inputs: tuple[Tensor, ...],
+    ignore: Sequence[str] = (),
+    whole_heads: bool = False,
+    raise_bugs: bool = False,
 ) -> Graph:
     """Return the channel groups of a network, and what is frozen and why.
 
@@ -127,9 +131,10 @@ def analyse(
 
     Of `example_inputs` the shapes matter; no channel is ever looked for along an axis that grows with the
     batch. Everything that has no rule is frozen, with a reason naming the operator and the line of the
-    model's code; the one error is the UserError for inputs that the network does not take.
+    model's code; the one error is the UserError for inputs that the network does not take. With `raise_bugs` a rule
+    that fails in a way it does not mean raises what it raised: for tests.
     """
-    flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs), whole_heads)
+    flow = Flow(network, sample(network, example_inputs), _larger(network, example_inputs), whole_heads, raise_bugs)
     flow.run(RULES)
     for pattern in ignore:
         _ignore(flow, pattern)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cprune.targets.errors import BrokenWorld, DeviceLost, unknown
+from cprune.targets.errors import BrokenWorld, DeviceLost, ours, unknown
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed, arguments
 from cprune.targets.target import Target
 from cprune.tuner.programs import program as programs
@@ -244,7 +244,10 @@ class Tuner:
         for candidate in asked:
             try:
                 lowered[candidate] = programs.program(task.job.workload, candidate)
-            except Exception as error:  # whatever TVM raises: the candidate does not fit, which is data
+            except Exception as error:
+                if ours(error):
+                    raise
+                # The candidate does not fit, which is data.
                 lines = str(error).splitlines() or [""]
                 failed.append(self._record(task.key, candidate, Failure("lower", lines[0][:300])))
         self.clock.lowering += time.perf_counter() - start
@@ -302,9 +305,13 @@ class Tuner:
         candidate = Candidate.parse(record.candidate)
         if candidate in self._points(workload):
             return True
+        if "trace" not in dict(candidate.knobs) and _form(candidate) not in map(_form, self._points(workload)):
+            return False
         try:
             programs.program(workload, candidate)
-        except Exception:  # whatever TVM raises
+        except Exception as error:
+            if ours(error):
+                raise
             return False
         return True
 
@@ -353,6 +360,11 @@ class Tuner:
 def _fastest(records: Sequence[Record]) -> list[Record]:
     """Return the records that work, the fastest first."""
     return sorted((r for r in records if not r.failure), key=lambda r: r.latency_s)
+
+
+def _form(candidate: Candidate) -> list[tuple[str, type]]:
+    """Return the names of a candidate's knobs and what they hold: the sketches read no others."""
+    return [(name, type(value)) for name, value in candidate.knobs]
 
 
 def _in_both_spaces(record: Record) -> bool:

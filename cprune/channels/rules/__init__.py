@@ -124,7 +124,7 @@ def _elementwise(flow: Flow, node: Node) -> tuple[Spread, ...]:
         spread = _lifted(spread, shape)
         result = spread if result is None else _meet(flow, node, result, spread)
     if result is None:
-        raise TypeError("an operand was expected")
+        raise NoRule  # an operand was expected
     return (Spread(shape, result.axis, result.labels),)
 
 
@@ -132,7 +132,7 @@ def _lifted(spread: Spread, shape: tuple[int, ...]) -> Spread:
     """Return a value's labels with the leading axes of length one that broadcasting gives it."""
     more = len(shape) - len(spread.shape)
     if more < 0:
-        raise ValueError("an operand has more axes than the result")
+        raise NoRule  # an operand has more axes than the result
     return Spread((1,) * more + spread.shape, spread.axis + more, spread.labels)
 
 

@@ -1,7 +1,7 @@
 """The generic space: programs for PrimFuncs that have no sketch, and for all others on request.
 
-Every PrimFunc has a plain schedule, serial or parallel.  Where it reduces something, random points of MetaSchedule's
-space are offered as well, each stored as its trace, so that a record can be replayed.
+Every PrimFunc that has no sketch of many knobs has a plain schedule, serial or parallel.  Where it reduces something,
+random points of MetaSchedule's space are offered as well, each stored as its trace, so that a record can be replayed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 import tvm
 from tvm.s_tir import Schedule
 
+from cprune.targets.errors import ours
 from cprune.targets.session import Array
 from cprune.targets.target import Target
 from cprune.tuner.programs import sketch
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Tir, Workload
+from cprune.tuner.programs.workload import Conv2d, Dense, Tir, Workload
 
 POINTS = 32
 MANY = 256  # points of a task that has a sketch of its own, where this space was asked for by name
@@ -30,9 +31,13 @@ MANY = 256  # points of a task that has a sketch of its own, where this space wa
 
 @lru_cache(maxsize=256)
 def candidates(workload: Workload, target: Target, seed: int, points: int = POINTS) -> tuple[Candidate, ...]:
-    """Return the plain schedules and up to `points` random ones of MetaSchedule; the same ones for one seed."""
-    ways = ("none", "outer") if target.threads > 1 else ("none",)
-    plain = [Candidate.of(parallel=way) for way in ways]
+    """Return the plain schedules and up to `points` random ones of MetaSchedule; the same ones for one seed.
+
+    Convolutions and dense layers have no plain one: what has no trace is made by their sketches, which have more knobs.
+    """
+    plain = []
+    if not isinstance(workload, (Conv2d, Dense)):
+        plain = [Candidate.of(parallel=way) for way in (("none", "outer") if target.threads > 1 else ("none",))]
     if not points or not _reduces(workload):
         return tuple(plain)
     return tuple(dict.fromkeys([*plain, *(Candidate.of(trace=t) for t in _traces(workload, target, seed, points))]))
@@ -124,8 +129,10 @@ def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[
             Trace(space.trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
             if all(post.apply(schedule) for post in context.space_generator.postprocs):
                 found.append(json.dumps(_plain_values(schedule.trace.as_json())))
-        except Exception:  # a random point that does not fit: the space is larger than the program
-            continue
+        except Exception as error:
+            if ours(error):
+                raise
+            continue  # a random point that does not fit: the space is larger than the program
     return found
 
 

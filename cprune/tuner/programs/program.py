@@ -25,7 +25,8 @@ def module_of(workload: Workload, candidate: Candidate) -> Any:
 def program(workload: Workload, candidate: Candidate) -> Program:
     """Return the program of `candidate`, ready to be sent to a session.
 
-    Raises whatever TVM says where the candidate does not fit the workload (stage "lower").
+    Raises ValueError or an error of TVM where the candidate does not fit the workload (stage "lower"); `errors.ours`
+    tells them from a bug of ours.
     """
     import tvm
 

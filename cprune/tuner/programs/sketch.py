@@ -28,7 +28,7 @@ ZERO = tirx.const(0.0, "float32")
 def program(workload: Workload, candidate: Candidate) -> Program:
     """Return the program of `candidate`, ready to be sent to a session.
 
-    Raises ScheduleError or ValueError where the candidate does not fit the workload (stage "lower").
+    Raises ValueError or an error of TVM where the candidate does not fit the workload (stage "lower").
     """
     return Program(tvm.ir.save_json(module(workload, candidate)), workload.arguments())
 

@@ -81,7 +81,12 @@ def transformed(weight: Array, w: Conv2d, m: int) -> Array:
 
 
 def module(w: Conv2d, knobs: Candidate) -> Any:
-    """Return the IRModule with one PrimFunc "main" of the arguments x, [residual], weight, bias, output."""
+    """Return the IRModule with one PrimFunc "main" of the arguments x, [residual], weight, bias, output.
+
+    Raises ValueError for an m that has no matrices here.
+    """
+    if knobs["winograd"] not in INPUT:
+        raise ValueError(f"no Winograd program for m = {knobs['winograd']}")
     return tvm.IRModule({"main": _Kernel(w, knobs).func()})
 
 
