@@ -26,7 +26,7 @@ from cprune.method.result import analysis, result_of, versions
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.models.source import Opened, Source
-from cprune.network import network as networks
+from cprune.network import saving as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Progress, Silent

@@ -181,7 +181,7 @@ def pruned(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...], about
 def captured(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...]) -> Any:
     """Return the model as a Network; with --captured, from the file that an earlier run left."""
     from cprune.network.capture import capture
-    from cprune.network.network import load, save
+    from cprune.network.saving import load, save
 
     if given.captured is None:
         return capture(model, inputs)

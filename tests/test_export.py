@@ -22,7 +22,7 @@ from cprune.method.settings import Settings
 from cprune.models.formats import onnx as onnx_format
 from cprune.models.formats import write as saved
 from cprune.models.source import Source
-from cprune.network import network as networks
+from cprune.network import saving as networks
 from cprune.network.capture import capture
 from cprune.progress import Silent
 from cprune.runs.folder import RunFolder

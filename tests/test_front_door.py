@@ -13,7 +13,7 @@ from torch import nn
 
 import cprune
 from cprune import api
-from cprune.network import network as networks
+from cprune.network import saving as networks
 from cprune.network.capture import capture
 from cprune.runs.folder import RunFolder
 from cprune.targets.errors import CpruneError, UserError, front_door

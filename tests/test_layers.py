@@ -45,10 +45,7 @@ MAY_NAME = {
     ),
     "torch": (
         *(
-            "cprune/network/capture.py",
-            "cprune/network/fixed_weights.py",
-            "cprune/network/network.py",
-            "cprune/network/node.py",
+            "cprune/network/*.py",
             "cprune/channels/rules/*.py",
         ),
         *(
@@ -75,18 +72,14 @@ MAY_NAME = {
             "cprune/api.py",
             "cprune/commands/export.py",
             "cprune/models/source.py",
-            "cprune/network/open_batch.py",
             "cprune/commands/check.py",
         ),
         *(
-            "cprune/network/difference.py",
-            "cprune/network/torch_export.py",
             "cprune/models/formats/write.py",
             "cprune/models/formats/pt2.py",
             "cprune/models/formats/onnx/*.py",
         ),
         *(
-            "cprune/network/facts.py",
             "cprune/compiling/tvm_import.py",
             "cprune/commands/bench.py",
             "cprune/commands/explain.py",

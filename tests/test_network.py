@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cprune.network.capture import capture
-from cprune.network.network import Network, Node, Ref, load, save
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref
+from cprune.network.saving import from_json, load, save, to_json
 from cprune.targets.errors import UserError
 
 
@@ -379,19 +381,19 @@ HARMFUL = (
 @pytest.mark.parametrize("op", HARMFUL)
 def test_a_graph_from_a_file_runs_nothing_but_harmless_aten_operators(op: str) -> None:
     nodes = [Node("x", "input"), Node("y", op, (Ref("x"),)), Node("output", "output", (Ref("y"),))]
-    graph = Network([*nodes[:1], Node("y", "aten.relu.default", (Ref("x"),)), nodes[2]], {}).to_json()
+    graph = to_json(Network([*nodes[:1], Node("y", "aten.relu.default", (Ref("x"),)), nodes[2]], {}))
     graph["nodes"][1]["op"] = op
     with pytest.raises(UserError, match="the graph uses"):
-        Network.from_json(graph, {})
+        from_json(graph, {})
 
 
 def test_weights_that_do_not_fit_the_graph_are_named() -> None:
     network = captured("Chain").network
     tensors = network.tensors()
     with pytest.raises(UserError, match=r"lack the tensor 'conv2.bias'"):
-        Network.from_json(network.to_json(), {k: v for k, v in tensors.items() if k != "conv2.bias"})
+        from_json(to_json(network), {k: v for k, v in tensors.items() if k != "conv2.bias"})
     with pytest.raises(UserError, match=r"'conv2.bias' of the weights is float32 \[4\], .* needs float32 \[5\]"):
-        Network.from_json(network.to_json(), {**tensors, "conv2.bias": torch.zeros(4)})
+        from_json(to_json(network), {**tensors, "conv2.bias": torch.zeros(4)})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from cprune.channels.groups import Graph, analyse
 from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
-from cprune.network.network import Network, load, save
+from cprune.network.network import Network
+from cprune.network.saving import load, save
 from cprune.targets.errors import UserError
 
 ALL = NETS | RULE_NETS

@@ -23,7 +23,8 @@ from cprune.channels.rules import has_whole_groups
 from cprune.channels.rules.moves import SIZES_AT
 from cprune.channels.rules.products import STATISTICS
 from cprune.network.network import Network
-from cprune.network.node import Node, Ref, lookup, operator_name
+from cprune.network.node import Node, Ref, operator_name
+from cprune.network.operators import lookup
 from cprune.targets.errors import UserError
 
 Removed = Mapping[str, Sequence[int]]

@@ -20,8 +20,9 @@ from cprune.channels.surgery import Removed, masked, prune
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.models.source import Source
-from cprune.network.difference import TOLERANCE, difference, tensors_in
+from cprune.network.difference import TOLERANCE, difference
 from cprune.network.network import Network
+from cprune.network.node import tensors_of
 from cprune.progress import Progress
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
@@ -92,7 +93,7 @@ def pruned_as_masked(
     for name, removed in trials:
         try:
             with torch.no_grad():
-                found = tensors_in(prune(network, graph, removed)(*given))
+                found = tensors_of(prune(network, graph, removed)(*given))
                 wanted = masked(network, graph, removed, *given)
             apart = difference([tensor.numpy() for tensor in found], wanted)
             if apart > PRUNED_TOLERANCE:

@@ -22,9 +22,10 @@ from cprune.compiling.lowering import Layout, Lowered, lower
 from cprune.compiling.relax_module import relax_model
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
-from cprune.network import network as networks
-from cprune.network.difference import TOLERANCE, difference, tensors_in
+from cprune.network import saving as networks
+from cprune.network.difference import TOLERANCE, difference
 from cprune.network.network import Network
+from cprune.network.node import tensors_of
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
 from cprune.targets.errors import BrokenWorld, UserError
@@ -44,7 +45,7 @@ def example_of(network: Network, shapes: Sequence[Shape]) -> deploy.Example:
     rng = np.random.default_rng(EXAMPLE_SEED)
     inputs = tuple(rng.standard_normal(shape, np.float32) for shape in shapes)
     with torch.no_grad():
-        outputs = tensors_in(network.eval()(*(torch.from_numpy(x) for x in inputs)))
+        outputs = tensors_of(network.eval()(*(torch.from_numpy(x) for x in inputs)))
     return deploy.Example(inputs, tuple(output.numpy() for output in outputs))
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cprune.compiling import deploy
-from cprune.models.zoo import class_count, load_model
-from cprune.network import network as networks
+from cprune.models.zoo import load_model
 from cprune.network import open_batch
+from cprune.network import saving as networks
 from cprune.network.capture import capture
+from cprune.network.facts import class_count
 from cprune.network.network import Network
 from cprune.runs.folder import RunFolder
 from cprune.targets.errors import UserError

@@ -24,12 +24,13 @@ from torch.utils import _pytree as pytree
 
 from cprune.network.fixed_weights import computed_once
 from cprune.network.network import Network
-from cprune.network.node import SIZE_OPERATORS, Node, Ref, alive, encode, lookup
+from cprune.network.node import Node, Ref, alive
+from cprune.network.operators import SIZE_OPERATORS, encode, lookup
 from cprune.network.torch_export import quiet
 from cprune.targets.errors import UserError
 
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("capture.py", "network.py", "node.py"))
+_OURS = str(Path(__file__).parent)
 # There, the frames of a file's operators are the user's places.
 _ONNX = str(Path(__file__).parents[1] / "models" / "formats" / "onnx")
 _STDLIB = sysconfig.get_paths()["stdlib"]
@@ -323,7 +324,7 @@ def _place(error: Exception) -> str:
 
 
 def _is_users(file: str) -> bool:
-    if file.startswith((_TORCH, _ONNX, "torch/", "<")) or "site-packages/torch/" in file or file in _OURS:
+    if file.startswith((_TORCH, _OURS, _ONNX, "torch/", "<")) or "site-packages/torch/" in file:
         return False
     return not file.startswith(_STDLIB) or "site-packages" in file
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from cprune.network.node import tensors_of
 from cprune.targets.session import Array
 
 TOLERANCE = 1e-3
 """What a compiled model may differ from PyTorch, of the largest magnitude (of 1 where that is smaller)."""
-
-
-def tensors_in(output: Any) -> list[Tensor]:
-    """Return the tensors of a model's output, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def difference(found: Sequence[Array], wanted: Any) -> float:
@@ -27,7 +19,7 @@ def difference(found: Sequence[Array], wanted: Any) -> float:
 
     Infinite where numbers are missing on one side: another count, another shape, NaN.
     """
-    tensors = tensors_in(wanted)
+    tensors = tensors_of(wanted)
     if len(found) != len(tensors):
         return float("inf")
     return max((_apart(a, b.detach().cpu().numpy()) for a, b in zip(found, tensors, strict=True)), default=0.0)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from cprune.channels.groups import sample
-from cprune.network.difference import difference, tensors_in
+from cprune.network.difference import difference
 from cprune.network.network import Network
-from cprune.network.node import RESHAPES, Node, Ref
+from cprune.network.node import Node, Ref, tensors_of
+from cprune.network.operators import RESHAPES
 from cprune.targets.errors import UserError
 
 ALIKE = 1e-4
@@ -64,7 +65,7 @@ def _as_each_alone(found: Network, network: Network, inputs: tuple[Tensor, ...])
         return tuple(b[i : i + 1] if b.shape != x.shape else x for b, x in zip(batch, inputs, strict=True))
 
     def outputs(model: Network, given: tuple[Tensor, ...]) -> list[Any]:
-        return tensors_in(model(*given))
+        return tensors_of(model(*given))
 
     with torch.no_grad():
         together, each = outputs(found, batch), [outputs(network, alone(i)) for i in range(IMAGES)]

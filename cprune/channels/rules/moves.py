@@ -12,7 +12,8 @@ import torch
 
 from cprune.channels.flow import Flow, NoRule, Rule, argument, called, named
 from cprune.channels.labels import Spread
-from cprune.network.node import RESHAPES, Node, Ref, find_refs, lookup, map_refs, operator_name, tensors_of
+from cprune.network.node import Node, Ref, find_refs, map_refs, operator_name, tensors_of
+from cprune.network.operators import RESHAPES, lookup
 
 SIZES_AT = {
     **dict.fromkeys(("zeros", "ones", "full"), 0),

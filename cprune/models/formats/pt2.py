@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from cprune.models.formats.input_shapes import by_name
 from cprune.network.capture import compare, network_of
 from cprune.network.network import Network
-from cprune.network.node import SIZE_OPERATORS
+from cprune.network.operators import SIZE_OPERATORS
 from cprune.targets.errors import UserError
 
 SCHEMA = 8

@@ -12,7 +12,8 @@ import torch
 
 from cprune.models.formats import pt2
 from cprune.models.source import Opened, of_run
-from cprune.network.difference import difference, tensors_in
+from cprune.network.difference import difference
+from cprune.network.node import tensors_of
 from cprune.network.torch_export import batches, exported, quiet
 from cprune.targets.errors import BrokenWorld, UserError
 
@@ -51,7 +52,7 @@ def _pt2(opened: Opened, path: Path) -> float:
         torch.export.save(exported(network, inputs, batches(network, inputs)), path)
     again = pt2.read(path).network
     with torch.no_grad():
-        return difference([t.numpy() for t in tensors_in(again(*inputs))], network(*inputs))
+        return difference([t.numpy() for t in tensors_of(again(*inputs))], network(*inputs))
 
 
 def _onnx(opened: Opened, path: Path) -> float:
@@ -59,7 +60,7 @@ def _onnx(opened: Opened, path: Path) -> float:
 
     network, inputs = opened.network, opened.example_inputs
     with torch.no_grad():
-        count = len(tensors_in(network(*inputs)))
+        count = len(tensors_of(network(*inputs)))
     names = opened.input_names or _numbered("input", len(inputs)), opened.output_names or _numbered("output", count)
     onnx_format.write(network, path, *names, inputs)
     return onnx_format.difference(path, network, inputs)

@@ -21,6 +21,7 @@ from cprune.models.zoo import weights as weight_files
 from cprune.models.zoo.mobilenet import mobilenetv2_cifar
 from cprune.models.zoo.resnet import cifar_resnet, resnet18_cifar, resnet_fashion
 from cprune.models.zoo.vgg import vgg16_bn_cifar
+from cprune.network.facts import class_count
 from cprune.targets.errors import UserError
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -167,20 +168,3 @@ def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_
     if weights is not None:
         weight_files.put(model, weight_files.read(weights), weights, spec)
     return Loaded(model, inputs, spec, True, class_count(model, inputs, spec))
-
-
-def class_count(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int | None:
-    """Return how many classes a model tells apart, None if it does not return logits [N, classes].
-
-    It runs once on its example, so that a wrong shape is found here and not in the compiler.
-    """
-    shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
-    try:
-        with torch.no_grad():
-            result = model(*inputs)
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot run on an input of {shapes}: {str(error).partition(chr(10))[0]}",
-            "Return (model, example_input) with an input the model takes, or choose data of another size.",
-        ) from error
-    return int(result.shape[1]) if isinstance(result, Tensor) and result.ndim == 2 else None
