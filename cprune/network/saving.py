@@ -18,6 +18,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from cprune.files import atomic_write
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref
 from cprune.targets.errors import UserError
@@ -28,8 +29,8 @@ FORMAT = 1
 def save(network: Network, folder: Path) -> None:
     """Write `model.safetensors` and `model.json` into `folder`, made if missing.
 
-    At no moment is there a half-written model: both files are complete under a temporary name before the
-    first takes its place, and `load` reads what a crash between the two left.
+    At no moment is there a half-written model: the new graph is complete under a name of its own before the numbers
+    take their place, and `load` reads what a crash between the two left.  Raises BrokenWorld if the disk is full.
     """
     folder = Path(folder)
     graph = to_json(network)
@@ -37,9 +38,8 @@ def save(network: Network, folder: Path) -> None:
     data = tensors_to_bytes(own, metadata={"format": "pt"})
     graph["sha256"] = _checksum(graph, data)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "model.json.new", (json.dumps(graph, indent=1) + "\n").encode())
-    _write(folder / "model.safetensors.new", data)
-    os.replace(folder / "model.safetensors.new", folder / "model.safetensors")
+    atomic_write(folder / "model.json.new", json.dumps(graph, indent=1) + "\n")
+    atomic_write(folder / "model.safetensors", data)
     os.replace(folder / "model.json.new", folder / "model.json")
 
 
@@ -119,13 +119,6 @@ def _checksum(graph: Mapping[str, Any], data: bytes) -> str:
     """Return the SHA-256 of both files' contents, but for the checksum itself."""
     text = json.dumps({key: value for key, value in graph.items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode() + data).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
