@@ -237,7 +237,7 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     """
     from cprune.compiling.lowering import lower
     from cprune.compiling.relax_module import relax_model
-    from cprune.network.difference import TOLERANCE, difference
+    from cprune.network.difference import COMPILED_TOLERANCE, difference
     from cprune.targets.errors import UserError
     from cprune.targets.local import LocalSession
     from cprune.targets.session import Failure
@@ -263,7 +263,7 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     if isinstance(output, Failure):
         return f"failed: {output.stage}: {output.reason}"[:200]
     apart = difference(output, network.eval()(*inputs))
-    return "equal" if apart <= TOLERANCE else f"differs by {apart:.1e}"
+    return "equal" if apart <= COMPILED_TOLERANCE else f"differs by {apart:.1e}"
 
 
 class Clock:

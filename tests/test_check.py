@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from small_nets import captured
@@ -17,7 +16,6 @@ from cprune.channels.groups import Graph, analyse
 from cprune.cli import main as cli
 from cprune.commands import check
 from cprune.network.capture import capture
-from cprune.network.difference import difference
 from cprune.network.network import Network
 from cprune.progress import Silent
 from cprune.targets.errors import UserError
@@ -69,16 +67,6 @@ def test_a_failure_is_exit_code_1_and_names_the_group(
     monkeypatch.setattr(check, "pruned_as_masked", lambda *_: iter([wrong]))
     assert cli._main([*CHECK, "--no-compile"]) == 1
     assert "BAD  conv1: the pruned model differs from the masked one by 0.25" in capsys.readouterr().out
-
-
-def test_a_difference_is_measured_against_the_magnitude() -> None:
-    wanted = (torch.tensor([1.0, 100.0]), {"b": torch.tensor([0.5])})
-    assert difference([np.array([2.0, 100.0]), np.array([0.5])], wanted) == 0.01
-    assert difference([np.array([1.0, 100.0]), np.array([0.6])], wanted) == pytest.approx(0.1)
-    assert difference([np.array([1.0, 100.0])], wanted) == float("inf")
-    assert difference([np.array([1.0, np.nan]), np.array([0.5])], wanted) == float("inf")
-    assert difference([np.array([1.0]), np.array([0.5])], wanted) == float("inf")
-    assert difference([np.array([np.nan])], torch.tensor([float("nan")])) == 0.0
 
 
 # -- what the user leaves out

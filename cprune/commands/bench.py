@@ -29,13 +29,15 @@ from cprune.commands.onnxruntime_process import RUN_S, SETTLE_S, seconds_a_call
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.models.source import Source
+from cprune.network.difference import COMPILED_TOLERANCE
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
+from cprune.targets.difference import apart
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.interval import interval
 from cprune.targets.measure import sustained
-from cprune.targets.session import Failure
+from cprune.targets.session import Array, Failure
 from cprune.targets.target import Target, find
 from cprune.tuner.records.place import default_records
 
@@ -167,10 +169,10 @@ def _pytorch(network: Network, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     return call
 
 
-def _same(runtime: str, other: Any, output: Any) -> None:
-    error = float(np.abs(other - output).max())
-    if not error <= 1e-3 * max(1.0, float(np.abs(other).max())):
-        raise BrokenWorld(f"tuned TVM and {runtime} differ by {error:.3g}")
+def _same(runtime: str, theirs: Array, output: Array) -> None:
+    share = apart(output, theirs)
+    if share > COMPILED_TOLERANCE:
+        raise BrokenWorld(f"tuned TVM and {runtime} differ by {share:.3g} of the output's magnitude")
 
 
 def show(told: dict[str, Any]) -> None:

@@ -20,9 +20,8 @@ from cprune.channels.surgery import Removed, masked, prune
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.models.source import Source
-from cprune.network.difference import TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, PRUNED_TOLERANCE, difference
 from cprune.network.network import Network
-from cprune.network.node import tensors_of
 from cprune.progress import Progress
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
@@ -31,8 +30,6 @@ from cprune.tuner.records.place import default_records
 from cprune.tuner.tune import Tuner
 
 SHARE = 0.3
-PRUNED_TOLERANCE = 1e-4
-"""What pruned and masked may differ, of the largest magnitude: the same sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,9 @@ def pruned_as_masked(
     for name, removed in trials:
         try:
             with torch.no_grad():
-                found = tensors_of(prune(network, graph, removed)(*given))
+                smaller = prune(network, graph, removed)(*given)
                 wanted = masked(network, graph, removed, *given)
-            apart = difference([tensor.numpy() for tensor in found], wanted)
+            apart = difference(smaller, wanted)
             if apart > PRUNED_TOLERANCE:
                 yield Wrong(name, "the pruned model differs from the masked one", apart)
         except (CpruneError, RuntimeError, IndexError, ValueError, TypeError) as error:
@@ -135,7 +132,7 @@ def _compiled(
     if isinstance(outputs, Failure):
         return Wrong("", f"{what} does not work when compiled ({outputs.stage}): {outputs.reason}", None)
     apart = tuned.difference(outputs)
-    return Wrong("", f"{what}, compiled, differs from PyTorch", apart) if apart > TOLERANCE else None
+    return Wrong("", f"{what}, compiled, differs from PyTorch", apart) if apart > COMPILED_TOLERANCE else None
 
 
 def show(told: dict[str, Any]) -> None:

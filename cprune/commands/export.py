@@ -23,7 +23,7 @@ from cprune.compiling.relax_module import relax_model
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.network import saving as networks
-from cprune.network.difference import TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
 from cprune.progress import Progress
@@ -149,9 +149,9 @@ def verify(bundle: Path, target: Target | None, tracker: str, progress: Progress
         outputs, latency, cpu = _here(bundle, stored, example)
     else:
         outputs, latency, cpu = _there(bundle, stored, weights, example, progress)
-    apart = difference(outputs, tuple(map(torch.from_numpy, example.outputs)))
+    apart = difference(outputs, example.outputs)
     return {
-        "ok": apart <= TOLERANCE,
+        "ok": apart <= COMPILED_TOLERANCE,
         "model": told["model"],
         "target": stored.name,
         "device": cpu,

@@ -17,7 +17,7 @@ from torch import Tensor
 from cprune.compiling.layout import choose_block, choose_widths
 from cprune.compiling.lowering import Layout, Lowered, lower
 from cprune.compiling.relax_module import relax_model
-from cprune.network.difference import TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.targets.connect import connect
@@ -88,7 +88,7 @@ class Tuned:
         if isinstance(outputs, Failure):
             raise BrokenWorld(f"the compiled model does not work ({outputs.stage}): {outputs.reason}")
         apart = self.difference(outputs)
-        if apart > TOLERANCE:
+        if apart > COMPILED_TOLERANCE:
             raise BrokenWorld(f"the compiled model differs from PyTorch by {apart:.3g}; nothing was changed")
         return outputs
 

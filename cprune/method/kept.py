@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cprune.network.network import Network, load, save
+from cprune.network.network import Network
+from cprune.network.saving import load, save
 from cprune.runs.events import Event
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal

@@ -1,38 +1,51 @@
-"""How far two outputs of a model are apart."""
+"""How far two outputs of a model are apart, and how far they may be.
+
+Every tolerance is a share of the largest magnitude of a tensor, of 1 where that is smaller.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from cprune.network.node import tensors_of
-from cprune.targets.session import Array
+from cprune.targets.difference import apart
 
-TOLERANCE = 1e-3
-"""What a compiled model may differ from PyTorch, of the largest magnitude (of 1 where that is smaller)."""
+COMPILED_TOLERANCE = 1e-3
+"""A compiled model or another runtime against PyTorch: other programs, sums in another order, layer after layer."""
+PRUNED_TOLERANCE = 1e-4
+"""A pruned network against the whole one with the same channels held at zero: the same sums in another order."""
+CAPTURED_TOLERANCE = 1e-4
+"""A captured network against the module it was made from: the same operators in the same order."""
+OPENED_TOLERANCE = 1e-4
+"""A batch against its images one by one."""
+WRITTEN_TOLERANCE = 1e-4
+"""What was read again from a written file against the network."""
 
 
-def difference(found: Sequence[Array], wanted: Any) -> float:
-    """Return the largest difference of `found` from the model's output `wanted`, over the magnitude of each tensor.
+def difference(outputs: object, wanted: object) -> float:
+    """Return the largest difference between the outputs of two models, over the magnitude of each tensor.
 
-    Infinite where numbers are missing on one side: another count, another shape, NaN.
+    Both are tensors or arrays in tuples, lists and dicts.  Infinite where numbers are missing on one side: another
+    count, another shape, NaN.
     """
-    tensors = tensors_of(wanted)
-    if len(found) != len(tensors):
+    ours, theirs = _arrays(outputs), _arrays(wanted)
+    if len(ours) != len(theirs):
         return float("inf")
-    return max((_apart(a, b.detach().cpu().numpy()) for a, b in zip(found, tensors, strict=True)), default=0.0)
+    return max((apart(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
 
 
-def _apart(found: Array, wanted: Any) -> float:
-    if found.shape != wanted.shape:
-        return float("inf")
-    if not wanted.size:
-        return 0.0
-    a, b = found.astype(np.float64), wanted.astype(np.float64)
-    alike = (a == b) | (np.isnan(a) & np.isnan(b))  # also infinities of one sign
-    if alike.all():
-        return 0.0
-    error = float(np.abs(a - b)[~alike].max())
-    return error / max(1.0, float(np.abs(b[np.isfinite(b)]).max(initial=0.0))) if error == error else float("inf")
+def _arrays(output: object) -> list[NDArray[Any]]:
+    leaves = pytree.tree_leaves(output)
+    return [_array(leaf) for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray))]
+
+
+def _array(value: Tensor | NDArray[Any]) -> NDArray[Any]:
+    if isinstance(value, np.ndarray):
+        return value
+    plain = value.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()  # NumPy has no bfloat16

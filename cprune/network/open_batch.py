@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from cprune.channels.groups import sample
-from cprune.network.difference import difference
+from cprune.network.difference import OPENED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, tensors_of
 from cprune.network.operators import RESHAPES
 from cprune.targets.errors import UserError
 
-ALIKE = 1e-4
 IMAGES = 3
 
 
@@ -70,4 +69,4 @@ def _as_each_alone(found: Network, network: Network, inputs: tuple[Tensor, ...])
     with torch.no_grad():
         together, each = outputs(found, batch), [outputs(network, alone(i)) for i in range(IMAGES)]
         wanted = [torch.cat(parts) for parts in zip(*each, strict=True)]
-    return bool(together) and difference([t.numpy() for t in together], wanted) <= ALIKE
+    return bool(together) and difference(together, wanted) <= OPENED_TOLERANCE

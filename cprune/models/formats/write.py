@@ -12,13 +12,12 @@ import torch
 
 from cprune.models.formats import pt2
 from cprune.models.source import Opened, of_run
-from cprune.network.difference import difference
+from cprune.network.difference import WRITTEN_TOLERANCE, difference
 from cprune.network.node import tensors_of
 from cprune.network.torch_export import batches, exported, quiet
 from cprune.targets.errors import BrokenWorld, UserError
 
 SUFFIXES = (".pt2", ".onnx")
-ALIKE = 1e-4
 
 
 def save(directory: Path, out: Path) -> float:
@@ -38,7 +37,7 @@ def save(directory: Path, out: Path) -> float:
     new = out.with_name(f".{out.stem}.new{out.suffix}")
     try:
         apart = _pt2(opened, new) if out.suffix == ".pt2" else _onnx(opened, new)
-        if apart > ALIKE:
+        if apart > WRITTEN_TOLERANCE:
             raise BrokenWorld(f"what was written differs from the model by {apart:.3g}; {out} was not made")
         os.replace(new, out)
     finally:
@@ -52,7 +51,7 @@ def _pt2(opened: Opened, path: Path) -> float:
         torch.export.save(exported(network, inputs, batches(network, inputs)), path)
     again = pt2.read(path).network
     with torch.no_grad():
-        return difference([t.numpy() for t in tensors_of(again(*inputs))], network(*inputs))
+        return difference(again(*inputs), network(*inputs))
 
 
 def _onnx(opened: Opened, path: Path) -> float:

@@ -25,9 +25,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-import numpy as np
-
 from cprune.targets import link as build
+from cprune.targets.difference import apart
 from cprune.targets.errors import BrokenWorld, DeviceLost
 from cprune.targets.process import Process
 from cprune.targets.remote import tracker
@@ -43,7 +42,7 @@ CHECK_S = 2.0
 SLOWER = 1.1  # the reference kernel at this much of its first time: the device is throttled
 COOL_S = 60.0  # it is waited for so long at most
 APART = 1.15  # devices of one key whose winners differ by more are told of
-TOLERANCE = 1e-3
+DEVICES_TOLERANCE = 1e-3  # what two devices may differ, as a share of the largest magnitude
 
 
 @dataclass(frozen=True)
@@ -390,9 +389,7 @@ class RpcSession:
         if isinstance(there, Failure):
             return Failure("check", f"works on {self._devices[0].name}, not on {device.name}: {there.reason}")
         assert there.output is not None
-        if not np.allclose(
-            here.output, there.output, rtol=TOLERANCE, atol=TOLERANCE * float(np.abs(here.output).max())
-        ):
+        if apart(there.output, here.output) > DEVICES_TOLERANCE:
             return Failure("check", f"{self._devices[0].name} and {device.name} compute different results")
         ratio = statistics.median(there.runs_s) / seconds
         if not 1 / APART < ratio < APART and not self._apart_said:

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cprune.targets.difference import apart
 from cprune.targets.session import Array
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
 
-TOLERANCE = 1e-4
+PROGRAM_TOLERANCE = 1e-4
+"""What a program may differ from PyTorch, as a share of the largest magnitude (see `apart`)."""
 
 
 def unpack(value: Array, block: int, channels: int | None = None) -> Tensor:
@@ -172,15 +174,10 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
 
 
 def agrees(output: NDArray[np.float32], wanted: NDArray[np.float32]) -> str:
-    """Return "" where the two agree to TOLERANCE of the largest magnitude, else what is wrong.
-
-    Inputs are drawn without regard to what an operator can take: the root of a negative number is NaN in both.
-    """
-    finite = np.isfinite(wanted)
-    if not np.isfinite(output[finite]).all() or not np.array_equal(output[~finite], wanted[~finite], equal_nan=True):
-        return "the output has NaN or infinite values, or lacks them, in other places than it should"
-    error = float(np.abs(output[finite] - wanted[finite]).max()) if finite.any() else 0.0
-    scale = max(1.0, float(np.abs(wanted[finite]).max())) if finite.any() else 1.0
-    if error <= TOLERANCE * scale:
+    """Return "" where the two agree to PROGRAM_TOLERANCE of the largest magnitude, else what is wrong."""
+    share = apart(output, wanted)
+    if share <= PROGRAM_TOLERANCE:
         return ""
-    return f"differs from PyTorch by {error:.3g} where the largest value is {scale:.3g}"
+    if share == float("inf"):
+        return "the output has NaN or infinite values, or lacks them, in other places than it should"
+    return f"differs from PyTorch by {share:.3g} of its magnitude"
