@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cprune.compiling.lowering import Layout, Lowered, Task, lower
+from cprune.compiling.lowered import Layout, Lowered, Task
+from cprune.compiling.lowering import lower
 from cprune.compiling.tuned import Tuned
 from cprune.method.settings import Settings
 from cprune.method.state import RunState

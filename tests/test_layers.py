@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[1]
 MAY_NAME = {
     "tvm": (
         *(
-            "cprune/compiling/lowering.py",
             "cprune/compiling/relax_module.py",
             "cprune/method/channel_step.py",
             "cprune/compiling/deploy.py",
@@ -63,9 +62,10 @@ MAY_NAME = {
         ),
         *(
             "cprune/compiling/lowering.py",
+            "cprune/compiling/values.py",
+            "cprune/compiling/operators/*.py",
             "cprune/compiling/layout.py",
-            "cprune/compiling/relax_module.py",
-            "cprune/compiling/deploy.py",
+            "cprune/compiling/tuned.py",
             "cprune/method/loop.py",
         ),
         *(

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from cprune.compiling.layout import choose_block, choose_widths
-from cprune.compiling.lowering import Layout, lower
+from cprune.compiling.lowered import Layout
+from cprune.compiling.lowering import lower
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Silent

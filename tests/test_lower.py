@@ -10,8 +10,12 @@ from contracts import run_once
 from small_nets import NETS, captured, randomised
 from torch import nn
 
+from cprune.channels.rules import RULES
 from cprune.compiling import tvm_import
-from cprune.compiling.lowering import Layout, Lowered, _runs, lower
+from cprune.compiling.lowered import Layout, Lowered
+from cprune.compiling.lowering import lower
+from cprune.compiling.operators import LOWERINGS
+from cprune.compiling.operators.moves import evenly_spaced
 from cprune.compiling.relax_module import relax_model
 from cprune.models import zoo
 from cprune.network.capture import capture
@@ -186,9 +190,9 @@ class Mirrored(nn.Module):
 
 
 def test_the_places_that_a_model_lists_are_evenly_spaced_parts() -> None:
-    assert _runs([3, 2, 1, 0, 1, 2, 3, 4, 5, 4, 3, 2]) == [(3, -1, 4), (1, 1, 5), (4, -1, 3)]
-    assert _runs([2, 2]) == [(2, 0, 2)]
-    assert _runs([7]) == [(7, 1, 1)]
+    assert evenly_spaced([3, 2, 1, 0, 1, 2, 3, 4, 5, 4, 3, 2]) == [(3, -1, 4), (1, 1, 5), (4, -1, 3)]
+    assert evenly_spaced([2, 2]) == [(2, 0, 2)]
+    assert evenly_spaced([7]) == [(7, 1, 1)]
 
 
 def test_places_that_a_model_lists_are_read_without_a_table(session: LocalSession, target: Target) -> None:
@@ -324,6 +328,10 @@ def test_an_operator_whose_parts_hand_on_truths_is_named() -> None:
     wanted = r"cannot compile aten\.scaled_dot_product_attention\.default \(test_lower\.py:\d+\): one of its parts"
     with pytest.raises(UserError, match=wanted):
         lower(network, inputs, 8)
+
+
+def test_an_operator_that_is_lowered_has_a_rule_for_its_channels_under_the_same_name() -> None:
+    assert set(LOWERINGS) <= set(RULES)
 
 
 class Rows(nn.Module):

@@ -7,7 +7,8 @@ from small_nets import captured_net
 
 from cprune.channels.groups import Graph, analyse
 from cprune.channels.surgery import prune
-from cprune.compiling.lowering import Task, lower
+from cprune.compiling.lowered import Task
+from cprune.compiling.lowering import lower
 from cprune.method.plan import Impact, Memory, Proposal, channels, proposals, widths
 from cprune.models import zoo
 from cprune.network.capture import capture

@@ -11,7 +11,7 @@ import pytest
 
 from cprune.cli import main as cli
 from cprune.commands import profile
-from cprune.compiling.lowering import Layout
+from cprune.compiling.lowered import Layout
 from cprune.tuner.programs.workload import Conv2d
 
 CONV = Conv2d(1, 32, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from cprune.compiling import deploy
-from cprune.compiling.lowering import Layout, Lowered, lower
+from cprune.compiling.lowered import Layout, Lowered
+from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings

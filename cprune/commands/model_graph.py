@@ -14,7 +14,7 @@ import networkx
 import numpy as np
 
 from cprune.channels.groups import Graph
-from cprune.compiling.lowering import Lowered
+from cprune.compiling.lowered import Lowered
 from cprune.files import atomic_write
 from cprune.method.task_table import TaskRow
 from cprune.network.network import Network

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cprune.channels.groups import analyse
-from cprune.compiling.lowering import Layout, Task
+from cprune.compiling.lowered import Layout, Task
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.channel_step import channel_step
 from cprune.method.settings import Settings

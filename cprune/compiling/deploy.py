@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cprune.compiling.lowering import Lowered
+from cprune.compiling.lowered import Lowered
 from cprune.compiling.relax_module import linked
 from cprune.files import write_json
 from cprune.targets.errors import BrokenWorld, UserError, front_door

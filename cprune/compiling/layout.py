@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from cprune.compiling.lowering import Layout, Lowered, Task, lower
+from cprune.compiling.lowered import Layout, Lowered, Task
+from cprune.compiling.lowering import lower
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.tuner.programs.space import Candidate

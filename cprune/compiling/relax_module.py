@@ -15,7 +15,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from cprune.compiling.lowering import Lowered
+from cprune.compiling.lowered import Lowered
 from cprune.targets.session import Kernel, Model
 from cprune.tuner.programs.program import arranged, module_of, shapes
 from cprune.tuner.programs.space import Candidate

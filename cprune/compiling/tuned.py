@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cprune.compiling.layout import choose_block, choose_widths
-from cprune.compiling.lowering import Layout, Lowered, lower
+from cprune.compiling.lowered import Layout, Lowered
+from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
 from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from cprune.compiling.lowering import Layout
+from cprune.compiling.lowered import Layout
 from cprune.compiling.tuned import NO_PROGRAMS, Tuned, choose_layout, tune
 from cprune.network.network import Network
 from cprune.progress import Progress

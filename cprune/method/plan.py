@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cprune.channels.groups import Graph
-from cprune.compiling.lowering import Task
+from cprune.compiling.lowered import Task
 from cprune.runs.events import GroupChange
 
 Scores = Mapping[str, NDArray[np.float64]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from cprune.channels.groups import Graph, analyse
-from cprune.compiling.lowering import Layout
+from cprune.compiling.lowered import Layout
 from cprune.compiling.tuned import NO_PROGRAMS, Tuned
 from cprune.compiling.workbench import Workbench
 from cprune.method.cost import Cost

@@ -1,0 +1,92 @@
+"""A lowered network: the calls that its compiled model makes, its tasks, and how its values lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from cprune.targets.session import Array
+from cprune.tuner.programs.workload import Shape, Workload, key, padded
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How values lie in memory: channels in blocks of `block`, or of half of that.
+
+    Half blocks waste less padding but half of every vector; whether that pays is measured width by width
+    (`cprune.compiling.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into
+    one half block always is.
+    """
+
+    block: int
+    narrow: tuple[int, ...] = ()
+
+    def of(self, channels: int) -> int:
+        """Return the block of a value of so many channels."""
+        half = self.block // 2
+        if half < 4:
+            return self.block
+        return half if channels <= half or channels in self.narrow else self.block
+
+    def open(self, channels: int) -> bool:
+        """Tell whether both blocks make sense for so many channels: half ones would save padding."""
+        half = self.block // 2
+        return half >= 4 and channels > half and padded(channels, half) < padded(channels, self.block)
+
+    def toggled(self, channels: int) -> Layout:
+        """Return this layout with the other block for values of so many channels."""
+        return replace(self, narrow=tuple(sorted({channels} ^ set(self.narrow))))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call: reads `inputs` (values) and `weights`, writes the value `output`."""
+
+    output: str
+    workload: Workload
+    inputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unique workload with the layers that it stands for.  `uses` is the number of calls."""
+
+    key: str
+    workload: Workload
+    layers: tuple[str, ...]
+    uses: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The whole model as calls in order.  `weights` are packed arrays by name, `channels` the width of every
+    value that a convolution writes; both are not part of equality.
+    """
+
+    inputs: tuple[tuple[str, Shape], ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[tuple[str, Shape], ...]
+    layout: Layout
+    channels: dict[str, int] = field(compare=False, repr=False)
+    weights: dict[str, Array] = field(compare=False, repr=False)
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Return the unique workloads in the order of their first call."""
+        by_key: dict[str, list[Call]] = {}
+        for call in self.calls:
+            by_key.setdefault(key(call.workload), []).append(call)
+        return tuple(
+            Task(k, calls[0].workload, tuple(dict.fromkeys(n for c in calls for n in c.layers)), len(calls))
+            for k, calls in by_key.items()
+        )
+
+    @property
+    def widths(self) -> set[int]:
+        """Return the channels of all values that convolutions write, without padding."""
+        return set(self.channels.values())
+
+    @property
+    def macs(self) -> int:
+        """Return the multiplications of one inference as compiled, padding included."""
+        return sum(call.workload.macs for call in self.calls)

@@ -1,0 +1,309 @@
+"""What a value is while a network is lowered, and how it reaches memory.
+
+A value is in memory (`Stored`) or not computed yet: convolutions, linear layers and chains of element-wise operators
+wait, so that what follows can still join them.  `Values` holds them by name and writes what is read from memory; calls
+and weights gather there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TypeVar
+
+from torch import Tensor, float32
+
+from cprune.compiling.activations import joined
+from cprune.compiling.lowered import Call, Layout
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref
+from cprune.targets.errors import UserError
+from cprune.targets.session import Array
+from cprune.tuner.programs.reference import pack_conv_weight, pack_rows
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Shape, Workload, padded
+
+PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
+
+Expression = tuple[object, ...]
+"""What a chain computes, in the words of `cprune.tuner.programs.workload.Elementwise`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it."""
+
+    name: str
+    shape: Shape
+    block: int
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution that is not emitted yet; `x` and `residual` are names of values."""
+
+    x: str
+    weight: Tensor
+    bias: Tensor
+    shape: Shape
+    layers: tuple[str, ...]
+    stride: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    residual: str | None = None
+    activation: str = "none"
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether a BatchNorm or a sum can still join: neither may come after a sum or an activation."""
+        return self.activation == "none" and self.residual is None
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear layer that is not emitted yet; `x` is the name of a value."""
+
+    x: str
+    weight: Tensor
+    bias: Tensor
+    shape: Shape
+    layers: tuple[str, ...]
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An element-wise expression over values in memory, not emitted yet."""
+
+    expression: Expression
+    inputs: tuple[Stored, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The list that chunk and split return: pieces of `x` one behind the other along an axis."""
+
+    x: Ref
+    shapes: tuple[Shape, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
+class ForeignList:
+    """A list of tensors that TVM's own operators compute, imported together with the item that is taken from it."""
+
+    node: Node
+
+
+Value = Stored | Conv | Linear | Chain | Parts | ForeignList
+Waiting = TypeVar("Waiting", Conv, Linear, Chain)
+
+
+class Values:
+    """The values of a network for one example input, as far as it is lowered, with the calls and weights for them."""
+
+    def __init__(self, network: Network, inputs: tuple[Tensor, ...], layout: Layout) -> None:
+        """Begin with no value: `by_name` is filled in the order of `nodes`."""
+        self.network, self.layout = network, layout
+        self.examples = network.values(*inputs)
+        self.state = network.tensors()
+        self.nodes = joined(network.nodes)
+        self.uses = Counter(name for node in self.nodes for name in node.refs())
+        self.params: dict[str, str] = {n.name: n.args[0] for n in self.nodes if n.op == "param"}
+        self.constants: set[str] = set()
+        """What depends on weights and shapes alone: computed while lowering, once."""
+        self.by_name: dict[str, Value] = {}
+        self.calls: list[Call] = []
+        self.weights: dict[str, Array] = {}
+        self.channels: dict[str, int] = {}
+        self._reformatted: dict[tuple[str, int], Stored] = {}
+
+    # -- what the network says
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a value as the model sees it."""
+        return tuple(self.examples[name].shape)
+
+    def tensor(self, ref: object) -> Tensor | None:
+        """Return the parameter or buffer behind `ref`, None where it is computed."""
+        name = self.params.get(ref.name) if isinstance(ref, Ref) else None
+        return None if name is None else self.state[name].detach()
+
+    def layer(self, ref: Ref) -> str:
+        """Return the layer that owns a parameter: its name without the last part."""
+        name = self.params[ref.name]
+        return name.rpartition(".")[0] or name
+
+    # -- values that wait
+
+    def pending(self, ref: object, kind: type[Waiting]) -> Waiting | None:
+        """Return the value if it is of this kind and nobody else reads it."""
+        if not isinstance(ref, Ref) or self.uses[ref.name] != 1:
+            return None
+        value = self.by_name.get(ref.name)
+        return value if isinstance(value, kind) else None
+
+    def chain(self, ref: Ref) -> Chain:
+        """Return the value as an expression: its own if nobody else reads it, else one read from memory."""
+        pending = self.pending(ref, Chain)
+        if pending is not None:
+            return pending
+        stored = self.stored(ref, None)
+        return Chain(("in", 0), (stored,), stored.shape)
+
+    def chained(self, node: Node, ref: Ref, extended: Callable[[Expression], Expression]) -> Chain:
+        """Return the value of `node`: that of `ref` as an expression, and what `extended` makes of it."""
+        chain = self.chain(ref)
+        return Chain(extended(chain.expression), chain.inputs, self.shape(node.name))
+
+    def same(self, ref: Ref) -> Value | None:
+        """Return the value of `ref` for an operator that changes nothing; nothing may join it afterwards."""
+        value = self.by_name.get(ref.name)
+        if isinstance(value, Parts):
+            return value
+        return self.stored(ref, None) if self.uses[ref.name] > 1 else value
+
+    # -- values in memory
+
+    def blocked(self, ref: Ref) -> Stored:
+        """Return the value in memory, in the block that the layout has for its channels."""
+        return self.stored(ref, self.layout.of(self.shape(ref.name)[1]))
+
+    def stored(self, ref: Ref, block: int | None) -> Stored:
+        """Return the value in memory, emitting what is pending; in this block unless `block` is None."""
+        value = self.by_name.get(ref.name)
+        if value is None:
+            value = self.by_name[ref.name] = self._constant(ref.name)
+        if not isinstance(value, Stored):
+            value = self.by_name[ref.name] = self._written(ref.name, value, block)
+        if block is None or value.block == block:
+            return value
+        again = self._reformatted.get((value.name, block))
+        if again is None:
+            workload = Elementwise(("in", 0), ((value.shape, value.block),), value.shape, block)
+            again = self.emit(f"{value.name}_b{block}", workload, (value,), value.shape, block)
+            self._reformatted[value.name, block] = again
+        return again
+
+    def emit(
+        self,
+        name: str,
+        workload: Workload,
+        inputs: Sequence[Stored],
+        shape: Shape,
+        block: int,
+        weights: tuple[str, ...] = (),
+        layers: tuple[str, ...] = (),
+    ) -> Stored:
+        """Add the call that writes the value `name`, and return that value."""
+        self.calls.append(Call(name, workload, tuple(i.name for i in inputs), weights, layers))
+        return Stored(name, shape, block)
+
+    def foreign(self, *nodes: Node) -> Stored | ForeignList:
+        """Return the value of the last node, computed by TVM's own operators.
+
+        Raises UserError where TVM cannot import them.
+        """
+        from cprune.compiling.tvm_import import import_nodes
+
+        last = nodes[-1]
+        if not isinstance(self.examples[last.name], Tensor):
+            return ForeignList(last)
+        own = {node.name for node in nodes}
+        reads = [n for node in nodes for n in node.refs() if n not in own and isinstance(self.examples[n], Tensor)]
+        names = {n: self.stored(Ref(n), 0).name for n in reads if n not in self.params}
+        layers = tuple(dict.fromkeys(self.layer(Ref(n)) for n in reads if n in self.params))
+        imported = import_nodes(self.network, nodes, self.examples)
+
+        def named(name: str) -> str:
+            return names.get(name, f"{last.name}.{name}")
+
+        for call in imported.calls:
+            inputs = tuple(named(name) for name in call.inputs)
+            self.calls.append(Call(named(call.output), call.workload, inputs, (), layers))
+        for name, array in imported.constants.items():
+            self.weights[named(name)] = array
+        return Stored(named(imported.output), self.shape(last.name), 0)
+
+    def _constant(self, name: str) -> Stored:
+        """Return a parameter, a buffer, or what was computed from them, as a value in memory."""
+        tensor = self.examples[name]
+        if not isinstance(tensor, Tensor) or tensor.dtype != float32:
+            raise UserError(f"cannot compile the constant {self.params.get(name, name)!r}: it is not float32")
+        self.weights[name] = tensor.detach().contiguous().numpy()
+        return Stored(name, tuple(tensor.shape), 0)
+
+    def _written(self, name: str, value: Conv | Linear | Chain | Parts | ForeignList, block: int | None) -> Stored:
+        if isinstance(value, Conv):
+            return self._written_conv(name, value)
+        if isinstance(value, Linear):
+            return self._written_linear(name, value)
+        if not isinstance(value, Chain):
+            raise UserError(f"cannot compile the value {name!r}: it is a list of tensors")
+        if block is None:
+            block = self.layout.of(value.shape[1]) if len(value.shape) == 4 else 0
+        workload = Elementwise(value.expression, tuple((i.shape, i.block) for i in value.inputs), value.shape, block)
+        return self.emit(name, workload, value.inputs, value.shape, block)
+
+    def _written_conv(self, name: str, conv: Conv) -> Stored:
+        n, c, h, w = self.shape(conv.x)
+        read = self.by_name.get(conv.x)
+        plain = isinstance(read, Stored) and read.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
+        x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
+        out = self.layout.of(conv.shape[1])
+        self.channels[name] = conv.shape[1]
+        outputs = padded(conv.shape[1], out)
+        residual = (self.stored(Ref(conv.residual), out),) if conv.residual else ()
+        workload = Conv2d(
+            n,
+            padded(c, x.block),
+            h,
+            w,
+            outputs,
+            (int(conv.weight.shape[2]), int(conv.weight.shape[3])),
+            conv.stride,
+            conv.pad,
+            conv.dilation,
+            outputs if conv.groups > 1 else 1,
+            bool(residual),
+            conv.activation,
+            x.block,
+            out,
+        )
+        weights = self._packed(name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out))
+        return self.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
+
+    def _written_linear(self, name: str, linear: Linear) -> Stored:
+        x = self.stored(Ref(linear.x), 0)
+        *rows, k = self.shape(linear.x)  # a plain value is the same in memory with its leading axes flattened
+        o = linear.shape[-1]
+        workload = Dense(prod(rows), k, o, linear.activation, self.layout.block)
+        weight, bias = (pack_rows(tensor, self.layout.block) for tensor in (linear.weight, linear.bias))
+        weights = self._packed(name, linear.layers[0], weight, bias)
+        return self.emit(name, workload, (x,), linear.shape, 0, weights, linear.layers)
+
+    def _packed(self, name: str, layer: str, weight: Array, bias: Array) -> tuple[str, str]:
+        # A layer that is used twice may be folded with two BatchNorms: the value's name keeps the two apart.
+        names = (f"{layer}.weight@{name}", f"{layer}.bias@{name}")
+        self.weights[names[0]], self.weights[names[1]] = weight, bias
+        return names
+
+
+Lowering = Callable[[Values, Node], Value | None]
+"""An operator's own: returns the value of a node, or None where it has no form of ours."""
+
+
+def merged(chains: Sequence[Chain]) -> tuple[list[Expression], tuple[Stored, ...]]:
+    """Return the expressions of several chains over one list of inputs, and that list."""
+    inputs = tuple(dict.fromkeys(stored for chain in chains for stored in chain.inputs))
+    return [_renumbered(c.expression, [inputs.index(i) for i in c.inputs]) for c in chains], inputs
+
+
+def _renumbered(expression: Expression, order: Sequence[int]) -> Expression:
+    match expression:
+        case ("in", int(number)):
+            return ("in", order[number])
+    return tuple(_renumbered(part, order) if isinstance(part, tuple) else part for part in expression)
