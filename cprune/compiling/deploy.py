@@ -2,8 +2,8 @@
 
 A folder holds `model.so` (code for one kind of machine), `weights.safetensors` (packed, in the order in which the code
 takes them), `model.json` (shapes, threads, what it was compiled for) and `example.safetensors` (an input, and what
-PyTorch makes of it).  Nothing in it is unpickled.  The code in `model.so` runs when it is loaded: open only folders
-that you trust, as with any program.
+PyTorch makes of it).  `model.json` is written last: a folder without it is no compiled model.  Nothing in it is
+unpickled.  The code in `model.so` runs when it is loaded: open only folders that you trust, as with any program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from cprune.compiling.lowered import Lowered
 from cprune.compiling.relax_module import linked
-from cprune.files import write_json
+from cprune.files import atomic_write, write_json
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.link import export
 from cprune.targets.session import Array, Model
@@ -29,25 +29,25 @@ from cprune.tuner.programs.space import Candidate
 
 def keep_programs(path: Path, lowered: Lowered, programs: Mapping[str, Candidate], target: Target) -> None:
     """Write into `path` what is needed to compile this model again without measuring anything."""
-    told = {
+    stored = {
         "format": 1,
         "target": target.to_dict(),
         "inputs": [list(shape) for _, shape in lowered.inputs],
         "layout": {"block": lowered.layout.block, "narrow": list(lowered.layout.narrow)},
         "programs": {task.key: programs[task.key].text() for task in lowered.tasks()},
     }
-    write_json(path, told)
+    write_json(path, stored)
 
 
 def read_programs(path: Path) -> dict[str, Any]:
     """Return what `keep_programs` wrote.  Raises UserError where it is damaged."""
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"target", "inputs", "layout", "programs"} <= told.keys():
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not {"target", "inputs", "layout", "programs"} <= stored.keys():
             raise ValueError("something is missing")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error})") from error
-    return told
+    return stored
 
 
 @dataclass(frozen=True)
@@ -63,37 +63,41 @@ def write(
 ) -> None:
     """Compile `model` for `target` into `folder`.  `facts` (latency, trials) go into model.json as they are.
 
-    Raises UserError where there is nothing to link with.
+    Raises UserError where there is nothing to link with, BrokenWorld where the folder cannot be written.
     """
     import tvm
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    compiled = tvm.compile(linked(model), tvm.target.Target(json.loads(target.compiler)))
     try:
-        compiled = tvm.compile(linked(model), tvm.target.Target(json.loads(target.compiler)))
         export(compiled, folder / "model.so", target.triple)
-        save_file({f"{i:05}": w for i, w in enumerate(model.weights)}, folder / "weights.safetensors")
-        arrays = {f"input.{i}": x for i, x in enumerate(example.inputs)}
-        arrays |= {f"output.{i}": x for i, x in enumerate(example.outputs)}
-        save_file({n: np.ascontiguousarray(x, np.float32) for n, x in arrays.items()}, folder / "example.safetensors")
-        told = {
-            "format": 1,
-            "model": name,
-            "inputs": [{"name": n, "shape": list(s)} for n, s in lowered.inputs],
-            "outputs": [{"name": n, "shape": list(s)} for n, s in lowered.outputs],
-            "target": target.to_dict(),
-            **facts,
-        }
-        (folder / "model.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise BrokenWorld(f"cannot write {folder}: {error.strerror or error}") from error
+    atomic_write(folder / "weights.safetensors", save({f"{i:05}": w for i, w in enumerate(model.weights)}))
+    arrays = {f"input.{i}": x for i, x in enumerate(example.inputs)}
+    arrays |= {f"output.{i}": x for i, x in enumerate(example.outputs)}
+    floats = {n: np.ascontiguousarray(x, np.float32) for n, x in arrays.items()}
+    atomic_write(folder / "example.safetensors", save(floats))
+    description = {
+        "format": 1,
+        "model": name,
+        "inputs": [{"name": n, "shape": list(s)} for n, s in lowered.inputs],
+        "outputs": [{"name": n, "shape": list(s)} for n, s in lowered.outputs],
+        "target": target.to_dict(),
+        **facts,
+    }
+    write_json(folder / "model.json", description)
 
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """A compiled model in this process: call it with one float32 array an input, get one array an output."""
+    """A compiled model in this process: call it with one float32 array an input, get one array an output.
 
-    told: dict[str, Any]
+    `description` is what `model.json` says of it.
+    """
+
+    description: dict[str, Any]
     main: Any
     weights: tuple[Any, ...]
 
@@ -101,10 +105,10 @@ class CompiledModel:
         """Return the outputs.  Raises ValueError for another number of inputs or another shape."""
         import tvm
 
-        wanted = [tuple(i["shape"]) for i in self.told["inputs"]]
-        found = [np.shape(x) for x in inputs]
-        if found != wanted:
-            raise ValueError(f"the compiled model takes inputs of {wanted}, not of {found}")
+        expected = [tuple(i["shape"]) for i in self.description["inputs"]]
+        shapes = [np.shape(x) for x in inputs]
+        if shapes != expected:
+            raise ValueError(f"the compiled model takes inputs of {expected}, not of {shapes}")
         args = [tvm.runtime.tensor(np.ascontiguousarray(x, np.float32)) for x in inputs]
         output = self.main(*args, *self.weights)
         parts: Sequence[Any] = [output] if hasattr(output, "numpy") else list(output)
@@ -119,8 +123,8 @@ def open_compiled(folder: str | os.PathLike[str]) -> CompiledModel:
     model.json to have it as it was measured.  Raises UserError for a folder that holds none, or is damaged.
     """
     where = Path(folder)
-    told, weights = read(where)
-    os.environ.setdefault("TVM_NUM_THREADS", str(told["target"]["threads"]))
+    description, weights = read(where)
+    os.environ.setdefault("TVM_NUM_THREADS", str(description["target"]["threads"]))
     import tvm
 
     try:
@@ -129,19 +133,19 @@ def open_compiled(folder: str | os.PathLike[str]) -> CompiledModel:
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{where / 'model.so'} cannot be loaded here ({first})") from error
-    return CompiledModel(told, main, tuple(tvm.runtime.tensor(w) for w in weights))
+    return CompiledModel(description, main, tuple(tvm.runtime.tensor(w) for w in weights))
 
 
 def read(where: Path) -> tuple[dict[str, Any], tuple[Array, ...]]:
-    """Return what `model.json` of a compiled folder tells, and its weights in order.
+    """Return what `model.json` of a compiled folder says, and its weights in order.
 
     Raises UserError for a folder that holds no compiled model, or is damaged.
     """
     try:
-        told = json.loads((where / "model.json").read_text(encoding="utf-8"))
-        if not isinstance(told["target"]["threads"], int) or not isinstance(told["inputs"], list):
+        description = json.loads((where / "model.json").read_text(encoding="utf-8"))
+        if not isinstance(description["target"]["threads"], int) or not isinstance(description["inputs"], list):
             raise ValueError("model.json is of something else")
-        return told, tuple(array for _, array in sorted(_arrays(where / "weights.safetensors").items()))
+        return description, tuple(array for _, array in sorted(_arrays(where / "weights.safetensors").items()))
     except OSError as error:
         raise UserError(f"{where} holds no compiled model ({error.strerror}: {error.filename})") from error
     except (ValueError, KeyError, TypeError) as error:
