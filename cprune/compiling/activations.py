@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from cprune.network.node import Node, Ref, alive, operator_name
 
@@ -19,11 +18,13 @@ def joined(nodes: Sequence[Node]) -> list[Node]:
     Found are x · sigmoid(x), x · hardsigmoid(x) and x · relu6(x + 3) / 6, divided before or after the product, where
     nobody else reads what is in between.
     """
-    found = _Found(nodes)
-    return alive([found.named(node) for node in nodes])
+    swishes = _Swishes(nodes)
+    return alive([swishes.named(node) for node in nodes])
 
 
-class _Found:
+class _Swishes:
+    """What of a network is a SiLU or a hard-swish that is written out."""
+
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.by_name = {node.name: node for node in nodes}
         self.uses = Counter(name for node in nodes for name in node.refs())
@@ -36,7 +37,7 @@ class _Found:
             return node
         return replace(node, op=f"aten.{name.replace('six', 'hardswish')}.default", args=(x,), kwargs=())
 
-    def product(self, node: Node) -> tuple[str, Any]:
+    def product(self, node: Node) -> tuple[str, Ref | None]:
         """Return what x · gate(x) is called, and x; "six" for a hard-swish times six, "" for anything else."""
         if operator_name(node) != "mul" or not all(isinstance(a, Ref) for a in node.args[:2]):
             return "", None
@@ -46,7 +47,7 @@ class _Found:
                 return name, x
         return "", None
 
-    def gate(self, ref: Any) -> tuple[str, Any]:
+    def gate(self, ref: Ref) -> tuple[str, Ref | None]:
         """Return what the product with this value would be called, and what the value is computed from."""
         node = self.alone(ref)
         if node is None:
@@ -66,7 +67,7 @@ class _Found:
         divided = (kind == "div" and number == 6) or (kind == "mul" and abs(6 * number - 1) < 1e-6)
         return self.alone(node.args[0]) if divided and not node.kwargs else None
 
-    def alone(self, ref: Any) -> Node | None:
+    def alone(self, ref: object) -> Node | None:
         """Return the node behind `ref` if nobody else reads it."""
         return self.by_name[ref.name] if isinstance(ref, Ref) and self.uses[ref.name] == 1 else None
 

@@ -47,11 +47,11 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
                 task = key(call.workload)
                 if task not in kernels:
                     kernels[task] = kernel(call.workload, programs[task])
-                *given, out = shapes(call.workload, programs[task])
+                *reads, out = shapes(call.workload, programs[task])
                 names = (*call.inputs, *call.weights)
-                args = [_shaped(builder, variables[name], shape) for name, shape in zip(names, given, strict=True)]
-                made = relax.call_dps_packed(kernels[task].name, args, relax.TensorType(out, "float32"))
-                variables[call.output] = builder.emit(made)
+                args = [_shaped(builder, variables[name], shape) for name, shape in zip(names, reads, strict=True)]
+                value = relax.call_dps_packed(kernels[task].name, args, relax.TensorType(out, "float32"))
+                variables[call.output] = builder.emit(value)
             results = [_shaped(builder, variables[name], shape) for name, shape in lowered.outputs]
             result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
         builder.emit_func_output(result)
@@ -80,5 +80,5 @@ def _plain(name: str) -> str:
 
 
 def _shaped(builder: Any, variable: Any, shape: Shape) -> Any:
-    found = tuple(int(extent) for extent in variable.ty.shape)
-    return variable if found == tuple(shape) else builder.emit(relax.op.reshape(variable, shape))
+    own = tuple(int(extent) for extent in variable.ty.shape)
+    return variable if own == tuple(shape) else builder.emit(relax.op.reshape(variable, shape))

@@ -157,9 +157,9 @@ def opened_tuner(
 
     The tuner's target is what the session found, with the device's processor.
     """
-    with Store(records) as store, connect(target, progress.wait, progress.say) as (session, found):
-        say_if_strange(store, found, progress)
-        yield session, Tuner(session, store, found, seed, spaces=spaces, search=search or DEFAULT)
+    with Store(records) as store, connect(target, progress.wait, progress.say) as (session, actual):
+        say_if_strange(store, actual, progress)
+        yield session, Tuner(session, store, actual, seed, spaces=spaces, search=search or DEFAULT)
 
 
 def say_if_strange(store: Store, target: Target, progress: Progress) -> None:

@@ -82,16 +82,16 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
         Node("output", "output", (Ref(short[last.name]),)),
     )
     try:
-        found = _known(alone, [tuple(examples[n].shape) for n in inputs])
+        imported = _known(alone, [tuple(examples[n].shape) for n in inputs])
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot compile {operator}{where}: {lines[0][:200]}") from error
     tensors = network.tensors()
     weights = {n.name: tensors[n.args[0]].detach() for n in network.nodes if n.op == "param" and n.name in inputs}
     back = {short[name]: f"@{name}" if name in weights else name for name in inputs}  # no value of a network has an @
-    calls = tuple(replace(call, inputs=tuple(back.get(n, n) for n in call.inputs)) for call in found.calls)
-    constants = dict(found.constants) | {f"@{n}": np.ascontiguousarray(w.numpy()) for n, w in weights.items()}
-    return Imported(calls, constants, back.get(found.output, found.output))
+    calls = tuple(replace(call, inputs=tuple(back.get(n, n) for n in call.inputs)) for call in imported.calls)
+    constants = dict(imported.constants) | {f"@{n}": np.ascontiguousarray(w.numpy()) for n, w in weights.items()}
+    return Imported(calls, constants, back.get(imported.output, imported.output))
 
 
 def _attention(node: Node, examples: Mapping[str, Any]) -> Sequence[Node]:
@@ -101,25 +101,25 @@ def _attention(node: Node, examples: Mapping[str, Any]) -> Sequence[Node]:
     and a table of truths between two kernels.
     """
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    if given.get("is_causal") or given.get("enable_gqa"):
+    arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if arguments.get("is_causal") or arguments.get("enable_gqa"):
         return (node,)
-    scale = given.get("scale")
+    scale = arguments.get("scale")
     if scale is None:
-        scale = examples[given["query"].name].shape[-1] ** -0.5
+        scale = examples[arguments["query"].name].shape[-1] ** -0.5
 
     def step(name: str, op: str, *args: Any) -> Node:
         steps.append(Node(f"{node.name}.{name}", f"aten.{op}", args, source=node.source))
         return steps[-1]
 
     steps: list[Node] = []
-    query = step("scaled", "mul.Tensor", given["query"], scale)
-    key = step("turned", "transpose.int", given["key"], -2, -1)
+    query = step("scaled", "mul.Tensor", arguments["query"], scale)
+    key = step("turned", "transpose.int", arguments["key"], -2, -1)
     scores = step("scores", "matmul.default", Ref(query.name), Ref(key.name))
-    if given.get("attn_mask") is not None:
-        scores = step("masked", "add.Tensor", Ref(scores.name), given["attn_mask"])
+    if arguments.get("attn_mask") is not None:
+        scores = step("masked", "add.Tensor", Ref(scores.name), arguments["attn_mask"])
     shares = step("shares", "softmax.int", Ref(scores.name), -1)
-    return (*steps, replace(node, op="aten.matmul.default", args=(Ref(shares.name), given["value"]), kwargs=()))
+    return (*steps, replace(node, op="aten.matmul.default", args=(Ref(shares.name), arguments["value"]), kwargs=()))
 
 
 def _known(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
@@ -134,10 +134,10 @@ def _known(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
 
 def _imported(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
     """Return the calls of a small network of its own, whose inputs are named as its nodes are."""
-    given = tuple(torch.ones(shape) for shape in shapes)
+    examples = tuple(torch.ones(shape) for shape in shapes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TVM's copies of torch's own objects
-        module = from_exported_program(torch.export.export(Network(alone, {}).eval(), given))
+        module = from_exported_program(torch.export.export(Network(alone, {}).eval(), examples))
     passes = relax.transform
     module = tvm.transform.Sequential(
         [
@@ -152,9 +152,9 @@ def _imported(alone: tuple[Node, ...], shapes: list[Shape]) -> Imported:
     return _calls(module, [node.name for node in alone if node.op == "input"])
 
 
-def _calls(module: Any, inputs: Sequence[str]) -> Imported:
+def _calls(module: Any, parameters: Sequence[str]) -> Imported:
     main = module["main"]
-    names: dict[Any, str] = dict(zip(main.params, inputs, strict=True))
+    names: dict[Any, str] = dict(zip(main.params, parameters, strict=True))
     calls: list[ImportedCall] = []
     constants: dict[str, Array] = {}
 
@@ -179,9 +179,9 @@ def _calls(module: Any, inputs: Sequence[str]) -> Imported:
                 func = module[value.args[0]].with_attr("global_symbol", "main")
                 json = tvm.ir.save_json(tvm.IRModule({"main": func}))
                 shapes = (*(_shape(r) for r in reads), out)
-                given = tuple(name_of(r) for r in reads)
+                inputs = tuple(name_of(r) for r in reads)
                 names[binding.var] = str(len(calls))
-                calls.append(ImportedCall(names[binding.var], Tir(value.args[0].name_hint, json, shapes), given))
+                calls.append(ImportedCall(names[binding.var], Tir(value.args[0].name_hint, json, shapes), inputs))
             elif isinstance(value, relax.Tuple) and len(value.fields) == 1:
                 names[binding.var] = name_of(value.fields[0])
             elif isinstance(value, relax.Var):
