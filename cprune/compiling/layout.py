@@ -9,7 +9,7 @@ residual connections apart, which tie the layouts of distant operators).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -84,6 +84,14 @@ def choose_widths(
     return lowered.layout
 
 
+def jobs(tasks: Iterable[Task], siblings: Mapping[str, Candidate]) -> list[Job]:
+    """Return the tasks for the tuner, each to start from the programs that `siblings` has for its layers."""
+    return [
+        Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[name] for name in t.layers if name in siblings)))
+        for t in tasks
+    ]
+
+
 def _open_widths(lowered: Lowered) -> set[int]:
     return {width for width in lowered.widths if lowered.layout.open(width)}
 
@@ -106,11 +114,7 @@ def _costs(
         progress.start(text, total)
     cost = {}
     for option, tasks in zip(options, differing, strict=True):
-        jobs = [
-            Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[n] for n in t.layers if n in siblings)))
-            for t in tasks.values()
-        ]
-        best = tuner.tune_all(jobs, trials, on_trial=progress.advance)
+        best = tuner.tune_all(jobs(tasks.values(), siblings), trials, on_trial=progress.advance)
         cost[option.layout] = sum(best[t.key].latency_s * t.uses for t in tasks.values())
     progress.done()
     return cost

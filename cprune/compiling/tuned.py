@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cprune.compiling.layout import choose_block, choose_widths
+from cprune.compiling.layout import choose_block, choose_widths, jobs
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
@@ -28,7 +28,7 @@ from cprune.targets.target import Target
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Store
 from cprune.tuner.search.strategy import DEFAULT
-from cprune.tuner.tune import Best, Job, Tuner
+from cprune.tuner.tune import Best, Tuner
 
 NO_PROGRAMS: Mapping[str, Candidate] = {}
 
@@ -115,14 +115,10 @@ def tune(
         layout = choose_layout(network, example, tuner, trials, progress)
     lowered = lower(network, example, layout)
     tasks = lowered.tasks()
-    jobs = [
-        Job(t.workload, t.uses, tuple(dict.fromkeys(siblings[name] for name in t.layers if name in siblings)))
-        for t in tasks
-    ]
     left = sum(tuner.left(t.workload, trials) for t in tasks)
     if left and text:
         progress.start(text, left)
-    best = tuner.tune_all(jobs, trials, time_limit_s, progress.advance)
+    best = tuner.tune_all(jobs(tasks, siblings), trials, time_limit_s, progress.advance)
     progress.done()
     tuner.say_if_noisy(progress.say)
     return Tuned(network, example, lowered, best)
