@@ -27,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Record
-from cprune.tuner.search import strategy as search
 from cprune.tuner.search.cost_model import Memory
+from cprune.tuner.search.evolutionary import Evolutionary
 from cprune.tuner.search.features import Table, visible
+from cprune.tuner.search.points import Strategy
+from cprune.tuner.search.strategy import strategy
 from experiments.tables import Recorded, load_all
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02
@@ -53,7 +55,7 @@ class Trace:
         return next((i + 1 for i, best in enumerate(self.best_s) if best <= goal_s), None)
 
 
-class Before(search.Evolutionary):
+class Before(Evolutionary):
     """What cprune did before: half of the trials at random, then the nearest fresh neighbours of the three best."""
 
     def _next(self) -> int | None:
@@ -80,18 +82,18 @@ def replay(
     entries = {entry.candidate: entry for entry in table.entries}
     rng = random.Random(f"{seed} {table.name}")
     spent = time.process_time()
-    strategy: search.Strategy
+    search: Strategy
     if name == "before":
-        strategy = Before(table.space, rng, trials, start)
+        search = Before(table.space, rng, trials, start)
     else:
-        strategy = search.strategy(
+        search = strategy(
             name, table.workload, table.space, rng, trials, table.machine, start, Memory(table.machine, history)
         )
     best, seconds, built, failed, records = [], [], [], [], list[Record]()
     total, made = time.process_time() - spent, 0
     while len(records) < limit:
         spent = time.process_time()
-        asked = strategy.ask(min(BATCH, limit - len(records)))
+        asked = search.ask(min(BATCH, limit - len(records)))
         total += time.process_time() - spent
         if not asked:
             break
@@ -99,8 +101,8 @@ def replay(
         total += sum(entries[c].build_s for c in asked) / 2
         ready = [c for c in asked if entries[c].failure not in ("lower", "build")]
         spent = time.process_time()
-        features = [(c, entries[c].hidden if strategy.needs_hidden else None) for c in ready]
-        chosen = strategy.choose(features, min(BATCH, limit - len(records)))
+        features = [(c, entries[c].hidden if search.needs_hidden else None) for c in ready]
+        chosen = search.choose(features, min(BATCH, limit - len(records)))
         total += time.process_time() - spent
         fresh = []
         for c in [*chosen, *(c for c in asked if c not in ready)]:
@@ -112,7 +114,7 @@ def replay(
             failed.append(int(bool(entries[c].failure)) + (failed[-1] if failed else 0))
         records += fresh
         spent = time.process_time()
-        strategy.tell(fresh)
+        search.tell(fresh)
         total += time.process_time() - spent
         if best and best[-1] <= goal_s:
             break

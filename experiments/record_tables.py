@@ -32,7 +32,8 @@ from cprune.targets.target import find
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate, divisors
 from cprune.tuner.programs.workload import Conv2d, Dense, Workload, key
-from cprune.tuner.search.features import Machine, hidden
+from cprune.tuner.search.assembly import hidden
+from cprune.tuner.search.features import Machine
 from experiments.tables import Entry, Recorded
 
 POINTS, OWN, WIDTH_POINTS = 400, 300, 160

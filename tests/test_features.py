@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Tir, Workload
+from cprune.tuner.search.assembly import HIDDEN, hidden
 from cprune.tuner.search.features import (
-    HIDDEN,
     Machine,
     Table,
     aligned,
-    hidden,
     hidden_table,
     knobs,
     unlike,

@@ -26,7 +26,7 @@ def made(n: int, columns: int = 4, seed: int = 0) -> Samples:
     values = np.random.default_rng(seed).random((n, columns)).astype(np.float32)
     names = tuple(f"c{i}" for i in range(columns))
     rate = 2.0 * values[:, 0] + values[:, 1]
-    return Samples(Table(names, values), rate.astype(np.float64), np.zeros(n, np.int64), np.ones(n))
+    return Samples(Table(names, values), rate.astype(np.float64), np.ones(n))
 
 
 def agreement(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
@@ -42,10 +42,9 @@ def records_of(workload: Workload, n: int, latency_us: float = 10.0) -> list[Rec
     ]
 
 
-@pytest.mark.parametrize("objective", ["squared", "pairwise"])
-def test_the_order_of_unseen_rows_is_learnt(objective: cost_model.Objective) -> None:
+def test_the_order_of_unseen_rows_is_learnt() -> None:
     seen, unseen = made(300), made(200, seed=1)
-    p = cost_model.performance(seen, seed=0, objective=objective)
+    p = cost_model.performance(seen, seed=0)
     assert p is not None
     assert agreement(p(unseen.features), unseen.rate) > 0.8
 
@@ -60,7 +59,7 @@ def test_fewer_than_a_dozen_valid_rows_train_nothing() -> None:
 def test_a_failed_row_never_enters_the_regression() -> None:
     with_failures, without = made(60), made(60)
     with_failures.rate[40:] = np.nan
-    without = Samples(without.features.rows(range(40)), without.rate[:40], without.group[:40], without.weight[:40])
+    without = Samples(without.features.rows(range(40)), without.rate[:40], without.weight[:40])
     p, q = cost_model.performance(with_failures, seed=5), cost_model.performance(without, seed=5)
     assert p is not None
     assert q is not None
@@ -147,10 +146,9 @@ def test_records_of_a_kind_from_another_version_are_skipped() -> None:
 
 def test_one_model_learns_from_shapes_with_different_columns() -> None:
     parts = []
-    for group, workload in enumerate((CONV, replace(CONV, kernel=(1, 1), pad=(0, 0, 0, 0)))):
+    for workload in (CONV, replace(CONV, kernel=(1, 1), pad=(0, 0, 0, 0))):
         points = space.candidates(workload, *AVX512)
-        part = cost_model.samples(workload, points, records_of(workload, len(points)), AVX512)
-        parts.append(replace(part, group=np.full(len(part), group)))
+        parts.append(cost_model.samples(workload, points, records_of(workload, len(points)), AVX512))
     both = cost_model.joined(parts)
     assert len(both) == len(parts[0]) + len(parts[1])
     assert cost_model.performance(both, seed=0) is not None
@@ -166,20 +164,3 @@ def test_a_newer_record_of_a_candidate_takes_the_place_of_the_older_one() -> Non
     assert found is not None
     assert len(memory) == len(found) == 3
     assert found.rate[0] == pytest.approx(math.log(work(wider) / 5e-6))
-
-
-def test_a_model_grown_on_another_one_learns_what_is_different() -> None:
-    other, own = made(300), made(40, seed=1)
-    p = cost_model.performance(other, seed=0)
-    shifted = replace(own, rate=own.rate - 2.0 * (own.features.values[:, 2] > 0.5))
-    grown = cost_model.performance(shifted, seed=0, base=p)
-    assert p is not None
-    assert grown is not None
-    assert agreement(grown(own.features), shifted.rate) > agreement(p(own.features), shifted.rate) + 0.1
-
-
-def test_a_base_alone_is_returned_where_nothing_is_known_of_the_task() -> None:
-    p = cost_model.performance(made(300), seed=0)
-    nothing = made(3)
-    nothing.rate[:] = np.nan
-    assert cost_model.performance(nothing, seed=0, base=p) is p

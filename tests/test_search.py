@@ -17,9 +17,13 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.records.store import Record
 from cprune.tuner.search import cost_model
+from cprune.tuner.search.assembly import hidden
 from cprune.tuner.search.cost_model import Memory
-from cprune.tuner.search.features import Machine, hidden
-from cprune.tuner.search.strategy import STRATEGIES, Evolutionary, MultiLevel, Strategy, strategy
+from cprune.tuner.search.evolutionary import Evolutionary
+from cprune.tuner.search.features import Machine
+from cprune.tuner.search.multilevel import MultiLevel
+from cprune.tuner.search.points import Strategy
+from cprune.tuner.search.strategy import STRATEGIES, strategy
 from experiments.ablation import NEAR, family, full_width, replay
 from experiments.tables import Recorded, load_all
 

@@ -25,8 +25,9 @@ from cprune.tuner.programs import reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Tir, Workload, describe, key
 from cprune.tuner.records.store import Record, Store
+from cprune.tuner.search.assembly import hidden
 from cprune.tuner.search.cost_model import Memory
-from cprune.tuner.search.features import Hidden, Machine, hidden
+from cprune.tuner.search.features import Hidden, Machine
 from cprune.tuner.search.strategy import DEFAULT, strategy
 
 SPACES = ("sketch", "metaschedule")

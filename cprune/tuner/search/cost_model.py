@@ -16,8 +16,8 @@ give equal models.  xgboost is imported on the first fit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,6 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.records.store import Record
 from cprune.tuner.search.features import Floats, Machine, Table, aligned, unlike, visible, work
-
-Objective = Literal["squared", "pairwise"]
 
 SETTINGS = {"eta": 0.1, "max_depth": 6, "subsample": 0.79, "colsample_bytree": 0.9, "max_bin": 64}
 ROUNDS = 60
@@ -42,12 +40,11 @@ V_SILENT = 0.9
 class Samples:
     """What was learnt about candidates: features, `rate` = log(work / latency), NaN where the candidate failed.
 
-    `group` numbers the task that a row belongs to; `weight` is how much a row counts.
+    `weight` is how much a row counts.
     """
 
     features: Table
     rate: NDArray[np.float64]
-    group: NDArray[np.int64]
     weight: NDArray[np.float64]
 
     @property
@@ -60,7 +57,7 @@ class Samples:
 
     def first(self, n: int) -> Samples:
         """Return the first `n` rows."""
-        return Samples(self.features.rows(range(n)), self.rate[:n], self.group[:n], self.weight[:n])
+        return Samples(self.features.rows(range(n)), self.rate[:n], self.weight[:n])
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -69,7 +66,6 @@ def joined(parts: Sequence[Samples]) -> Samples:
     return Samples(
         Table(names, np.vstack([aligned(part.features, names) for part in parts])),
         np.concatenate([part.rate for part in parts]),
-        np.concatenate([part.group for part in parts]),
         np.concatenate([part.weight for part in parts]),
     )
 
@@ -82,38 +78,18 @@ class Model:
     booster: Any
 
     def __call__(self, features: Table) -> Floats:
-        """Return one number a row: log(work / latency) of a P or A (its scale means nothing after "pairwise"), the
-        probability of working of a V."""
-        found: Floats = self.booster.inplace_predict(aligned(features, self.names), missing=np.nan)
-        return found
+        """Return one number a row: log(work / latency) of a P or A, the probability of working of a V."""
+        numbers: Floats = self.booster.inplace_predict(aligned(features, self.names), missing=np.nan)
+        return numbers
 
 
-def performance(
-    samples: Samples,
-    seed: int,
-    threads: int = 1,
-    objective: Objective = "squared",
-    base: Model | None = None,
-    rounds: int = ROUNDS,
-) -> Model | None:
-    """Return P (or A, if the features hold hidden columns); None for fewer than MIN_VALID valid rows.
-
-    "squared" regresses the rate; "pairwise" learns the order within each group only.  With a `base`, whose columns
-    have to be those of the samples, the trees of the new model are added to the base's, and any number of rows will do.
-    """
+def performance(samples: Samples, seed: int, threads: int = 1) -> Model | None:
+    """Return P (or A, if the features hold hidden columns); None for fewer than MIN_VALID valid rows."""
     keep = np.flatnonzero(samples.valid)
-    if len(keep) < (MIN_VALID if base is None else 1):
-        return base
-    keep = keep[np.argsort(samples.group[keep], kind="stable")]  # ranking wants its groups in one piece each
-    names = samples.features.names if base is None else base.names
-    values, rate = aligned(samples.features.rows(keep.tolist()), names), samples.rate[keep]
-    if objective == "squared":
-        more = {"weight": samples.weight[keep]}
-        booster = _train("reg:squarederror", values, rate, seed, threads, rounds, base, **more)
-    else:
-        numbers = np.unique(samples.group[keep], return_inverse=True)[1]
-        booster = _train("rank:pairwise", values, rate - rate.min(), seed, threads, rounds, base, qid=numbers)
-    return Model(names, booster)
+    if len(keep) < MIN_VALID:
+        return None
+    features = samples.features.rows(keep.tolist())
+    return _train("reg:squarederror", features, samples.rate[keep], samples.weight[keep], seed, threads)
 
 
 def validity(samples: Samples, seed: int, threads: int = 1) -> Model | None:
@@ -121,21 +97,19 @@ def validity(samples: Samples, seed: int, threads: int = 1) -> Model | None:
     valid = samples.valid
     if len(samples) < MIN_VALID or valid.mean() >= V_SILENT or not valid.any():
         return None
-    values, weight = samples.features.values, samples.weight
-    booster = _train("binary:logistic", values, valid.astype(float), seed, threads, ROUNDS, None, weight=weight)
-    return Model(samples.features.names, booster)
+    features = samples.features
+    return _train("binary:logistic", features, valid.astype(float), samples.weight, seed, threads)
 
 
 def _train(
-    objective: str, values: Floats, label: Any, seed: int, threads: int, rounds: int, base: Model | None, **more: Any
-) -> Any:
+    objective: str, features: Table, label: NDArray[np.float64], weight: NDArray[np.float64], seed: int, threads: int
+) -> Model:
     import xgboost
 
     settings = {**SETTINGS, "objective": objective, "tree_method": "hist", "nthread": threads, "seed": seed}
     bins = SETTINGS["max_bin"]
-    data = xgboost.QuantileDMatrix(values, label, missing=np.nan, nthread=threads, max_bin=bins, **more)
-    before = base.booster if base is not None else None
-    return xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=rounds, xgb_model=before)
+    data = xgboost.QuantileDMatrix(features.values, label, missing=np.nan, nthread=threads, max_bin=bins, weight=weight)
+    return Model(features.names, xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=ROUNDS))
 
 
 class Memory:
@@ -172,7 +146,7 @@ class Memory:
         for _, task, other in sorted(known, key=lambda one: one[:2]):
             if room <= 0:
                 break
-            part = self._of_task(task, other, len(parts) + 1)
+            part = self._of_task(task, other)
             parts.append(part if len(part) <= room else part.first(room))
             room -= len(part)
         return joined(parts) if parts else None
@@ -185,22 +159,21 @@ class Memory:
                 self._workloads[task] = None
         return self._workloads[task]
 
-    def _of_task(self, task: str, workload: Workload, group: int) -> Samples:
-        found = self._samples.get(task)
-        if found is None:
+    def _of_task(self, task: str, workload: Workload) -> Samples:
+        if task not in self._samples:
             records = list(self._records[task].values())
             candidates = [Candidate.parse(record.candidate) for record in records]
-            found = self._samples[task] = samples(workload, candidates, records, self.machine)
-        return replace(found, group=np.full(len(found), group))
+            self._samples[task] = samples(workload, candidates, records, self.machine)
+        return self._samples[task]
 
 
 def samples(
     workload: Workload, candidates: Sequence[Candidate], records: Sequence[Record], machine: Machine
 ) -> Samples:
-    """Return the samples (group 0) of one task's records, whose candidates are given in the same order."""
+    """Return the samples of one task's records, whose candidates are given in the same order."""
     features = Table(*visible(workload, candidates, *machine))
     rate = rates(workload, [record.latency_s for record in records])
-    return Samples(features, rate, np.zeros(len(rate), np.int64), np.ones(len(rate)))
+    return Samples(features, rate, np.ones(len(rate)))
 
 
 def rates(workload: Workload, latencies_s: Sequence[float]) -> NDArray[np.float64]:

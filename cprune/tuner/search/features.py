@@ -20,21 +20,7 @@ from numpy.typing import NDArray
 
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
-from cprune.tuner.search.assembly import HIDDEN, hidden
-
-__all__ = [
-    "HIDDEN",
-    "Hidden",
-    "Machine",
-    "Table",
-    "aligned",
-    "hidden",
-    "hidden_table",
-    "knobs",
-    "unlike",
-    "visible",
-    "work",
-]
+from cprune.tuner.search.assembly import HIDDEN
 
 Hidden = Mapping[str, float]
 """Hidden features of one program by the names of HIDDEN."""
@@ -134,7 +120,7 @@ def _decisions(text: str) -> dict[str, float]:
 
 
 def hidden_table(features: Sequence[Hidden | None]) -> Table:
-    """Return `asm.…` columns of what `hidden` returned for each row; NaN rows where the assembly is not known."""
+    """Return `asm.…` columns of what `assembly.hidden` said of each row; NaN rows where the assembly is not known."""
     nothing = dict.fromkeys(HIDDEN, np.nan)
     rows = [[(one or nothing)[name] for name in HIDDEN] for one in features]
     matrix = np.array(rows, dtype=np.float32).reshape(len(rows), len(HIDDEN))
