@@ -41,6 +41,11 @@ def failed(candidate: str, stage: str, reason: str = "", task: str = TASK, targe
     return Record(task, target, candidate, (), failure=stage, reason=reason, created=1.5)
 
 
+def raced(candidate: str, stage: str, reason: str) -> Record:
+    """Return a record that failed at `stage` when it was about to be compared with the reference."""
+    return Record(TASK, TARGET, candidate, (), failure=stage, reason=reason, checked=True, created=1.5)
+
+
 class StoreContract:
     """What every record store does, whatever database is below."""
 
@@ -50,10 +55,8 @@ class StoreContract:
         raise NotImplementedError
 
     def test_a_new_store_is_empty(self, store: Store) -> None:
-        assert store.count() == 0
-        assert store.tasks() == []
+        assert store.all() == []
         assert store.of_task(TASK, TARGET) == []
-        assert store.best(TASK, TARGET) is None
 
     def test_what_comes_out_is_what_went_in(self, store: Store) -> None:
         runs_s = (0.1 + 0.2, 1e-9)
@@ -61,13 +64,13 @@ class StoreContract:
         ran = Record(
             TASK, TARGET, '{"k":"ü\\u0000"}', runs_s, space="metaschedule", hidden=hidden, created=1234567890.123456
         )
-        broke = Record(TASK, TARGET, "b", (), "build", "line 1\nline 2 €", space="default", created=2.5)
+        broke = Record(TASK, TARGET, "b", (), "build", "line 1\nline 2 €", space="sketch", created=2.5)
         store.add([ran, broke])
         assert store.of_task(TASK, TARGET) == [ran, broke]
 
     def test_adding_nothing_is_fine(self, store: Store) -> None:
         store.add([])
-        assert store.count() == 0
+        assert store.all() == []
 
     def test_records_come_back_in_the_order_of_recording(self, store: Store) -> None:
         store.add([timed("c", 1.0), timed("a", 1.0)])
@@ -76,25 +79,10 @@ class StoreContract:
 
     def test_a_task_and_a_target_see_only_their_own_records(self, store: Store) -> None:
         store.add([timed("a", 1.0), timed("a", 2.0, task=OTHER), timed("a", 3.0, target="other")])
-        assert store.count() == 3
+        assert len(store.all()) == 3
         assert [record.runs_s for record in store.of_task(TASK, TARGET)] == [(1.0,)]
-        assert store.tasks() == [TASK, OTHER]
-        assert store.tasks("other") == [TASK]
-        assert store.tasks("nobody") == []
-
-    def test_best_is_the_fastest_by_median_that_did_not_fail(self, store: Store) -> None:
-        store.add([timed("spiky", 1.0, 5.0, 5.0), timed("steady", 3.0, 3.0, 9.0), failed("broken", "run")])
-        best = store.best(TASK, TARGET)
-        assert best is not None
-        assert best.candidate == "steady"  # medians 5 and 3; minima 1 and 3 would have said "spiky"
-
-    def test_best_of_failures_is_none(self, store: Store) -> None:
-        store.add([failed("a", "timeout"), failed("b", "lower")])
-        assert store.best(TASK, TARGET) is None
-
-    def test_best_prefers_the_checked_one_of_two_equals(self, store: Store) -> None:
-        store.add([timed("a", 1.0), timed("b", 1.0, checked=True)])
-        assert store.best(TASK, TARGET).candidate == "b"  # type: ignore[union-attr]
+        assert [record.runs_s for record in store.of_task(TASK, "other")] == [(3.0,)]
+        assert store.of_task(TASK, "nobody") == []
 
     def test_adding_twice_changes_nothing(self, store: Store) -> None:
         store.add([timed("a", 1.0)])
@@ -109,34 +97,28 @@ class StoreContract:
     def test_more_runs_replace_fewer(self, store: Store) -> None:
         store.add([timed("a", 1.0)])
         store.add([timed("a", 2.0, 2.0)])
-        assert store.best(TASK, TARGET).runs_s == (2.0, 2.0)  # type: ignore[union-attr]
+        assert [record.runs_s for record in store.of_task(TASK, TARGET)] == [(2.0, 2.0)]
 
-    def test_a_winner_is_marked_as_right(self, store: Store) -> None:
+    def test_a_winner_that_is_right_outlasts_any_timing(self, store: Store) -> None:
         store.add([timed("a", 1.0)])
-        stored = store.mark(timed("a", 1.0))
-        assert stored.checked
-        assert store.of_task(TASK, TARGET) == [stored]
+        right = timed("a", 1.0, 2.0, checked=True)
+        store.add([right])
+        assert store.of_task(TASK, TARGET) == [right]
         store.add([timed("a", 2.0, 2.0, 2.0)])  # not compared with the reference: knows less
-        assert store.of_task(TASK, TARGET) == [stored]
+        assert store.of_task(TASK, TARGET) == [right]
 
     def test_a_wrong_winner_never_comes_back(self, store: Store) -> None:
         store.add([timed("a", 1.0, checked=True), timed("b", 2.0)])
-        stored = store.mark(timed("a", 1.0), failure="check", reason="differs by 3.0 at [0, 1]")
-        assert (stored.failure, stored.runs_s, stored.latency_s) == ("check", (), math.inf)
+        wrong = raced("a", "check", "differs by 3.0 at [0, 1]")
+        store.add([wrong])
         store.add([timed("a", 0.5, 0.5, checked=True)])
-        store.mark(timed("a", 0.5))
-        assert store.best(TASK, TARGET).candidate == "b"  # type: ignore[union-attr]
-        assert store.of_task(TASK, TARGET)[0].reason == "differs by 3.0 at [0, 1]"
+        assert store.of_task(TASK, TARGET) == [wrong, timed("b", 2.0)]
 
     def test_a_winner_that_crashes_when_it_is_compared_is_out_for_good(self, store: Store) -> None:
         store.add([timed("a", 1.0)])
-        store.mark(timed("a", 1.0), failure="run", reason="SIGSEGV")
+        store.add([raced("a", "run", "SIGSEGV")])
         store.add([timed("a", 1.0)])
-        assert store.best(TASK, TARGET) is None
-
-    def test_marking_an_unknown_record_keeps_it(self, store: Store) -> None:
-        store.mark(timed("a", 1.0))
-        assert store.best(TASK, TARGET).checked  # type: ignore[union-attr]
+        assert store.of_task(TASK, TARGET) == [raced("a", "run", "SIGSEGV")]
 
     def test_one_batch_may_hold_a_key_twice(self, store: Store) -> None:
         store.add([failed("a", "run"), timed("a", 1.0)])
@@ -145,7 +127,7 @@ class StoreContract:
     def test_a_thousand_records_go_in_at_once(self, store: Store) -> None:
         store.add([timed(str(i), 1.0 + i) for i in range(1000)])
         store.add([timed(str(i), 1.0 + i, 1.0 + i) for i in range(1000)])
-        assert store.count() == 1000
+        assert len(store.all()) == 1000
         assert all(len(record.runs_s) == 2 for record in store.of_task(TASK, TARGET))
 
     def test_a_huge_or_odd_reason_is_cut_not_refused(self, store: Store) -> None:
@@ -194,6 +176,6 @@ class StoreContract:
     def test_a_better_timing_without_hidden_features_loses_none(self, store: Store) -> None:
         store.add([replace(timed("a", 1.0), hidden='{"spills":2}')])
         store.add([timed("a", 2.0, 2.0)])
-        store.mark(timed("a", 2.0, 2.0))
+        store.add([timed("a", 2.0, 2.0, checked=True)])
         (stored,) = store.of_task(TASK, TARGET)
         assert (stored.runs_s, stored.checked, stored.hidden) == ((2.0, 2.0), True, '{"spills":2}')

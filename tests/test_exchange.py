@@ -95,7 +95,7 @@ def refused(store: Store, path: Path) -> str:
     """Return the message for a file that must be refused, and of which nothing may be in the store."""
     with pytest.raises(UserError) as caught:
         imported(store, path)
-    assert store.count() == 0
+    assert len(store.all()) == 0
     return str(caught.value)
 
 

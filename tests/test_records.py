@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from contracts import TARGET, TASK, StoreContract, failed, timed
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner.records.store import SCHEMA, Record, Store, better_informed
+from cprune.tuner.records.store import SCHEMA, Record, Store, better_informed, fastest
 
 
 class TestStoreInAFile(StoreContract):
@@ -72,12 +72,24 @@ class TestBetterInformed:
         assert not better_informed(rich, timed("a", 1.0, checked=True))
 
 
+class TestFastest:
+    def test_the_median_decides_among_those_that_did_not_fail(self) -> None:
+        spiky, steady = timed("spiky", 1.0, 5.0, 5.0), timed("steady", 3.0, 3.0, 9.0)
+        assert fastest([spiky, steady, failed("broken", "run")]) == steady  # minima 1 and 3 would have said "spiky"
+
+    def test_of_failures_none_is_the_fastest(self) -> None:
+        assert fastest([failed("a", "timeout"), failed("b", "lower")]) is None
+
+    def test_of_two_equals_it_is_the_checked_one(self) -> None:
+        assert fastest([timed("a", 1.0), timed("b", 1.0, checked=True)]) == timed("b", 1.0, checked=True)
+
+
 class TestFile:
     def test_records_outlive_the_store(self, tmp_path: Path) -> None:
         with Store(tmp_path / "r.sqlite") as store:
             store.add([timed("a", 1.0)])
         with Store(f"sqlite:///{tmp_path}/r.sqlite") as store:
-            assert store.best(TASK, TARGET) == timed("a", 1.0)
+            assert store.of_task(TASK, TARGET) == [timed("a", 1.0)]
         assert [path.name for path in tmp_path.iterdir()] == ["r.sqlite"]  # the log was folded in
 
     def test_commits_are_synced_to_the_disk(self, tmp_path: Path) -> None:
@@ -126,7 +138,7 @@ class TestFile:
     def test_an_empty_file_becomes_a_store(self, tmp_path: Path) -> None:
         (tmp_path / "r.sqlite").touch()
         with Store(tmp_path / "r.sqlite") as store:
-            assert store.count() == 0
+            assert len(store.all()) == 0
 
     def test_a_folder_is_no_store(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is a folder"):
@@ -174,10 +186,10 @@ class TestFile:
         with Store(tmp_path / "r.sqlite") as store:
             store.add([timed("a", 1.0)])
         with Store(f"sqlite:///file:{tmp_path}/r.sqlite?mode=ro&uri=true") as store:
-            assert store.count() == 1
+            assert len(store.all()) == 1
             with pytest.raises(BrokenWorld, match=r"read-only.*[Nn]othing recorded"):
                 store.add([timed("b", 1.0)])
-            assert store.count() == 1
+            assert len(store.all()) == 1
 
     def test_a_store_opened_for_reading_is_neither_made_nor_changed(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"there is no record store .*r\.sqlite"):
@@ -215,4 +227,4 @@ class TestThreads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert store.count() == 100
+            assert len(store.all()) == 100

@@ -313,7 +313,7 @@ def test_a_bug_of_ours_in_a_sketch_surfaces_and_is_not_recorded(
     monkeypatch.setattr(programs, "module_of", wrong)
     with pytest.raises(mistake, match="ours"):
         Tuner(MockSession(lambda *_: Failure("run", "")), store, target).tune(CONV, 4)
-    assert store.count() == 0
+    assert store.all() == []
 
 
 def test_a_candidate_that_does_not_fit_is_data(

@@ -1,4 +1,4 @@
-"""The sketches: a workload and a candidate become a scheduled TIR program.
+"""The sketches: a workload and a candidate become a scheduled TIR module.
 
 A sketch is a schedule written by hand once per class of operators, with a few named knobs left open
 (`space.py`).  A convolution's sketch holds a tile of outputs in vector registers while it walks the whole
@@ -13,11 +13,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from cprune.targets.session import Program
 from cprune.tuner.programs import smooth
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
@@ -25,16 +23,11 @@ from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Poo
 ZERO = tirx.const(0.0, "float32")
 
 
-def program(workload: Workload, candidate: Candidate) -> Program:
-    """Return the program of `candidate`, ready to be sent to a session.
+def module(workload: Workload, candidate: Candidate) -> Any:
+    """Return the scheduled IRModule with one PrimFunc "main".
 
     Raises ValueError or an error of TVM where the candidate does not fit the workload (stage "lower").
     """
-    return Program(tvm.ir.save_json(module(workload, candidate)), workload.arguments())
-
-
-def module(workload: Workload, candidate: Candidate) -> Any:
-    """Return the scheduled IRModule with one PrimFunc "main"."""
     return scheduled(workload, candidate).mod
 
 

@@ -52,7 +52,7 @@ class Record:
         reason: why it failed, for people.
         checked: True once the result was compared with the reference, whatever came of it (also True if the
             program failed when it was about to be compared).
-        space: which search space proposed it: "sketch", "metaschedule" or "default".
+        space: which search space proposed it: "sketch" or "metaschedule".
         hidden: the hidden features, read from the compiled form, as canonical JSON object text; "" where unknown.
         created: when it was tried, in unix seconds.
 
@@ -129,9 +129,8 @@ class Store:
     """All records of one database.  Use it as a context manager, or call `close`.
 
     One store may be used by several threads, and one database by several processes and machines: writers take
-    turns (a writer waits up to a minute for its turn), readers wait for nobody.  What `add` and `mark` wrote is
-    on the disk when they return; a process killed in the middle leaves the record it was writing out, and
-    nothing else.
+    turns (a writer waits up to a minute for its turn), readers wait for nobody.  What `add` wrote is on the
+    disk when it returns; a process killed in the middle leaves the records it was writing out, and nothing else.
     """
 
     def __init__(self, place: str | Path, *, read_only: bool = False) -> None:
@@ -166,25 +165,22 @@ class Store:
         `better_informed` says so, so adding something twice changes nothing.  Hidden features that are stored stay
         when a record without them takes the place: they are the candidate's, not the timing's.
         """
-        return self._write(records)[1]
-
-    def mark(self, record: Record, *, checked: bool = True, failure: str = "", reason: str = "") -> Record:
-        """Note what comparing `record`'s result with the reference said; returns the record as stored.
-
-        `mark(record)` says it was right.  `mark(record, failure="check", reason=…)` says it was wrong: its
-        runs are dropped, it is never `best` again, and no later `add` brings it back; so does any other stage
-        (a winner that crashed when it was about to be compared).  A record that is not in the store yet is
-        put there.
-        """
-        runs_s = () if failure or record.failure else record.runs_s
-        new = replace(
-            record,
-            runs_s=runs_s,
-            failure=failure or record.failure,
-            reason=reason or record.reason,
-            checked=checked or record.checked or failure != "",
-        )
-        return self._write([new])[0][0]
+        if self._read_only:
+            raise ValueError(f"{self.name} was opened for reading only")
+        if not records:
+            return Added()
+        if self._version < SCHEMA:
+            with self._translated():
+                self._migrate()
+        for attempt in range(10):
+            try:
+                with self._translated(), self._transaction(write=True) as connection:
+                    return self._merge(connection, records)
+            except IntegrityError:
+                # Where writers do not take turns, one can insert the same key after our look; look again.
+                if attempt == 9:
+                    raise
+        raise AssertionError("unreachable")
 
     def of_task(self, task: str, target: str) -> list[Record]:
         """Return all records of the workload text `task` on the target fingerprint `target`, oldest first."""
@@ -210,30 +206,11 @@ class Store:
                 return
             last = rows[-1].id
 
-    def best(self, task: str, target: str) -> Record | None:
-        """Return the fastest record of `task` on `target` that did not fail, or None.
-
-        Equal medians: the one whose result was checked, then the older one.
-        """
-        return fastest(self._records(self._read(self._about(task, target).where(schema.records.c.failure == ""))))
-
-    def tasks(self, target: str | None = None) -> list[str]:
-        """Return the workload texts that have records (on `target`, if given), in order of first record."""
-        about = schema.records.c
-        first = sa.select(sa.func.min(about.id)).group_by(about.task_key)
-        if target is not None:
-            first = first.where(about.target == target)
-        return [row.task for row in self._read(sa.select(about.task).where(about.id.in_(first)).order_by(about.id))]
-
     def targets(self) -> list[str]:
         """Return the target fingerprints that have records, in order of first record."""
         about = schema.records.c
         first = sa.select(sa.func.min(about.id)).group_by(about.target)
         return [row.target for row in self._read(sa.select(about.target).where(about.id.in_(first)).order_by(about.id))]
-
-    def count(self) -> int:
-        """Return how many records there are, failures included."""
-        return int(self._read(sa.select(sa.func.count(schema.records.c.id)))[0][0])
 
     def close(self) -> None:
         """Let go of the database.  Closing twice is fine."""
@@ -315,26 +292,8 @@ class Store:
         with self._translated(), self._transaction() as connection:
             return connection.execute(query).all()
 
-    def _write(self, records: Sequence[Record]) -> tuple[list[Record], Added]:
-        """Merge `records` into the table in one transaction; returns what is stored for each of them."""
-        if self._read_only:
-            raise ValueError(f"{self.name} was opened for reading only")
-        if not records:
-            return [], Added()
-        if self._version < SCHEMA:
-            with self._translated():
-                self._migrate()
-        for attempt in range(10):
-            try:
-                with self._translated(), self._transaction(write=True) as connection:
-                    return self._merge(connection, records)
-            except IntegrityError:
-                # Where writers do not take turns, one can insert the same key after our look; look again.
-                if attempt == 9:
-                    raise
-        raise AssertionError("unreachable")
-
-    def _merge(self, connection: sa.Connection, records: Sequence[Record]) -> tuple[list[Record], Added]:
+    def _merge(self, connection: sa.Connection, records: Sequence[Record]) -> Added:
+        """Write what is new or better in one transaction."""
         table = schema.records
         keys = list(dict.fromkeys(record.key for record in records))
         stored: dict[str, Record] = {}
@@ -354,8 +313,7 @@ class Store:
         better = changed.keys() & known
         for key in better:
             connection.execute(table.update().where(table.c.key == key).values(_row(changed[key])))
-        added = Added(len(new_rows), len(better), len(records) - len(new_rows) - len(better))
-        return [stored[record.key] for record in records], added
+        return Added(len(new_rows), len(better), len(records) - len(new_rows) - len(better))
 
     @contextlib.contextmanager
     def _transaction(self, write: bool = False) -> Iterator[sa.Connection]:
