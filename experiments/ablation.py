@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search.cost_model import Memory
 from cprune.tuner.search.evolutionary import Evolutionary
 from cprune.tuner.search.features import Table, visible

@@ -16,7 +16,7 @@ from typing import Any
 
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search.features import Machine
 
 TARGET = "recorded"

@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
-from cprune.tuner.records.store import Added, Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Added, Store
 
 TASK = '{"op":"conv2d","shape":[1,16,32,32]}'
 OTHER = '{"op":"conv2d","shape":[1,12,32,32]}'

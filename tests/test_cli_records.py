@@ -12,7 +12,8 @@ from postgres import Server
 from cprune.cli import main as cli
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Dense, key
-from cprune.tuner.records.store import Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Store
 
 DENSE = key(Dense(1, 64, 10, "none", 16))
 HERE, THERE = "8f3a11c0", "77aa77aa"

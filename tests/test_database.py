@@ -74,7 +74,8 @@ def test_a_writer_that_froze_is_thrown_out_while_the_next_one_waits(
 
 WRITER = """
 import sys
-from cprune.tuner.records.store import Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Store
 place, first, last, runs, batch = sys.argv[1], *map(int, sys.argv[2:])
 with Store(place) as store:
     print("ready", flush=True)

@@ -16,7 +16,8 @@ from cprune.targets.errors import BrokenWorld, UserError
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Dense, key
 from cprune.tuner.records import exchange
-from cprune.tuner.records.store import Added, Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Added, Store
 
 DENSE = Dense(1, 64, 10, "none", 16)
 TASK = key(DENSE)

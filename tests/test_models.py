@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cprune.tuner.programs import space
 from cprune.tuner.programs.workload import Conv2d, Mean, Workload, key
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search import cost_model
 from cprune.tuner.search.cost_model import Memory, Samples
 from cprune.tuner.search.features import Machine, Table, visible, work

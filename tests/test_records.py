@@ -16,7 +16,9 @@ import sqlalchemy as sa
 from contracts import TARGET, TASK, StoreContract, failed, timed
 
 from cprune.targets.errors import BrokenWorld, UserError
-from cprune.tuner.records.store import SCHEMA, Record, Store, better_informed, fastest
+from cprune.tuner.records.record import Record, better_informed, fastest
+from cprune.tuner.records.schema import SCHEMA
+from cprune.tuner.records.store import Store
 
 
 class TestStoreInAFile(StoreContract):

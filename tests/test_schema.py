@@ -21,7 +21,8 @@ from postgres import Server
 from cprune.targets.errors import BrokenWorld
 from cprune.tuner.records import schema
 from cprune.tuner.records.database import Database
-from cprune.tuner.records.store import Record, Store, _sha256
+from cprune.tuner.records.record import Record, digest
+from cprune.tuner.records.store import Store
 
 SCHEMA_1 = """
 CREATE TABLE cprune_schema (version INTEGER NOT NULL, PRIMARY KEY (version));
@@ -41,7 +42,7 @@ def insert_as_before(connection: sa.Connection, record: Record) -> None:
     """Add a record in the words of schema 1."""
     row = {
         "key": record.key,
-        "task_key": _sha256(record.task),
+        "task_key": digest(record.task),
         "runs_s": json.dumps(record.runs_s),
         **{name: getattr(record, name) for name in ("target", "task", "candidate", "failure", "reason", "checked")},
         **{name: getattr(record, name) for name in ("space", "created")},

@@ -15,7 +15,7 @@ from cprune.targets.errors import UserError
 from cprune.tuner.programs import space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, key
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search import cost_model
 from cprune.tuner.search.assembly import hidden
 from cprune.tuner.search.cost_model import Memory

@@ -14,7 +14,8 @@ from cprune.targets.target import Target
 from cprune.tuner.programs import metaschedule, reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Elementwise, Tir, Workload, key
-from cprune.tuner.records.store import Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 # Of stride 2: no Winograd program, whose weights this mock could not read.

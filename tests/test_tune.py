@@ -22,7 +22,8 @@ from cprune.tuner.programs import metaschedule, reference, space
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Elementwise, key
-from cprune.tuner.records.store import Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Job, Tuner, stalled
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)

@@ -21,7 +21,8 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Tir, Workload, key
 from cprune.tuner.records import tvm_database
 from cprune.tuner.records.examine import examine
-from cprune.tuner.records.store import Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Store
 
 
 def matmul() -> Tir:

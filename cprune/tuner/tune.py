@@ -24,7 +24,8 @@ from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Tir, Workload, describe, key
-from cprune.tuner.records.store import Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Store
 from cprune.tuner.search.assembly import hidden
 from cprune.tuner.search.cost_model import Memory
 from cprune.tuner.search.features import Hidden, Machine

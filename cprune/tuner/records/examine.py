@@ -17,7 +17,7 @@ from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cprune.tuner.programs.workload import KINDS, from_key
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 
 TASK_CHARS = 4_000_000  # the PrimFunc of an operator without a sketch, as JSON
 CANDIDATE_CHARS = 400_000  # a trace

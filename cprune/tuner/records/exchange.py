@@ -26,7 +26,8 @@ from typing import Any, BinaryIO
 
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.tuner.records.examine import OtherVersion, examine, strict_json
-from cprune.tuner.records.store import Added, Record, Store
+from cprune.tuner.records.record import Record
+from cprune.tuner.records.store import Added, Store
 
 FORMAT = "cprune-records"
 VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import describe, from_key
-from cprune.tuner.records.store import Record, fastest
+from cprune.tuner.records.record import Record, fastest
 
 
 @dataclass(frozen=True)

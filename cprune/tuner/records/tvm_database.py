@@ -20,7 +20,7 @@ from cprune.targets.target import find
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import from_key
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search.features import Floats, Machine, Table, aligned, unlike, visible, work
 
 SETTINGS = {"eta": 0.1, "max_depth": 6, "subsample": 0.79, "colsample_bytree": 0.9, "max_bin": 64}

@@ -10,7 +10,7 @@ import numpy as np
 
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search import cost_model
 from cprune.tuner.search.cost_model import Memory, Samples
 from cprune.tuner.search.features import Hidden, Machine, Table, hidden_table, visible

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from cprune.tuner.programs.space import Candidate, nearest
-from cprune.tuner.records.store import Record
+from cprune.tuner.records.record import Record
 from cprune.tuner.search.features import Floats, Hidden, knobs
 
 SPREAD = 8  # the farthest of so many random points is taken to fill the space
