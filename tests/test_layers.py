@@ -90,7 +90,7 @@ MAY_NAME = {
 }
 """Which files may import a library at all, anywhere in the file."""
 
-HEAVY = ("torch", "tvm", "xgboost", "matplotlib", "sqlalchemy", "jinja2", "onnxruntime")
+HEAVY = ("torch", "tvm", "xgboost", "sqlalchemy", "jinja2", "onnxruntime")
 LIGHT = (
     *(
         "cprune/__init__.py",

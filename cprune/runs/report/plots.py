@@ -1,47 +1,43 @@
-"""The plots of the report, as SVG text that takes its colours and its font from the page around it.
+"""The drawings of the report, as SVG text that takes its colours and its font from the page around it.
 
-matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables: so one drawing
-serves the light and the dark page.  Text stays text (it can be searched, and phones need not carry a font).
-Light: matplotlib is imported by the functions.
+Shapes have classes and `STYLE` says how these look, so one drawing serves the light and the dark page.  Text stays
+text: it can be searched, and phones need not carry a font.  Light: only the standard library.
 """
 
 from __future__ import annotations
 
-import io
+import html
+import math
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-# stand-in colour -> CSS variable of the page
-_COLOURS = {
-    "ink": "#010203",
-    "soft": "#010204",
-    "grid": "#010205",
-    "before": "#010206",
-    "after": "#010207",
-    "bad": "#010208",
-    "warn": "#010209",
-    "paper": "#01020a",
-}
+from cprune.targets.interval import Interval
+
+STYLE = """\
+svg text { font-size: 9.5px; fill: var(--ink); } svg text.soft { font-size: 10px; fill: var(--soft); }
+svg path { fill: none; stroke-width: 1.4px; stroke: var(--after); } svg path.grid { stroke: var(--grid); }
+svg path.limit { stroke: var(--soft); stroke-dasharray: 4 3; } svg path.grid, svg path.thin { stroke-width: 0.8px; }
+svg path.band { fill: var(--after); fill-opacity: 0.18; stroke: none; } svg circle, svg rect { fill: var(--after); }
+svg rect.before { fill: var(--before); } svg rect.more { fill: var(--bad); }
+svg path.rejected { stroke: var(--bad); } svg path.excluded { stroke: var(--warn); }
+"""
+"""The rules of a page with drawings; it has to set the variables."""
 _ON_WHITE = {
     **{"ink": "#1b1b1f", "soft": "#5f6368", "grid": "#dadce0", "before": "#9aa0a6", "after": "#00695c"},
-    **{"bad": "#b3261e", "warn": "#b06000", "paper": "#ffffff"},
+    **{"bad": "#b3261e", "warn": "#b06000"},
 }
-"""The colours of a plot that is a file of its own."""
-_INCH = 72.0  # SVG units to an inch, as matplotlib counts
+_LETTER = 6.1  # the width of a wide letter at the size of STYLE
+_ROW = 19  # the height of a bar with the space around it
 
 
 @dataclass(frozen=True)
 class Point:
-    """One step of the run: its verdict, its latency in ms with interval, its accuracy in [0, 1] or None."""
+    """One step of the run: its place, its verdict, its latency and its accuracy in [0, 1], None where not known."""
 
     index: int
     verdict: str
-    median_ms: float | None
-    low_ms: float | None
-    high_ms: float | None
+    latency_ms: Interval | None
     accuracy: float | None
 
 
@@ -54,118 +50,94 @@ class Bar:
     after: float | None
 
 
-def steps(points: Sequence[Point], limit: float | None, width: float, name: str) -> str:
-    """Return the course of the run as SVG, `width` units wide: latency above, accuracy below, one step a
-    column.
+@dataclass(frozen=True)
+class _Axis:
+    """Values along a line of the drawing: `first` lies at `start`, `last` at `end` (in SVG units)."""
+
+    first: float
+    last: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Return where `value` lies."""
+        span = self.last - self.first or 1.0
+        return round(self.start + (value - self.first) / span * (self.end - self.start), 1)
+
+    def ticks(self, most: int, whole: bool = False) -> list[tuple[float, str]]:
+        """Return at most `most` + 1 round numbers on the axis, with their text."""
+        least = max((self.last - self.first) / most, 1.0 if whole else 1e-12)
+        power = 10.0 ** math.floor(math.log10(least))
+        step = next((factor * power for factor in (1, 2, 5) if factor * power >= least), 10 * power)
+        places = range(math.ceil(self.first / step - 1e-9), math.floor(self.last / step + 1e-9) + 1)
+        decimals = max(0, -math.floor(math.log10(step)))
+        return [(place * step, f"{place * step:,.{decimals}f}") for place in places]
+
+
+def steps(points: Sequence[Point], limit: float | None, width: float) -> str:
+    """Return the course of the run as SVG, `width` units wide: latency above, accuracy below, a column a step.
 
     Accepted steps are joined by a line (with their intervals as a band), the others are marks beside it.
-    `limit` is the accuracy that every step has to keep.  `name` keeps the ids of the plots of one page apart.
+    `limit` is the accuracy that every step has to keep.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    places = [point.index for point in points]
+    timed = [(point, point.latency_ms) for point in points if point.latency_ms is not None]
+    percents = [(point, 100 * point.accuracy) for point in points if point.accuracy is not None]
+    kept = [value for _, value in percents] + ([] if limit is None else [100 * limit])
+    low, high = min(kept, default=0.0), max(kept, default=1.0)
+    margin = (high - low) / 6 or 1.0
+    latencies = _Axis(0, max((interval.high for _, interval in timed), default=1.0) * 1.04, 180, 20)
+    accuracies = _Axis(low - margin, high + margin, 296, 210)
+    left = 10 + _LETTER * max(len(text) for axis in (latencies, accuracies) for _, text in axis.ticks(5))
+    across = _Axis(min(places), max(places), left + 12, width - 12)
+    size = 2.6 if len(points) <= width / 16 else 1.6
 
-    figure = _figure(width, 330)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    size = 5 if len(points) <= width / 16 else 3
-    taken = [point for point in points if point.verdict == "accepted"]
-
-    timed = [point for point in taken if point.median_ms is not None]
-    if timed:
-        x = [point.index for point in timed]
-        band = [(point.low_ms or point.median_ms, point.high_ms or point.median_ms) for point in timed]
-        upper.fill_between(
-            x,
-            [low for low, _ in band],
-            [high for _, high in band],
-            color=_COLOURS["after"],
-            alpha=0.18,
-            linewidth=0,
-        )
-        upper.plot(
-            x,
-            [point.median_ms for point in timed],
-            color=_COLOURS["after"],
-            marker="o",
-            markersize=size,
-            zorder=3,
-        )
-    right = [point for point in taken if point.accuracy is not None]
-    if right:
-        x = [point.index for point in right]
-        lower.plot(
-            x,
-            [point.accuracy for point in right],
-            color=_COLOURS["after"],
-            marker="o",
-            markersize=size,
-            zorder=3,
-        )
-    for verdict, marker, colour in (("rejected", "x", "bad"), ("excluded", "D", "warn")):
-        marks = [point for point in points if point.verdict == verdict]
-        style: dict[str, Any] = {
-            "linestyle": "none",
-            "marker": marker,
-            "color": _COLOURS[colour],
-            "markerfacecolor": "none",
-            "markersize": size,
-            "markeredgewidth": 1.3,
-            "zorder": 2,
-        }
-        slow = [point for point in marks if point.median_ms is not None]
-        upper.plot([point.index for point in slow], [point.median_ms for point in slow], **style)
-        poor = [point for point in marks if point.accuracy is not None]
-        lower.plot([point.index for point in poor], [point.accuracy for point in poor], **style)
+    shapes = [*_rows(latencies, left, width, "Latency (ms)"), *_rows(accuracies, left, width, _ACCURACY)]
+    band = [(across.at(point.index), interval) for point, interval in timed if point.verdict == "accepted"]
+    edge = [f"{x} {latencies.at(interval.high)}" for x, interval in band]
+    edge += [f"{x} {latencies.at(interval.low)}" for x, interval in reversed(band)]
+    if band:
+        shapes.append(f'<path class="band" d="M{"L".join(edge)}Z"/>')
+    shapes += _course([(point, interval.median) for point, interval in timed], across, latencies, size)
     if limit is not None:
-        lower.axhline(limit, color=_COLOURS["soft"], linestyle=(0, (4, 3)), linewidth=1.2)
-        lower.annotate(
-            f"limit: {100 * limit:.2f} %",
-            (1, limit),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -3),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=_COLOURS["soft"],
-            fontsize=9,
-        )
-    upper.set_ylim(bottom=0)
-    upper.set_title("Latency (ms)", loc="left")
-    lower.set_title("Accuracy on held-out data (%)", loc="left")
-    lower.set_xlabel("step")
-    lower.margins(y=0.25)
-    upper.yaxis.set_major_locator(MaxNLocator(5))
-    lower.yaxis.set_major_locator(MaxNLocator(4))
-    lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (upper, lower):
-        axes.grid(axis="y", color=_COLOURS["grid"], linewidth=0.8)
-    return _svg(figure, "Latency and accuracy along the steps of the run", name)
+        y = accuracies.at(100 * limit)
+        shapes.append(f'<path class="limit" d="M{left} {y}H{width}"/>')
+        shapes.append(_text(left + 3, y + 11, f"limit: {100 * limit:.2f} %", "start", soft=True))
+    shapes += _course(percents, across, accuracies, size)
+    shapes += [_text(across.at(value), 310, text) for value, text in across.ticks(8, whole=True)]
+    shapes.append(_text((left + width) / 2, 326, "steps tried", soft=True))
+    return _svg(width, 330, "Latency and accuracy along the steps of the run", shapes)
 
 
-def bars(bars: Sequence[Bar], unit: str, title: str, width: float, name: str) -> str:
+_ACCURACY = "Accuracy on held-out data (%)"
+
+
+def bars(bars: Sequence[Bar], unit: str, title: str, width: float) -> str:
     """Return pairs of horizontal bars as SVG, `width` units wide: after on top of before.
 
     What is left to see of before was saved; what after has beyond before is in the colour of bad news.
     """
-    rows = len(bars)
-    figure = _figure(width, 44 + 19 * rows)
-    axes = figure.subplots()
-    places = range(rows)
-    height = 0.7
-    axes.barh(places, [bar.before for bar in bars], height=height, color=_COLOURS["before"])
-    axes.barh(places, [bar.after or 0 for bar in bars], height=height, color=_COLOURS["after"])
-    more = [max(0.0, bar.after - bar.before) if bar.after is not None else 0.0 for bar in bars]
-    if any(more):
-        axes.barh(places, more, left=[bar.before for bar in bars], height=height, color=_COLOURS["bad"])
-    longest = 26 if width > 500 else 16
-    axes.set_yticks(places, [_short(bar.label, longest) for bar in bars])
-    axes.invert_yaxis()
-    axes.set_ylim(rows - 0.4, -0.6)
-    axes.set_xlabel(unit)
-    axes.xaxis.set_label_position("bottom")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color=_COLOURS["grid"], linewidth=0.8)
-    return _svg(figure, title, name)
+    labels = [_short(bar.label, 26 if width > 500 else 16) for bar in bars]
+    left = 6 + _LETTER * max(map(len, labels), default=0)
+    bottom = _ROW * len(bars) + 4
+    longest = max((max(bar.before, bar.after or 0.0) for bar in bars), default=0.0) or 1.0
+    across = _Axis(0, longest, left, width - 12)
+    shapes = []
+    for value, text in across.ticks(8 if width > 500 else 4):
+        shapes.append(f'<path class="grid" d="M{across.at(value)} 0V{bottom}"/>')
+        shapes.append(_text(across.at(value), bottom + 14, text))
+    for row, (bar, label) in enumerate(zip(bars, labels, strict=True)):
+        shapes.append(_text(left - 5, _ROW * row + 14, label, "end"))
+        after = bar.after or 0.0
+        for kind, start, end in (
+            *(("before", 0.0, bar.before), ("after", 0.0, after)),
+            ("more", bar.before, after),
+        ):
+            if end > start:
+                x, length = across.at(start), across.at(end) - across.at(start)
+                shapes.append(f'<rect class="{kind}" x="{x}" y="{_ROW * row + 4}" width="{length:.1f}" height="13"/>')
+    shapes.append(_text((left + width) / 2, bottom + 30, unit, soft=True))
+    return _svg(width, bottom + 34, title, shapes)
 
 
 def staircase(title: str, step: int, rows: Sequence[Mapping[str, float]]) -> str:
@@ -173,24 +145,57 @@ def staircase(title: str, step: int, rows: Sequence[Mapping[str, float]]) -> str
 
     `rows` have `channels`, `median_us`, `low_us` and `high_us`, the widest last.
     """
-    figure = _figure(480, 300)
-    axes = figure.add_subplot()
-    channels = [row["channels"] for row in rows]
-    medians = [row["median_us"] for row in rows]
-    below = [row["median_us"] - row["low_us"] for row in rows]
-    above = [row["high_us"] - row["median_us"] for row in rows]
-    for mark in range(int(channels[-1]), 0, -step) if step else ():
-        axes.axvline(mark, color=_COLOURS["grid"], linewidth=0.8)
-    axes.step(channels, medians, where="pre", color=_COLOURS["after"], linewidth=1.4)
-    axes.errorbar(channels, medians, (below, above), fmt="o", color=_COLOURS["after"], markersize=3, linewidth=1)
-    axes.set_xlim(0, channels[-1] * 1.03)
-    axes.set_ylim(0)
-    axes.set_xlabel("output channels")
-    axes.set_title(f"us: {title}", loc="left")
-    text = _svg(figure, title, "staircase")
-    for name, colour in _ON_WHITE.items():
-        text = text.replace(f"var(--{name})", colour)
-    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    width, height, widest = 480, 300, int(rows[-1]["channels"])
+    up = _Axis(0, max(row["high_us"] for row in rows) * 1.05 or 1.0, height - 40, 22)
+    left = 10 + _LETTER * max(len(text) for _, text in up.ticks(5))
+    across = _Axis(0, widest * 1.03, left, width - 4)
+    marks = (across.at(channels) for channels in (range(widest, 0, -step) if step else ()))
+    shapes = [f'<path class="grid" d="M{x} {up.end}V{up.start}"/>' for x in marks]
+    shapes += _rows(up, left, width, f"us: {title}")
+    stairs = ""
+    for row in rows:
+        x, y = across.at(row["channels"]), up.at(row["median_us"])
+        stairs += f"V{y}H{x}" if stairs else f"M{x} {y}"
+        shapes.append(f'<path class="thin" d="M{x} {up.at(row["low_us"])}V{up.at(row["high_us"])}"/>')
+        shapes.append(f'<circle cx="{x}" cy="{y}" r="2"/>')
+    shapes.append(f'<path d="{stairs}"/>')
+    shapes += [_text(across.at(value), height - 26, text) for value, text in across.ticks(8, whole=True)]
+    shapes.append(_text((left + width) / 2, height - 8, "output channels", soft=True))
+    rules = re.sub(r"var\(--(\w+)\)", lambda variable: _ON_WHITE[variable[1]], STYLE)
+    drawing = _svg(width, height, title, [f"<style>\n{rules}</style>", *shapes])
+    alone = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+    return drawing.replace("<svg ", alone, 1) + "\n"
+
+
+def _rows(axis: _Axis, left: float, width: float, title: str) -> Iterator[str]:
+    """Draw the lines of an upright axis with their numbers, and its title above."""
+    for value, text in axis.ticks(5):
+        yield f'<path class="grid" d="M{left:.1f} {axis.at(value)}H{width}"/>'
+        yield _text(left - 6, axis.at(value) + 3.3, text, "end")
+    yield _text(left, axis.end - 8, title, "start", soft=True)
+
+
+def _course(values: Sequence[tuple[Point, float]], across: _Axis, up: _Axis, size: float) -> Iterator[str]:
+    """Draw accepted steps as dots on a line, the others as marks."""
+    line = [f"{across.at(point.index)} {up.at(value)}" for point, value in values if point.verdict == "accepted"]
+    if line:
+        yield f'<path d="M{"L".join(line)}"/>'
+    for point, value in values:
+        x, y = across.at(point.index), up.at(value)
+        if point.verdict == "accepted":
+            yield f'<circle cx="{x}" cy="{y}" r="{size}"/>'
+        elif point.verdict == "rejected":
+            mark = f"m-{size}-{size}l{2 * size} {2 * size}m0-{2 * size}l-{2 * size} {2 * size}"
+            yield f'<path class="rejected" d="M{x} {y}{mark}"/>'
+        else:
+            far = 1.3 * size
+            mark = f"m0-{far:.2f}l{far:.2f} {far:.2f}l-{far:.2f} {far:.2f}l-{far:.2f}-{far:.2f}z"
+            yield f'<path class="excluded" d="M{x} {y}{mark}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", soft: bool = False) -> str:
+    kind = ' class="soft"' if soft else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{html.escape(text)}</text>'
 
 
 def _short(label: str, longest: int) -> str:
@@ -201,52 +206,6 @@ def _short(label: str, longest: int) -> str:
     return f"{label[:head]}…{label[head + 1 - longest :]}"
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / _INCH, height / _INCH), layout="constrained")
-
-
-def _svg(figure: Any, title: str, name: str) -> str:
-    """Draw `figure` and make the text fit for the inside of a page: no header, no links, no ids in common."""
-    import matplotlib as mpl
-
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cprune",
-        "text.parse_math": False,  # a layer may be called $x$
-    }
-    for axes in figure.axes:
-        axes.set_axisbelow(True)
-        axes.patch.set_visible(False)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(_COLOURS["grid"])
-        axes.tick_params(colors=_COLOURS["soft"], labelcolor=_COLOURS["ink"], labelsize=9.5, length=0)
-        axes.title.set_color(_COLOURS["ink"])
-        for text in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label):
-            text.set_color(_COLOURS["soft"])
-            text.set_fontsize(10)
-    figure.patch.set_visible(False)
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        # A sign that matplotlib's own font lacks is no loss: the browser draws the text.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    # Its style rule would apply to the whole page; its font list is the machine's, not the page's.
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r" font-family: [^;\"]*;", "", text)
-    for variable, stand_in in _COLOURS.items():
-        text = text.replace(stand_in, f"var(--{variable})")
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = text.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
-    return re.sub(r"<svg[^>]*>", lambda found: _opening(found[0], title), text, count=1)
-
-
-def _opening(tag: str, title: str) -> str:
-    box = re.search(r'viewBox="([^"]*)"', tag)
-    return f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{title}">'
+def _svg(width: float, height: float, title: str, shapes: Sequence[str]) -> str:
+    name = html.escape("".join(sign for sign in title if sign.isprintable()))
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">{"".join(shapes)}</svg>'

@@ -21,6 +21,7 @@ from cprune.files import atomic_write, read_json
 from cprune.runs.events import to_line
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
+from cprune.targets.interval import Interval
 
 STATUSES: dict[str, tuple[str, str]] = {
     "pruned": (
@@ -103,6 +104,8 @@ def write_report(folder: RunFolder) -> None:
     import jinja2
     from markupsafe import Markup
 
+    from cprune.runs.report import plots
+
     run = read_run(folder)
     sections = list(_sections(run))
     status, mood, meaning = _status(run)
@@ -113,6 +116,7 @@ def write_report(folder: RunFolder) -> None:
         "meaning": meaning,
         "tiles": _tiles(run),
         "sections": sections,
+        "plot_style": plots.STYLE,
         "version": _version(),
     }
     environment = jinja2.Environment(
@@ -278,20 +282,17 @@ def _course(run: Run) -> Section:
             plots.Point(
                 index=place,
                 verdict=str(step.get("verdict", "")),
-                median_ms=_number(step, "latency_ms", "median"),
-                low_ms=_number(step, "latency_ms", "low"),
-                high_ms=_number(step, "latency_ms", "high"),
+                latency_ms=_interval_of(step.get("latency_ms")),
                 accuracy=_number(step, "accuracy"),
             )
         )
     if not points:
         return Section("course", title, ("No step has been tried yet.",))
-    before = _as_dict(run.steps[0].get("before_ms"))
-    if _number(before, "median") is not None:
-        start = [_number(before, key) for key in ("median", "low", "high")]
-        points.insert(0, plots.Point(0, "accepted", start[0], start[1], start[2], _started(run, "decide")))
+    before = _interval_of(run.steps[0].get("before_ms"))
+    if before is not None:
+        points.insert(0, plots.Point(0, "accepted", before, _started(run, "decide")))
     limit = _limit(run)
-    drawn = tuple(plots.steps(points, limit, width, f"course{width}") for width in _WIDTHS)
+    drawn = tuple(plots.steps(points, limit, width) for width in _WIDTHS)
     return Section(
         "course",
         title,
@@ -326,7 +327,7 @@ def _channels(run: Run) -> Section:
         "channels",
         title,
         (f"{fewer} of {len(bars)} layers are narrower than before.", *_cut(bars)),
-        plot=_bars("channels", bars, "output channels", "Output channels of every layer before and after"),
+        plot=_bars(bars, "output channels", "Output channels of every layer before and after"),
         legend=(("before", "before"), ("after", "after")),
         tables=(Table(("layer", "before", "after", "removed"), tuple(rows)),),
         fold=f"{len(rows)} layers as a table",
@@ -393,7 +394,7 @@ def _tasks(run: Run) -> Section:
             *sums,
             *_cut(bars),
         ),
-        plot=_bars("tasks", bars, "µs", "Latency of every task before and after") if bars else None,
+        plot=_bars(bars, "µs", "Latency of every task before and after") if bars else None,
         legend=(("before", "before"), ("after", "after")),
         tables=(
             Table(
@@ -535,11 +536,11 @@ def _versions(run: Run) -> Section:
 # ---------------------------------------------------------------------------------------------------- plots
 
 
-def _bars(name: str, bars: Sequence[tuple[str, float, float | None]], unit: str, title: str) -> tuple[str, str]:
+def _bars(bars: Sequence[tuple[str, float, float | None]], unit: str, title: str) -> tuple[str, str]:
     from cprune.runs.report import plots
 
     drawn = [plots.Bar(*bar) for bar in bars[:_MOST_BARS]]
-    wide, narrow = (plots.bars(drawn, unit, title, width, f"{name}{width}") for width in _WIDTHS)
+    wide, narrow = (plots.bars(drawn, unit, title, width) for width in _WIDTHS)
     return wide, narrow
 
 
@@ -579,6 +580,11 @@ def _number(value: Any, *keys: str) -> float | None:
         value = _as_dict(value).get(key)
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if good else None
+
+
+def _interval_of(value: Any) -> Interval | None:
+    median, low, high = (_number(value, key) for key in ("median", "low", "high"))
+    return None if median is None or low is None or high is None else Interval(median, low, high)
 
 
 def _find(run: Run, key: str) -> Any:
