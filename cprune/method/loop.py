@@ -21,31 +21,25 @@ end                          long training, 10x tuning            long training,
 
 The loop is a generator of steps.  Everything that took time is in the journal or the record store when a step ends,
 so a killed run goes on where it was: its events make the same state (`cprune.method.history`), measurements are read.
-The end is in `cprune.method.ending`.
+What decides is in `cprune.method.judgement`, the end in `cprune.method.ending`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from cprune.channels.groups import analyse
 from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
 from cprune.method.channel_step import channel_step
+from cprune.method.judgement import judge
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
-from cprune.runs.events import Measured, Renewed, Start, Step, Verdict
+from cprune.runs.events import Renewed, Start, Step
 from cprune.targets.errors import UserError
-from cprune.targets.interval import Comparison
-from cprune.training.train import FineTuneDiverged
-from cprune.training.trainer import Schedule
 from cprune.tuner.programs.space import channel_splits
 from cprune.tuner.programs.workload import describe
-
-BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
-HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
 
 
 class Loop:
@@ -200,9 +194,9 @@ class Loop:
             "tuning changed tasks",
             "loop",
         )
-        verdict = self._judge(index, proposal, new)
-        comparison = verdict.comparison
-        if verdict.word == "accepted":
+        judgement = judge(run, index, proposal, old, new, self.held)
+        comparison = judgement.comparison
+        if judgement.verdict == "accepted":
             run.keeper.save(index, new.tuned.network)
             self.current = new
             if self.held != "before":
@@ -218,70 +212,12 @@ class Loop:
             comparison.new_ms if comparison else None,
             comparison.old_ms if comparison else None,
             comparison.ratio if comparison else None,
-            verdict.accuracy,
-            verdict.word,
-            verdict.reason,
+            judgement.accuracy,
+            judgement.verdict,
+            judgement.reason,
             new.tuned.trials,
             run.cost.since(before),
             proposal.key,
         )
         run.happened(step)
         return step
-
-    def _judge(self, index: int, proposal: Proposal, new: Version) -> _Judgement:
-        """Let the forecast, the gate and the accuracy decide, in this order: each costs more than the one before."""
-        run = self.run
-        forecast = new.tuned.forecast_s / self.current.tuned.forecast_s
-        if forecast >= HOPELESS:
-            return _Judgement("rejected", f"the changed tasks are slower (forecast {forecast:.3f} of the time)")
-        comparison = self._gate(index, proposal, new)
-        ratio = comparison.ratio
-        if not comparison.faster(run.settings.beta):
-            reason = f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
-            return _Judgement("rejected", reason, comparison)
-        floor = max(run.start.floor, run.settings.alpha * run.history.accuracy)
-        try:
-            accuracy = self._short_trained(index, new.tuned.network, floor)
-        except FineTuneDiverged as error:
-            return _Judgement("excluded", f"training diverged: {error}", comparison)
-        if accuracy < floor:
-            return _Judgement("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", comparison, accuracy)
-        return _Judgement("accepted", f"{1 / ratio.median:.3f}x faster", comparison, accuracy)
-
-    def _gate(self, index: int, proposal: Proposal, new: Version) -> Comparison:
-        """Time the candidate against the current model, or read what an earlier life of this run measured."""
-        run, name = self.run, f"step{index}"
-        key = f"{index} {proposal.key} {proposal.removed}"
-        run.load(name, new)
-        known = run.history.measured.get(key)
-        if known is not None:
-            return known.comparison
-        comparison = run.compare(self.held, name, run.settings.rounds, run.settings.beta)
-        run.happened(Measured(key, comparison.old_ms, comparison.new_ms, comparison.ratio))
-        return comparison
-
-    def _short_trained(self, index: int, network: Network, floor: float) -> float:
-        """Repair and train a little, in place, and return the accuracy on held-out data.
-
-        What is only a little below `floor` gets one more, longer training before a task is given up for good.
-        """
-        run, settings = self.run, self.run.settings
-        seed = settings.seed * 1000 + index
-        with run.cost.spent("train"):
-            run.trainer.recalibrate(network, seed)
-        run.fine_tune(network, Schedule(settings.short_epochs, settings.short_lr, False), seed)
-        accuracy = run.decide(network)
-        if BEYOND_REACH * floor <= accuracy < floor and settings.retry_epochs:
-            run.fine_tune(network, Schedule(settings.retry_epochs, settings.short_lr, False), seed + 500)
-            accuracy = run.decide(network)
-        return accuracy
-
-
-@dataclass(frozen=True)
-class _Judgement:
-    """A verdict with its reason, and what was measured for it."""
-
-    word: Verdict
-    reason: str
-    comparison: Comparison | None = None
-    accuracy: float | None = None

@@ -1,4 +1,6 @@
-"""One direction, no way back: experiments → cprune → cprune.tuner → cprune.targets; and what stays light.
+"""The rooms of the house: one direction, no way back, few floors, no file or class too long; and what stays light.
+
+A room is a folder of `cprune/`, or a file at its root.
 
 The imports are read from the source (functions included), not tried out, so that a message can name the line.
 A file that really needs TVM or torch and is not listed here: add it, and say in the commit why it must.
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +69,8 @@ MAY_NAME = {
             "cprune/compiling/operators/*.py",
             "cprune/compiling/layout.py",
             "cprune/compiling/tuned.py",
-            "cprune/method/loop.py",
+            "cprune/compiling/workbench.py",
+            "cprune/method/state.py",
         ),
         *(
             "cprune/api.py",
@@ -196,6 +200,93 @@ def test_the_package_never_imports_its_experiments_or_tests() -> None:
     # "tuner" and "targets" at the top are links for people: importing them would load a second copy.
     offenders = [found for found in IMPORTS if found.within("experiments", "tests", "tuner", "targets")]
     assert not offenders, lines(offenders)
+
+
+# -- floors
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("targets", "progress"),
+    ("files", "plain", "user_code", "tuner"),
+    ("network", "runs"),
+    ("channels", "compiling", "training"),
+    ("method", "models"),
+    ("api", "commands"),
+    ("cli", "__init__"),
+)
+"""Every room of `cprune/` by its floor, the ground first: a room imports only rooms of floors below its own."""
+
+MOST_LINES, MOST_LINES_OF_A_CLASS, MOST_FILES_AT_THE_ROOT = 400, 200, 6
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module: "network" for cprune.network.node."""
+    _, room, *_ = [*module.split("."), "__init__"]
+    return room
+
+
+def module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports_of_ours() -> list[tuple[Import, str]]:
+    """Return every import of a file of ours, with the module of the file that it names."""
+    modules = {module_of(path.relative_to(ROOT).as_posix()) for path in FILES}
+    named = []
+    for found in IMPORTS:
+        module = found.module
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        if module and module != "cprune":
+            named.append((found, module))
+    return named
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {path.relative_to(ROOT / "cprune").parts[0].removesuffix(".py") for path in FILES}
+    assert rooms == {room for floor in FLOORS for room in floor}
+    assert len(FLOORS) <= 7
+
+
+def test_a_room_imports_only_rooms_of_floors_below() -> None:
+    floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    rooms = [(found, room_of(module_of(found.file)), room_of(module)) for found, module in imports_of_ours()]
+    offenders = [found for found, room, other in rooms if room != other and floor_of[room] <= floor_of[other]]
+    assert not offenders, lines(offenders)
+
+
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    files = nx.DiGraph((module_of(found.file), module) for found, module in imports_of_ours())
+    files.remove_edges_from(list(nx.selfloop_edges(files)))
+    circles = list(nx.simple_cycles(files))
+    assert not circles, circles[0]
+
+
+def test_the_root_holds_few_files() -> None:
+    files = [path.name for path in (ROOT / "cprune").glob("*.py")]
+    assert len(files) <= MOST_FILES_AT_THE_ROOT, files
+
+
+def test_no_file_and_no_class_is_too_long_to_read_at_once() -> None:
+    offenders = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        offenders += [path.name] if text.count("\n") > MOST_LINES else []
+        offenders += [
+            f"{path.name}: {node.name}"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= MOST_LINES_OF_A_CLASS
+        ]
+    assert not offenders, offenders
+
+
+def test_only_run_and_resume_know_the_loop() -> None:
+    knowing = {found.file for found, module in imports_of_ours() if module == "cprune.method.loop"}
+    assert knowing == {"cprune/api.py"}
+    behind_the_door = {found.file for found, module in imports_of_ours() if module == "cprune.api"}
+    assert behind_the_door == {"cprune/__init__.py", "cprune/cli/runs.py"}
+
+
+# -- libraries
 
 
 @pytest.mark.parametrize("library", MAY_NAME)

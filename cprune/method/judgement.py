@@ -1,0 +1,79 @@
+"""The verdict on a candidate: forecast, gate, accuracy, in this order, since each costs more than the one before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cprune.method.plan import Proposal
+from cprune.method.state import RunState, Version
+from cprune.network.network import Network
+from cprune.runs.events import Measured, Verdict
+from cprune.targets.interval import Comparison
+from cprune.training.train import FineTuneDiverged
+from cprune.training.trainer import Schedule
+
+BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training
+HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate may say that a candidate is slower
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reason, and what was measured for it."""
+
+    verdict: Verdict
+    reason: str
+    comparison: Comparison | None = None
+    accuracy: float | None = None
+
+
+def judge(run: RunState, index: int, proposal: Proposal, old: Version, new: Version, held: str) -> Judgement:
+    """Return the verdict on `new`, the candidate of step `index`, against `old`, which is held under the name `held`.
+
+    The network of a candidate that is fast enough is trained in place.
+    """
+    forecast = new.tuned.forecast_s / old.tuned.forecast_s
+    if forecast >= HOPELESS:
+        return Judgement("rejected", f"the changed tasks are slower (forecast {forecast:.3f} of the time)")
+    comparison = _gate(run, index, proposal, new, held)
+    ratio = comparison.ratio
+    if not comparison.faster(run.settings.beta):
+        reason = f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
+        return Judgement("rejected", reason, comparison)
+    floor = max(run.start.floor, run.settings.alpha * run.history.accuracy)
+    try:
+        accuracy = _short_trained(run, index, new.tuned.network, floor)
+    except FineTuneDiverged as error:
+        return Judgement("excluded", f"training diverged: {error}", comparison)
+    if accuracy < floor:
+        return Judgement("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", comparison, accuracy)
+    return Judgement("accepted", f"{1 / ratio.median:.3f}x faster", comparison, accuracy)
+
+
+def _gate(run: RunState, index: int, proposal: Proposal, new: Version, held: str) -> Comparison:
+    """Time the candidate against the current model, or read what an earlier life of this run measured."""
+    name = f"step{index}"
+    key = f"{index} {proposal.key} {proposal.removed}"
+    run.load(name, new)
+    known = run.history.measured.get(key)
+    if known is not None:
+        return known.comparison
+    comparison = run.compare(held, name, run.settings.rounds, run.settings.beta)
+    run.happened(Measured(key, comparison.old_ms, comparison.new_ms, comparison.ratio))
+    return comparison
+
+
+def _short_trained(run: RunState, index: int, network: Network, floor: float) -> float:
+    """Repair and train a little, in place, and return the accuracy on held-out data.
+
+    What is only a little below `floor` gets one more, longer training before a task is given up for good.
+    """
+    settings = run.settings
+    seed = settings.seed * 1000 + index
+    with run.cost.spent("train"):
+        run.trainer.recalibrate(network, seed)
+    run.fine_tune(network, Schedule(settings.short_epochs, settings.short_lr, False), seed)
+    accuracy = run.decide(network)
+    if BEYOND_REACH * floor <= accuracy < floor and settings.retry_epochs:
+        run.fine_tune(network, Schedule(settings.retry_epochs, settings.short_lr, False), seed + 500)
+        accuracy = run.decide(network)
+    return accuracy
