@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from fakes import DEFAULT, EXAMPLE, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny, width_ms
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -30,7 +31,7 @@ from cprune.targets.interval import Interval
 
 @pytest.fixture(autouse=True, scope="module")
 def groups_are_found_once() -> Iterator[None]:
-    """Equal networks have equal groups: look for them once."""
+    """Equal networks have equal groups: look for them once.  And one thread: the networks are tiny."""
     known: dict[tuple[Seen, object], Graph] = {}
 
     def analyse(network: Network, *rest: Any) -> Graph:
@@ -39,9 +40,12 @@ def groups_are_found_once() -> Iterator[None]:
             known[width, rest[1:]] = groups.analyse(network, *rest)
         return known[width, rest[1:]]
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "analyse", analyse)
         yield
+    torch.set_num_threads(threads)
 
 
 def whole_run(**parts: Any) -> tuple[list[Step], Outcome]:
