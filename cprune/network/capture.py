@@ -107,11 +107,11 @@ def compare(network: Network, original: nn.Module, examples: tuple[Tensor, ...])
     )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        wanted = tensors_of(original(*(x.clone() for x in inputs)))
+        originals = tensors_of(original(*(x.clone() for x in inputs)))
         torch.manual_seed(0)
         outputs = tensors_of(network(*inputs))
-    types = [tensor.dtype for tensor in outputs] == [tensor.dtype for tensor in wanted]
-    if not types or difference(outputs, wanted) > CAPTURED_TOLERANCE:
+    same_types = [tensor.dtype for tensor in outputs] == [tensor.dtype for tensor in originals]
+    if not same_types or difference(outputs, originals) > CAPTURED_TOLERANCE:
         raise UserError(
             "the exported graph does not compute what the model does",
             "The usual cause is writing into part of a tensor in place (x[:, :2] += y): avoid that.",
@@ -201,9 +201,9 @@ def network_of(
             continue
         if node.op == "output":
             node = Node(node.name, "output", (_structure(structure(node.args[0])),))
-        for made in (node, *_written_back(fx_node, node, by_name, replaced)):
-            nodes.append(made)
-            by_name[made.name] = made
+        for line in (node, *_written_back(fx_node, node, by_name, replaced)):
+            nodes.append(line)
+            by_name[line.name] = line
     return Network(computed_once(alive(nodes), own), own, constants).eval()
 
 
@@ -254,21 +254,22 @@ def _written_back(fx_node: fx.Node, node: Node, by_name: Mapping[str, Node], rep
     """Return the nodes that put what an in-place operator wrote into a slice back into what the slice was cut from."""
     if not isinstance(fx_node.target, torch._ops.OpOverload) or not fx_node.target._schema.is_mutable:
         return []
-    made: list[Node] = []
+    scattered: list[Node] = []
     written = fx_node.args[0]
     view, value = by_name.get(written.name) if isinstance(written, fx.Node) else None, Ref(node.name)
     while view is not None and view.op in _SCATTERS:
         base = view.args[0]
         while base.name in replaced:  # written before: into the newest
             base = Ref(replaced[base.name])
-        back = Node(f"{node.name}_into_{len(made)}", _SCATTERS[view.op], (base, value, *view.args[1:]), (), node.source)
-        made.append(back)
+        put_back = f"{node.name}_into_{len(scattered)}"
+        back = Node(put_back, _SCATTERS[view.op], (base, value, *view.args[1:]), (), node.source)
+        scattered.append(back)
         for name, now in list(replaced.items()):
             if now == base.name:
                 replaced[name] = back.name
         replaced[view.args[0].name], replaced[base.name] = back.name, back.name
         view, value = by_name.get(view.args[0].name), Ref(back.name)
-    return made
+    return scattered
 
 
 _SCATTERS = {"aten.slice.Tensor": "aten.slice_scatter.default", "aten.select.int": "aten.select_scatter.default"}
@@ -285,7 +286,7 @@ def _functional(op: str, node: fx.Node, source: str) -> str:
     return twin
 
 
-def _encoded(value: Any, replaced: Mapping[str, str]) -> Any:
+def _encoded(value: object, replaced: Mapping[str, str]) -> Any:
     if isinstance(value, fx.Node):
         return Ref(replaced.get(value.name, value.name))
     if isinstance(value, (list, tuple)):
@@ -295,7 +296,7 @@ def _encoded(value: Any, replaced: Mapping[str, str]) -> Any:
     return encode(value)
 
 
-def _structure(value: Any) -> Any:
+def _structure(value: object) -> Any:
     """Return an output's structure in tuples and dicts."""
     if isinstance(value, Mapping):
         return {str(key): _structure(item) for key, item in value.items()}

@@ -30,7 +30,7 @@ def computed_once(nodes: Sequence[Node], tensors: dict[str, Tensor]) -> list[Nod
     """
     by_name = {node.name: node for node in nodes}
     sources = _sources(nodes)
-    wanted = dict.fromkeys(
+    computed = dict.fromkeys(
         node.args[1].name
         for node in nodes
         if node.op in LAYERS
@@ -38,9 +38,9 @@ def computed_once(nodes: Sequence[Node], tensors: dict[str, Tensor]) -> list[Nod
         and by_name[node.args[1].name].op != "param"
         and sources[node.args[1].name]
     )
-    if not wanted:
+    if not computed:
         return list(nodes)
-    needed = {name: _before(name, by_name) for name in wanted}
+    needed = {name: _before(name, by_name) for name in computed}
     params: dict[str, Node] = {}
     for name, before in needed.items():
         own = [node for node in nodes if node.name in before]
@@ -52,33 +52,33 @@ def computed_once(nodes: Sequence[Node], tensors: dict[str, Tensor]) -> list[Nod
         params[name] = Node(name, "param", (path,))
     changed = alive([params.get(node.name, node) for node in nodes])
     read = {node.args[0] for node in changed if node.op == "param"}
-    for gone in {source for name in wanted for source in sources[name] or ()} - read:
+    for gone in {source for name in computed for source in sources[name] or ()} - read:
         del tensors[gone]
     return changed
 
 
 def _sources(nodes: Sequence[Node]) -> dict[str, frozenset[str] | None]:
     """Return the tensors of the model that each value follows from; None if it depends on an input or on chance."""
-    found: dict[str, frozenset[str] | None] = {}
+    sources: dict[str, frozenset[str] | None] = {}
     for node in nodes:
-        mine: frozenset[str] | None = frozenset({str(node.args[0])}) if node.op == "param" else frozenset()
+        tensors: frozenset[str] | None = frozenset({str(node.args[0])}) if node.op == "param" else frozenset()
         for ref in node.refs():
-            theirs = found[ref]
-            mine = None if mine is None or theirs is None else mine | theirs
+            more = sources[ref]
+            tensors = None if tensors is None or more is None else tensors | more
         chance = any(word in node.op for word in ("rand", "dropout", "bernoulli", "normal_"))
-        found[node.name] = None if node.op == "input" or chance else mine
-    return found
+        sources[node.name] = None if node.op == "input" or chance else tensors
+    return sources
 
 
 def _before(name: str, by_name: dict[str, Node]) -> set[str]:
     """Return the names of the nodes that a value follows from, and its own."""
-    found, todo = set[str](), [name]
+    before, todo = set[str](), [name]
     while todo:
-        one = todo.pop()
-        if one not in found:
-            found.add(one)
-            todo.extend(by_name[one].refs())
-    return found
+        node = todo.pop()
+        if node not in before:
+            before.add(node)
+            todo.extend(by_name[node].refs())
+    return before
 
 
 def _named_after(value: Tensor, sources: Sequence[str], tensors: dict[str, Tensor]) -> str:

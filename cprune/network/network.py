@@ -68,7 +68,7 @@ class Network(nn.Module):
             self._program = Program(self.nodes, self._holder)
         return self._program
 
-    def _holder(self, name: str) -> Mapping[str, Any]:
+    def _holder(self, name: str) -> Mapping[str, Tensor | None]:
         *path, leaf = name.split(".")
         owner: nn.Module | None = self
         for part in path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +31,8 @@ def opened(network: Network, inputs: tuple[Tensor, ...]) -> Network:
     shapes = {name: tuple(v.shape) for name, v in sample(network, inputs).items() if isinstance(v, Tensor)}
     nodes = [_opened(node, shapes) for node in network.nodes]
     try:
-        found = Network(nodes, network.tensors(), network.constants()).train(network.training)
-        return found if _as_each_alone(found, network, inputs) else network
+        batched = Network(nodes, network.tensors(), network.constants()).train(network.training)
+        return batched if _as_each_alone(batched, network, inputs) else network
     except (UserError, RuntimeError, IndexError, ValueError, TypeError):
         return network
 
@@ -49,7 +48,7 @@ def _opened(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
     return dataclasses.replace(node, args=(node.args[0], (-1, *after[1:]), *node.args[2:]))
 
 
-def _as_each_alone(found: Network, network: Network, inputs: tuple[Tensor, ...]) -> bool:
+def _as_each_alone(batched: Network, network: Network, inputs: tuple[Tensor, ...]) -> bool:
     """Compare a batch of noise with its images one by one."""
     noise = torch.Generator().manual_seed(0)
 
@@ -63,10 +62,8 @@ def _as_each_alone(found: Network, network: Network, inputs: tuple[Tensor, ...])
     def alone(i: int) -> tuple[Tensor, ...]:
         return tuple(b[i : i + 1] if b.shape != x.shape else x for b, x in zip(batch, inputs, strict=True))
 
-    def outputs(model: Network, given: tuple[Tensor, ...]) -> list[Any]:
-        return tensors_of(model(*given))
-
     with torch.no_grad():
-        together, each = outputs(found, batch), [outputs(network, alone(i)) for i in range(IMAGES)]
-        wanted = [torch.cat(parts) for parts in zip(*each, strict=True)]
-    return bool(together) and difference(together, wanted) <= OPENED_TOLERANCE
+        together = tensors_of(batched(*batch))
+        each = [tensors_of(network(*alone(i))) for i in range(IMAGES)]
+        joined = [torch.cat(outputs) for outputs in zip(*each, strict=True)]
+    return bool(together) and difference(together, joined) <= OPENED_TOLERANCE

@@ -35,7 +35,7 @@ class _Instruction:
 class Program:
     """Nodes made ready to run, once: names are slots of a list, operators looked up, constants decoded."""
 
-    def __init__(self, nodes: Sequence[Node], holder: Callable[[str], Mapping[str, Any]]) -> None:
+    def __init__(self, nodes: Sequence[Node], holder: Callable[[str], Mapping[str, Tensor | None]]) -> None:
         """Check and prepare `nodes`.
 
         `holder(name)` returns the mapping that holds the tensor of that state-dict name under its last part;
@@ -63,7 +63,7 @@ class Program:
         read_last: dict[int, list[int]] = {}
         for slot, reader in last.items():
             read_last.setdefault(reader, []).append(slot)
-        self.params: list[tuple[int, Mapping[str, Any], str]] = []
+        self.params: list[tuple[int, Mapping[str, Tensor | None], str]] = []
         self.instructions: list[_Instruction] = []
         for i, node in enumerate(nodes[:-1]):
             if node.op == "input":

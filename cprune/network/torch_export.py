@@ -20,11 +20,11 @@ def batches(network: Network, inputs: Sequence[Tensor]) -> list[bool]:
 
     An input whose first size is another than the first input's is no batch: the two states of a recurrent layer.
     """
-    given = [node for node in network.nodes if node.op == "input"]
+    inputs_of_graph = [node for node in network.nodes if node.op == "input"]
     batch = inputs[0].shape[:1] if inputs else None
     return [
         bool(node.args and node.args[0] and node.args[0][0] is None) and x.shape[:1] == batch
-        for node, x in zip(given, inputs, strict=True)
+        for node, x in zip(inputs_of_graph, inputs, strict=True)
     ]
 
 
