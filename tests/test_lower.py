@@ -298,6 +298,23 @@ def test_what_depends_on_shapes_alone_is_computed_once_while_lowering(session: L
     assert compiled_error(network, inputs, 8, session, target) < 1e-4
 
 
+class Sized(nn.Module):
+    """A convolution to which the number of its inputs is added, as a whole number and as another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + x.shape[0] + torch.relu(x[:, :, :1, :1]).sum(1, keepdim=True) * (x.shape[0] * 1.5)
+
+
+def test_a_size_is_added_as_a_number_is(session: LocalSession, target: Target) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 7, 7),)
+    assert compiled_error(capture(randomised(Sized()), inputs), inputs, 8, session, target) < 1e-4
+
+
 class Attending(nn.Module):
     """Attention of one input with itself: bare, with a mask that is added, and with a scale of its own."""
 

@@ -127,6 +127,10 @@ class Values:
         """Return the shape of a value as the model sees it."""
         return tuple(self.examples[name].shape)
 
+    def is_tensor(self, ref: object) -> bool:
+        """Tell whether `ref` is a tensor's: no number, and no size of another value."""
+        return isinstance(ref, Ref) and isinstance(self.examples[ref.name], Tensor)
+
     def tensor(self, ref: object) -> Tensor | None:
         """Return the parameter or buffer behind `ref`, None where it is computed."""
         name = self.params.get(ref.name) if isinstance(ref, Ref) else None

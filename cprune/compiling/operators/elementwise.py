@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from cprune.compiling.operators.arguments import filled
 from cprune.compiling.values import Chain, Conv, Expression, Linear, Lowering, Value, Values, merged
 from cprune.network.node import Node, Ref
@@ -62,7 +60,7 @@ def _add(values: Values, node: Node) -> Value | None:
     if dict(node.kwargs).get("alpha", 1) != 1:
         return None
     a, b = node.args[:2]
-    if isinstance(a, Ref) and isinstance(b, Ref) and values.shape(a.name) == values.shape(b.name) != ():
+    if values.is_tensor(a) and values.is_tensor(b) and values.shape(a.name) == values.shape(b.name) != ():
         convs = [(conv, other) for ref, other in ((a, b), (b, a)) if (conv := values.pending(ref, Conv))]
         joinable = [(conv, other) for conv, other in convs if conv.is_open]
         if joinable:
@@ -96,7 +94,7 @@ def _binary(values: Values, node: Node, op: str, scalar_op: str) -> Value | None
         a, b = b, a
     if not isinstance(b, Ref):
         return values.chained(node, a, lambda e: (scalar_op, e, float(b)))
-    if not isinstance(values.examples[b.name], Tensor) or not isinstance(values.examples[a.name], Tensor):
+    if not values.is_tensor(a) or not values.is_tensor(b):
         return None
     shape = values.shape(node.name)
     chains = [values.chain(ref) for ref in (a, b)]
