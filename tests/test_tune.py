@@ -17,14 +17,16 @@ from cprune.targets.local import LocalSession
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
-from cprune.tuner import tune
+from cprune.tuner import batch, task
 from cprune.tuner.programs import metaschedule, reference, space
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Elementwise, key
 from cprune.tuner.records.record import Record
 from cprune.tuner.records.store import Store
-from cprune.tuner.tune import Job, Tuner, stalled
+from cprune.tuner.task import OpenTask, stalled
+from cprune.tuner.tune import Job, Tuner
+from cprune.tuner.workbench import Workbench
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
 
@@ -64,7 +66,7 @@ def few(monkeypatch: pytest.MonkeyPatch, target: Target) -> tuple[Candidate, ...
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no task end before its trials are spent."""
-    monkeypatch.setattr(tune, "LEAST", 1000)
+    monkeypatch.setattr(task, "LEAST", 1000)
 
 
 def rank(points: tuple[Candidate, ...]) -> Callable[[Candidate], float]:
@@ -162,9 +164,9 @@ def test_trials_go_to_the_task_from_which_the_model_gains_most(store: Store, tar
     asked: list[str] = []
 
     class Told(Tuner):
-        def _batch(self, task: Any, on_trial: Any) -> bool:
+        def _try(self, task: OpenTask, on_trial: Callable[[], object]) -> None:
             asked.append(task.key)
-            return super()._batch(task, on_trial)
+            super()._try(task, on_trial)
 
     tried: dict[Any, int] = {}
 
@@ -187,7 +189,7 @@ def test_after_the_time_limit_every_task_still_has_a_program(
     few: tuple[Candidate, ...], store: Store, target: Target
 ) -> None:
     best = Tuner(MockSession(Table(target, rank(few))), store, target).tune_all([Job(CONV)], 40, time_limit_s=0.0)
-    assert best[key(CONV)].measured == tune.BATCH
+    assert best[key(CONV)].measured == batch.BATCH
 
 
 def test_runs_that_spread_are_noise_and_steady_ones_are_not(
@@ -215,14 +217,14 @@ sys.path.insert(0, "tests")
 from test_tune import CONV, Table, rank
 from cprune.targets.mock import MockSession
 from cprune.targets.target import find
-from cprune.tuner.programs import space; from cprune.tuner import tune
+from cprune.tuner.programs import space; from cprune.tuner import task
 from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 target = find("local")
 points = space.of_target(CONV, target)[:40]
 space.of_target = lambda *_: points
-tune.LEAST = 1000
+task.LEAST = 1000
 with Store(sys.argv[1]) as store:
     tuner = Tuner(MockSession(Table(target, rank(points))), store, target, seed=1)
     print("ready", flush=True)
@@ -359,5 +361,4 @@ def test_every_point_of_the_generic_space_is_a_program(target: Target) -> None:
 def test_a_program_of_a_later_version_never_wins(text: str, store: Store, target: Target) -> None:
     foreign = Record(key(CONV), target.fingerprint, text, (1e-9,))
     store.add([foreign])
-    tuner = Tuner(MockSession(lambda *_: Timed((1.0,) * 3)), store, target)
-    assert not tuner._makes(CONV, foreign)
+    assert not Workbench(MockSession(lambda *_: Timed((1.0,) * 3)), store, target).makes(CONV, foreign)
