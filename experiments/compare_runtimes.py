@@ -20,9 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cprune.commands.bench import bench
+from cprune.commands.request import Request
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import of_terminal
+from cprune.targets.target import find
 from cprune.tuner.records.store import Store
 
 MODELS = (
@@ -46,17 +48,18 @@ def main() -> None:
     for model in given.models:
         start = time.perf_counter()
         settings = Settings(trials=given.trials, seed=given.seed)
-        told = bench(Source(model), "local", given.threads, settings, given.records, given.rounds, of_terminal())
+        request = Request(Source(model), find("local", given.threads), settings, given.records)
+        benchmark = bench(request, given.rounds, of_terminal())
         if given.json:
-            print(json.dumps(told), flush=True)
-        ms = {row["runtime"]: row["median_ms"] for row in told["rows"]}
-        ratio = told["tvm_over_onnxruntime"]
-        rows.append(ratio["median"])
+            print(json.dumps(benchmark.to_dict()), flush=True)
+        ms = {runtime: latency.median for runtime, latency in benchmark.latency_ms.items()}
+        ratio = benchmark.tvm_over_onnxruntime
+        rows.append(ratio.median)
         print(
             f"{model:36} tvm {ms['tvm']:8.3f} ms  onnxruntime {ms['onnxruntime']:8.3f} ms  "
-            f"pytorch {ms['pytorch']:8.3f} ms  tvm/onnxruntime {ratio['median']:.2f} "
-            f"({ratio['low']:.2f} to {ratio['high']:.2f})  "
-            f"{told['threads']} threads, {told['layouts']['tvm']}, {time.perf_counter() - start:.0f} s",
+            f"pytorch {ms['pytorch']:8.3f} ms  tvm/onnxruntime {ratio.median:.2f} "
+            f"({ratio.low:.2f} to {ratio.high:.2f})  "
+            f"{benchmark.threads} threads, {benchmark.layouts['tvm']}, {time.perf_counter() - start:.0f} s",
             flush=True,
         )
     mean = math.exp(sum(map(math.log, rows)) / len(rows))

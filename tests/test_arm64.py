@@ -53,7 +53,7 @@ def target(board: Rig, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str, codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
-    assert cli._main([*words, "--json"]) in codes, capsys.readouterr().err
+    assert cli.main([*words, "--json"]) in codes, capsys.readouterr().err
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -88,7 +88,7 @@ def run(target: str, board: Rig, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "--config",
         str(base / "fast.toml"),
     ]
-    assert cli._main(["run", *words, "--max-steps", "2", "--out", str(base / "run")]) in (0, 1)
+    assert cli.main(["run", *words, "--max-steps", "2", "--out", str(base / "run")]) in (0, 1)
     return base / "run"
 
 
@@ -142,7 +142,7 @@ def test_the_runner_runs_on_the_board_without_python(run: Path, capsys: pytest.C
 
 def test_tune_writes_a_library_for_the_board(target: str, board: Rig, tmp_path: Path) -> None:
     words = ["-m", "small_nets:tiny", "--target", target, "--trials", "2", "--records", str(tmp_path / "r.sqlite")]
-    assert cli._main(["tune", *words, "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["tune", *words, "--out", str(tmp_path / "out")]) == 0
     assert link.machine_of(tmp_path / "out" / "model.so") == link.MACHINES["aarch64"]
     example = deploy.read_example(tmp_path / "out")
     assert np.isfinite(example.outputs[0]).all()

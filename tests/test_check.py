@@ -24,7 +24,7 @@ CHECK = ("check", "-m", "small_nets:tiny")
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
-    code = cli._main([*arguments, "--json"])
+    code = cli.main([*arguments, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -65,7 +65,7 @@ def test_a_failure_is_exit_code_1_and_names_the_group(
 ) -> None:
     wrong = check.Wrong("conv1", "the pruned model differs from the masked one", 0.25)
     monkeypatch.setattr(check, "pruned_as_masked", lambda *_: iter([wrong]))
-    assert cli._main([*CHECK, "--no-compile"]) == 1
+    assert cli.main([*CHECK, "--no-compile"]) == 1
     assert "BAD  conv1: the pruned model differs from the masked one by 0.25" in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_strict_names_what_is_frozen_and_where() -> None:
 
 def test_strict_stops_a_run_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "explain"):
-        assert cli._main([command, "-m", "test_check:sorted_model", "--strict"]) == 2
+        assert cli.main([command, "-m", "test_check:sorted_model", "--strict"]) == 2
         told = capsys.readouterr().err
         assert "conv: 8 channels stay because aten.sort.default (test_check.py:" in told
 
@@ -144,5 +144,5 @@ def test_an_example_s_shape_may_be_typed(capsys: pytest.CaptureFixture[str]) -> 
     code, found = told(capsys, *arguments, "--input", "1,3,20,20")
     assert (code, found["groups"], found["failed"]) == (0, 1, 0)
     for text, message in (("1,3,x", "no shape"), ("1,0,3", "no shape"), ("a=1,3,8,8", "only the inputs of a file")):
-        assert cli._main([*arguments, "--input", text]) == 2
+        assert cli.main([*arguments, "--input", text]) == 2
         assert message in capsys.readouterr().err

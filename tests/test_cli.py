@@ -16,7 +16,7 @@ from cprune.targets.errors import nearest
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = cli._main(list(arguments))
+    code = cli.main(list(arguments))
     told = capsys.readouterr()
     return code, told.out, told.err
 

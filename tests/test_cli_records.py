@@ -44,7 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    code = cli._main(["records", *arguments])
+    code = cli.main(["records", *arguments])
     told = capsys.readouterr()
     assert code == 0, told.err
     return told.out
@@ -56,7 +56,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    code = cli._main(["records", *arguments])
+    code = cli.main(["records", *arguments])
     out, err = capsys.readouterr()
     assert code == 2
     assert out == ""

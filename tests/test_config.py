@@ -86,5 +86,5 @@ def test_what_a_run_writes_is_what_it_reads() -> None:
 def test_a_share_in_a_settings_file_that_is_none_is_one_message(tmp_path: Any, capsys: Any) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('min_acc = "70 percent"\n')
-    assert cli._main(["run", "--config", str(path), "-d", "fashion-mnist"]) == 2
+    assert cli.main(["run", "--config", str(path), "-d", "fashion-mnist"]) == 2
     assert capsys.readouterr().err.startswith("error: the setting min_acc must be a share, not '70 percent'")

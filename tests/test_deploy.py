@@ -21,7 +21,7 @@ from cprune.targets.errors import UserError
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("tune")
     options = ["--trials", "2", "--records", str(where / "r.sqlite"), "--out", str(where / "compiled"), "--json"]
-    assert cli._main(["tune", "-m", "small_nets:tiny", *options]) == 0
+    assert cli.main(["tune", "-m", "small_nets:tiny", *options]) == 0
     return where / "compiled"
 
 
@@ -48,7 +48,7 @@ def test_another_shape_is_refused_and_not_computed(folder: Path) -> None:
 
 
 def test_tuning_into_a_folder_that_holds_something_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli._main(["tune", "-m", "small_nets:tiny", "--out", str(folder)]) == 2
+    assert cli.main(["tune", "-m", "small_nets:tiny", "--out", str(folder)]) == 2
     assert "not empty" in capsys.readouterr().err
 
 
@@ -78,8 +78,8 @@ def test_a_damaged_folder_is_named(
 
 
 def test_a_length_of_time_is_read_with_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
-    from cprune.method.settings import duration
+    from cprune.cli.options import duration
 
     assert [duration(text) for text in ("90", "90s", "5m", "1.5h")] == [90, 90, 300, 5400]
-    assert cli._main(["tune", "--time-limit", "soon"]) == 2
+    assert cli.main(["tune", "--time-limit", "soon"]) == 2
     assert "5m" in capsys.readouterr().err

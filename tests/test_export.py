@@ -50,12 +50,12 @@ def run(session: LocalSession, target: Target, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
-    assert cli._main(["export", str(run)]) == 0
+    assert cli.main(["export", str(run)]) == 0
     return run / "bundle"
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
-    assert cli._main([*words, "--json"]) == code
+    assert cli.main([*words, "--json"]) == code
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -92,7 +92,7 @@ def test_a_bundle_of_another_machine_is_not_run_here(bundle: Path, tmp_path: Pat
     model = json.loads((other / "model.json").read_text())
     model["target"]["cpu"] = "another processor"
     (other / "model.json").write_text(json.dumps(model))
-    assert cli._main(["verify", str(other)]) == 2
+    assert cli.main(["verify", str(other)]) == 2
     assert "was compiled for another machine (another processor)" in capsys.readouterr().err
 
 
@@ -105,30 +105,30 @@ def test_a_damaged_bundle_is_said_to_be_damaged(
 ) -> None:
     other = shutil.copytree(bundle, tmp_path / "other")
     (other / name).write_bytes((other / name).read_bytes()[:100])
-    assert cli._main(["verify", str(other)]) == 2
+    assert cli.main(["verify", str(other)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_is_not_exported(tmp_path: Path, target: Target, capsys: Any) -> None:
     RunFolder.create(tmp_path / "run", _config("tiny", "functions", Source(""), target, TRIALS, None))
-    assert cli._main(["export", str(tmp_path / "run")]) == 2
+    assert cli.main(["export", str(tmp_path / "run")]) == 2
     assert "cprune resume" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_something_is_not_written_over(bundle: Path, run: Path, capsys: Any) -> None:
-    assert cli._main(["export", str(run)]) == 2
+    assert cli.main(["export", str(run)]) == 2
     assert "not empty" in capsys.readouterr().err
 
 
 def test_another_machine_than_the_compiled_one_needs_tuning(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._main(["tune", "-m", "small_nets:tiny", "--trials", "2", "--out", str(tmp_path / "c"),
+    assert cli.main(["tune", "-m", "small_nets:tiny", "--trials", "2", "--out", str(tmp_path / "c"),
                       "--records", str(tmp_path / "r.sqlite")]) == 0  # fmt: skip
-    assert cli._main(["export", str(tmp_path / "c"), "--target", "linux-arm64", "--out", str(tmp_path / "b")]) == 2
+    assert cli.main(["export", str(tmp_path / "c"), "--target", "linux-arm64", "--out", str(tmp_path / "b")]) == 2
     assert "cprune tune -m" in capsys.readouterr().err
-    assert cli._main(["export", str(tmp_path / "c"), "--out", str(tmp_path / "b")]) == 0
-    assert cli._main(["verify", str(tmp_path / "b")]) == 0
+    assert cli.main(["export", str(tmp_path / "c"), "--out", str(tmp_path / "b")]) == 0
+    assert cli.main(["verify", str(tmp_path / "b")]) == 0
 
 
 # -- the runner
@@ -214,7 +214,7 @@ def test_a_file_that_is_there_is_not_written_over(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model.pt2").write_text("precious")
-    assert cli._main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
+    assert cli.main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "model.pt2").read_text() == "precious"
 
@@ -223,6 +223,6 @@ def test_a_model_that_came_out_wrong_is_not_left_behind(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saved, "_pt2", lambda opened, path: path.write_text("x") and 0.5)
-    assert cli._main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
+    assert cli.main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
     assert "differs from the model by 0.5" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

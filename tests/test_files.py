@@ -13,8 +13,9 @@ from test_loop import EXAMPLE, TOML, Tiny, command, data_file, tiny
 
 import cprune
 from cprune.cli import main as cli
+from cprune.cli.options import input_values
 from cprune.models.formats import onnx as onnx_format
-from cprune.models.source import Source, parsed
+from cprune.models.source import Source
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError
 
@@ -48,15 +49,15 @@ def test_a_file_is_pruned_and_given_back(tmp_path: Path, ending: str, capsys: py
     assert Path(config["model_spec"]).is_absolute()
 
     small = tmp_path / f"small{ending}"
-    assert cli._main(["export", str(out), "-o", str(small)]) == 0
+    assert cli.main(["export", str(out), "-o", str(small)]) == 0
     again = Source(str(small)).opened(0)
     pruned = cprune.load(out)
     x = torch.randn(2, 1, 12, 12)
     torch.testing.assert_close(again.network(x), pruned(x), rtol=1e-4, atol=1e-4)
     if ending == ".onnx":
         assert (again.input_names, again.output_names) == (("image:0",), ("scores/logits",))
-    assert cli._main(["check", "-m", str(small), "--no-compile"]) == 0
-    assert cli._main(["check", "-m", str(out), "--no-compile"]) == 0
+    assert cli.main(["check", "-m", str(small), "--no-compile"]) == 0
+    assert cli.main(["check", "-m", str(out), "--no-compile"]) == 0
 
 
 def test_an_onnx_file_of_one_image_is_opened_for_batches_and_has_the_model_s_groups(tmp_path: Path) -> None:
@@ -74,13 +75,13 @@ def fused(model: Tiny) -> torch.nn.Module:
 
 
 def test_shapes_and_values_of_inputs_are_typed() -> None:
-    assert parsed(["1,3,8,8"]) == ({"": (1, 3, 8, 8)}, {})
-    assert parsed(["a:0=2x3", "sr:=16000", "t:=0.5"]) == ({"a:0": (2, 3)}, {"sr": 16000, "t": 0.5})
+    assert input_values(["1,3,8,8"]) == ({"": (1, 3, 8, 8)}, {})
+    assert input_values(["a:0=2x3", "sr:=16000", "t:=0.5"]) == ({"a:0": (2, 3)}, {"sr": 16000, "t": 0.5})
     for text in ("a=", "a=1,,2", "a:=x", "", "0,3"):
         with pytest.raises(UserError):
-            parsed([text])
+            input_values([text])
     with pytest.raises(UserError, match="has a shape already"):
-        parsed(["a=1", "a=2"])
+        input_values(["a=1", "a=2"])
 
 
 def test_a_source_comes_back_from_run_json(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def words() -> Any:
 def test_a_model_that_labels_do_not_fit_is_sent_to_python(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
 ) -> None:
-    assert cli._main(["run", "-m", f"test_files:{model}", "-d", f"npz:{data_file(tmp_path)}"]) == 2
+    assert cli.main(["run", "-m", f"test_files:{model}", "-d", f"npz:{data_file(tmp_path)}"]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert "cprune.prune(" in told

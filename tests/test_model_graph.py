@@ -129,7 +129,7 @@ def test_another_ending_is_refused_before_anything_is_measured(
 ) -> None:
     with pytest.raises(UserError, match=r"'\.png'"):
         write(networkx.DiGraph(), tmp_path / "net.png")
-    assert cli._main(["explain", "resnet20", "--graph", "net.png"]) == 2
+    assert cli.main(["explain", "resnet20", "--graph", "net.png"]) == 2
     assert capsys.readouterr().err == (
         "error: net.png has the ending '.png'\nA graph is written as one of .graphml, .dot, .json.\n"
     )
@@ -138,7 +138,7 @@ def test_another_ending_is_refused_before_anything_is_measured(
 def test_explain_writes_it_with_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "net.graphml"
     words = ("--trials", "1", "--records", str(tmp_path / "records.sqlite"), "--json")
-    assert cli._main(["explain", "tests.small_nets:tiny", "--graph", str(file), *words]) == 0
+    assert cli.main(["explain", "tests.small_nets:tiny", "--graph", str(file), *words]) == 0
     told = json.loads(capsys.readouterr().out)
     graph = networkx.read_graphml(file)
     conv = of_layer(graph, "0")

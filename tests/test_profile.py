@@ -46,7 +46,7 @@ def test_profile_prints_the_staircase_and_writes_files_that_others_can_read(
 ) -> None:
     options = ["--trials", "2", "--width-trials", "2", "--widths", "3", "--records", str(tmp_path / "r.sqlite")]
     out = tmp_path / "staircase"
-    assert cli._main(["profile", "-m", "small_nets:tiny", *options, "--out", str(out), "--json"]) == 0
+    assert cli.main(["profile", "-m", "small_nets:tiny", *options, "--out", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [[row["channels"] for row in task["widths"]] for task in told["tasks"]] == [[8, 16], [8, 24, 32]]
     for task in told["tasks"]:
@@ -58,7 +58,7 @@ def test_profile_prints_the_staircase_and_writes_files_that_others_can_read(
     for svg in sorted(out.glob("*.svg")):
         assert ElementTree.parse(svg).getroot().tag.endswith("svg")
         assert "var(--" not in svg.read_text()
-    assert cli._main(["profile", "-m", "small_nets:tiny", *options]) == 0
+    assert cli.main(["profile", "-m", "small_nets:tiny", *options]) == 0
     shown = capsys.readouterr().out
     assert "conv 3x3/1" in shown
     assert "█" in shown

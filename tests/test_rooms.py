@@ -98,12 +98,9 @@ HEAVY = ("torch", "tvm", "xgboost", "sqlalchemy", "jinja2", "onnxruntime")
 LIGHT = (
     *(
         "cprune/__init__.py",
-        "cprune/cli/main.py",
-        "cprune/cli/records.py",
-        "cprune/cli/devices.py",
+        *(f"cprune/cli/{file.name}" for file in (ROOT / "cprune" / "cli").glob("*.py")),
         "cprune/tuner/records/place.py",
     ),
-    "cprune/cli/options.py",
     *("cprune/runs/journal.py", "cprune/runs/report/sections.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",

@@ -138,7 +138,7 @@ def test_the_command_exports_this_machine_s_records_by_itself(
     with Store(tmp_path / "r.sqlite") as store:
         store.add([record(workload, space.of_target(workload, target)[0], target, 1.0)])
     arguments = [str(tmp_path / "db"), "--records", str(tmp_path / "r.sqlite"), "--format", "metaschedule"]
-    assert cli._main(["records", "export", *arguments, "--json"]) == 0
+    assert cli.main(["records", "export", *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"folder": str(tmp_path / "db"), "records": 1, "tasks": 1, "failed": 0, "left_out": {}}
     assert sorted(path.name for path in (tmp_path / "db").iterdir()) == sorted(tvm_database.FILES)

@@ -1,18 +1,18 @@
-"""`cprune devices …`, `cprune tracker`, `cprune doctor`: machines that are not this one.
+"""`cprune devices …`, `cprune tracker`: machines that are not this one.
 
-Heavy imports stand inside the commands, as in `cli.py`, which takes this group in.
+Heavy imports stand inside the commands, as in `main.py`, which takes this group in.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cprune.cli.options import Json, TargetName, Tracker, machine
+from cprune.cli import show
+from cprune.cli.options import Json, Tracker
 from cprune.targets.errors import UserError
 
 app = typer.Typer(
@@ -37,24 +37,18 @@ def list_command(context: typer.Context, rpc_tracker: Tracker = None, as_json: J
 
     where, rows = devices.listed(rpc_tracker or "", lambda text: print(text, file=sys.stderr))
     if as_json:
-        typer.echo(json.dumps({"tracker": where, "devices": rows}))
+        show.json_object({"tracker": where, "devices": rows})
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     if not rows:
         typer.echo(f"the tracker {where} knows no device. On a device: cprune devices serve --tracker {where} --key K")
         return
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("key", "state", "processor", "cores", "memory", "TVM", "round trip", "temperature"):
-        table.add_column(column)
+    table = show.table("key", "state", "processor", "cores", "memory", "TVM", "round trip", "temperature")
     for row in rows:
-        table.add_row(row["key"], row["state"], *_told(row))
-    Console().print(table)
+        table.add_row(row["key"], row["state"], *_what_it_says(row))
+    show.on_output(table)
 
 
-def _told(row: dict[str, Any]) -> tuple[str, ...]:
+def _what_it_says(row: dict[str, Any]) -> tuple[str, ...]:
     if row["state"] != "free":
         return ("", "", "", "", "", "")
     memory = f"{row['memory_bytes'] / 2**30:.1f} GB" if row.get("memory_bytes") else "?"
@@ -124,7 +118,7 @@ def push(
     adb.push(archive, key, parsed(tracker), tuple(serial or ()), port, cores, of_terminal().say)
 
 
-def tracker_command(
+def tracker(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 9190,
 ) -> None:
@@ -137,101 +131,3 @@ def tracker_command(
         started.wait()
         typer.echo(f"tracker at {started.address} (pid {started.pid}); Ctrl-C ends it")
         started.serve()
-
-
-def doctor_command(
-    target: TargetName = "local",
-    rpc_tracker: Tracker = None,
-    as_json: Json = False,
-) -> None:
-    """Check everything that tuning for a machine needs, and run one real kernel on it.
-
-    Exit code 1 if something is wrong; the line says what to do.
-    """
-    from dataclasses import asdict, replace
-
-    from cprune.commands import doctor
-
-    found = replace(machine(target, rpc_tracker), device_timeout_s=5.0)
-    checks = []
-    for check in doctor.examine(found):
-        checks.append(check)
-        if not as_json:
-            typer.echo(f"{'ok  ' if check.ok else 'BAD '} {check.name:9} {check.detail}")
-            if check.advice:
-                typer.echo(f"               → {check.advice}")
-    ok = all(check.ok for check in checks)
-    if as_json:
-        typer.echo(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}))
-    if not ok:
-        raise typer.Exit(1)
-
-
-def export_command(
-    directory: Annotated[Path, typer.Argument(help="a finished run folder, or what `cprune tune` wrote")],
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="another machine than the one of the run: tuned there first")
-    ] = None,
-    rpc_tracker: Tracker = None,
-    records: Annotated[str | None, typer.Option(help="tuning records for another machine")] = None,
-    seed: Annotated[int, typer.Option(help="everything random follows from it")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="folder, or FILE.pt2 or FILE.onnx; default DIR/bundle")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a bundle to deploy: compiled model, weights, a C++ runner with its CMake file, an example and its answer.
-
-    For the machine of the run nothing is measured and no device is needed.  Check it with: cprune verify
-
-    With --out FILE.pt2 or FILE.onnx: the pruned model itself, not compiled, for PyTorch or for ONNX runtimes.
-    """
-    from cprune.commands import export
-    from cprune.models.formats import write as saved
-    from cprune.progress import of_terminal
-
-    if out is not None and out.suffix in saved.SUFFIXES:
-        apart = saved.save(directory, out)
-        written = {"file": str(out), "max_difference": apart}
-        typer.echo(json.dumps(written) if as_json else f"{out} (differs from the model by {apart:.2g})")
-        return
-
-    told = export.export(
-        directory, _target(target, rpc_tracker), out or directory / "bundle", seed, records, of_terminal()
-    )
-    typer.echo(json.dumps(told) if as_json else f"{told['folder']}: {', '.join(told['files'])}")
-
-
-def verify_command(
-    bundle: Annotated[Path, typer.Argument(help="what `cprune export` wrote")],
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="default: the one that the bundle was made for")
-    ] = None,
-    rpc_tracker: Tracker = None,
-    as_json: Json = False,
-) -> None:
-    """Run a bundle on its device and compare with what PyTorch computed.  Exit code 1 if it differs."""
-    from cprune.commands import export
-    from cprune.progress import of_terminal
-
-    told = export.verify(bundle, _target(target, None), rpc_tracker or "", of_terminal())
-    if as_json:
-        typer.echo(json.dumps(told))
-    else:
-        ms = told["latency_ms"]
-        typer.echo(
-            f"{'ok ' if told['ok'] else 'BAD'} {told['model']} on {told['target']} ({told['device']}): largest "
-            f"difference from PyTorch {told['max_difference']:.2g}, "
-            f"{ms['median']:.3f} ms [{ms['low']:.3f}, {ms['high']:.3f}]"
-        )
-    if not told["ok"]:
-        raise typer.Exit(1)
-
-
-def _target(name: str | None, rpc_tracker: str | None) -> Any:
-    """Return the target of the options, None where they leave it to what is on disk."""
-    if name is not None:
-        return machine(name, rpc_tracker)
-    if rpc_tracker is not None:
-        raise UserError("--rpc-tracker is about another machine", "Say which with --target")
-    return None

@@ -1,6 +1,6 @@
 """`cprune records …`: what a store holds, and records from one store to another.
 
-Heavy imports stand inside the commands, as in `cli.py`, which takes this group in.
+Heavy imports stand inside the commands, as in `main.py`, which takes this group in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cprune.cli import show
 from cprune.cli.options import Json
 from cprune.targets.errors import UserError, unknown
 
@@ -46,13 +47,13 @@ def list_command(records: Records = None, target: Target = None, as_json: Json =
     with _reading(records, target) as store:
         rows = overview.rows(store.each(target))
         name = store.name
-    told = [row.to_dict() for row in rows]
+    tasks = [row.to_dict() for row in rows]
     if as_json:
-        typer.echo(json.dumps({"records": name, "tasks": told}))
+        show.json_object({"records": name, "tasks": tasks})
         return
     table = [
         (row["description"], row["target"], str(row["tried"]), str(row["failed"]), _us(row), _when(row["last"]))
-        for row in told
+        for row in tasks
     ]
     _show(("task", "target", "tried", "failed", "best us (range)", "last"), table)
 
@@ -65,14 +66,14 @@ def best_command(records: Records = None, target: Target = None, as_json: Json =
     with _reading(records, target) as store:
         rows = [row for row in overview.rows(store.each(target)) if row.best]
         name = store.name
-    told = [row.best_to_dict() for row in rows]
+    best = [row.best_to_dict() for row in rows]
     if as_json:
-        typer.echo(json.dumps({"records": name, "best": told}))
+        show.json_object({"records": name, "best": best})
         return
     texts = [overview.knobs_text(row.best) for row in rows if row.best]
     table = [
         (row["description"], row["target"], _us(row), "yes" if row["checked"] else "no", text)
-        for row, text in zip(told, texts, strict=True)
+        for row, text in zip(best, texts, strict=True)
     ]
     _show(("task", "target", "us (range)", "checked", "knobs"), table)
 
@@ -99,20 +100,20 @@ def export_command(
 
             left_out = Counter[str]()
             count = exchange.write_file(file, exchange.sound(store.each(target), left_out))
-            told: dict[str, Any] = {"file": str(file), "records": count, "left_out": dict(left_out)}
+            summary: dict[str, Any] = {"file": str(file), "records": count, "left_out": dict(left_out)}
             lines = [f"{count} records written to {file}"]
         else:
             from cprune.tuner.records import tvm_database
 
             targets = [target] if target is not None else store.targets()
             done = tvm_database.write_folder(file, store.each(target), tvm_database.compilers(targets, target_tvm))
-            told = {"folder": str(file), "records": done.records, "tasks": done.tasks}
-            told |= {"failed": done.failed, "left_out": dict(done.left_out)}
+            summary = {"folder": str(file), "records": done.records, "tasks": done.tasks}
+            summary |= {"failed": done.failed, "left_out": dict(done.left_out)}
             lines = [f"{done.records} programs of {done.tasks} tasks written to {file}"]
             if done.failed:
                 lines.append(f"{done.failed} candidates that failed were left out: TVM has no place for them")
-        lines += _left_out(told["left_out"])
-    typer.echo(json.dumps(told) if as_json else "\n".join(lines))
+        lines += _left_out(summary["left_out"])
+    typer.echo(json.dumps(summary) if as_json else "\n".join(lines))
 
 
 @app.command("import")
@@ -172,7 +173,7 @@ def _writing(records: str | None) -> Iterator[Store]:
 def _say(store: Store, added: Added, left_out: Mapping[str, int], as_json: bool) -> None:
     if as_json:
         counts = {"new": added.new, "better": added.better, "known": added.known}
-        typer.echo(json.dumps({"records": store.name, **counts, "left_out": dict(left_out)}))
+        show.json_object({"records": store.name, **counts, "left_out": dict(left_out)})
         return
     typer.echo(f"{store.name}: {added.new} new, {added.better} better, {added.known} already there")
     for line in _left_out(left_out):
@@ -197,12 +198,9 @@ def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         typer.echo("no records")
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=SIMPLE_HEAD)
+    table = show.table(*columns)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # as text: what looks like markup is shown, not obeyed
-    Console().print(table)
+    show.on_output(table)

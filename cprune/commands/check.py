@@ -17,16 +17,13 @@ from torch import Tensor
 
 from cprune.channels.groups import Graph, Group, analyse
 from cprune.channels.surgery import Removed, masked, prune
-from cprune.compiling.tuned import opened_tuner, tune
-from cprune.method.settings import Settings
-from cprune.models.source import Source
+from cprune.commands.request import Request
+from cprune.compiling.tuned import tune
 from cprune.network.difference import COMPILED_TOLERANCE, PRUNED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.targets.errors import CpruneError, UserError
 from cprune.targets.session import Failure, Session
-from cprune.targets.target import Target, find
-from cprune.tuner.records.place import default_records
 from cprune.tuner.tune import Tuner
 
 SHARE = 0.3
@@ -41,39 +38,45 @@ class Wrong:
     max_difference: float | None
 
 
-def check(
-    source: Source,
-    target: str | Target,
-    threads: int | None,
-    settings: Settings,
-    records: str | None,
-    compiled: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Return `groups`, `frozen` (how many of each), `failed` and `failures`, as `cprune check --json` prints them."""
-    opened = source.opened(settings.seed)
+@dataclass(frozen=True)
+class Checked:
+    """How many groups and frozen places a model has, whether its compiled code was compared, and what was wrong."""
+
+    model: str
+    groups: int
+    frozen: int
+    compiled: bool
+    failures: tuple[Wrong, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `cprune check --json` prints."""
+        return {
+            "model": self.model,
+            "groups": self.groups,
+            "frozen": self.frozen,
+            "compiled": self.compiled,
+            "failed": len(self.failures),
+            "failures": [asdict(wrong) for wrong in self.failures],
+        }
+
+
+def check(request: Request, compiled: bool, progress: Progress) -> Checked:
+    """Compare pruned with masked and, if `compiled`, compiled code with PyTorch."""
+    settings, opened = request.settings, request.opened()
     network, inputs = opened.network.eval(), opened.example_inputs
     graph = analyse(network, inputs, settings.ignore, settings.whole_heads)
     if settings.strict:
         graph.must_be_free()
-    wrong = list(pruned_as_masked(network, graph, inputs, settings.seed, progress))
+    failures = list(pruned_as_masked(network, graph, inputs, settings.seed, progress))
     models = [("the whole model", network)]
     if graph.groups:
         models.append(("the pruned model", prune(network, graph, _some(graph.groups, random.Random(settings.seed)))))
     if compiled:
-        where = find(target, threads)
-        with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
+        with request.tuner(progress) as (session, tuner):
             for what, model in models:
-                found = _compiled(what, model, inputs, session, tuner, settings, progress)
-                wrong += [found] if found else []
-    return {
-        "model": opened.name,
-        "groups": len(graph.groups),
-        "frozen": len(graph.frozen),
-        "compiled": compiled,
-        "failed": len(wrong),
-        "failures": [asdict(one) for one in wrong],
-    }
+                wrong = _compiled(what, model, inputs, session, tuner, settings.trials, progress)
+                failures += [wrong] if wrong else []
+    return Checked(opened.name, len(graph.groups), len(graph.frozen), compiled, tuple(failures))
 
 
 def pruned_as_masked(
@@ -85,19 +88,19 @@ def pruned_as_masked(
     if graph.groups:
         trials.append(("all groups", _some(graph.groups, chosen)))
         trials.append(("all groups, one channel each", {g.id: range(1, g.channels) for g in graph.groups}))
-    given = tuple(_noise(x, seed) for x in inputs)
+    noise = tuple(_noise(x, seed) for x in inputs)
     progress.start("comparing pruned with masked", len(trials))
     for name, removed in trials:
         try:
             with torch.no_grad():
-                smaller = prune(network, graph, removed)(*given)
-                wanted = masked(network, graph, removed, *given)
-            apart = difference(smaller, wanted)
+                outputs = prune(network, graph, removed)(*noise)
+                expected = masked(network, graph, removed, *noise)
+            apart = difference(outputs, expected)
             if apart > PRUNED_TOLERANCE:
                 yield Wrong(name, "the pruned model differs from the masked one", apart)
         except (CpruneError, RuntimeError, IndexError, ValueError, TypeError) as error:
-            told = (str(error).splitlines() or [""])[0]
-            yield Wrong(name, f"the pruned model does not run: {type(error).__name__}: {told[:200]}", None)
+            first_line = (str(error).splitlines() or [""])[0]
+            yield Wrong(name, f"the pruned model does not run: {type(error).__name__}: {first_line[:200]}", None)
         progress.advance()
     progress.done()
 
@@ -119,12 +122,12 @@ def _compiled(
     inputs: tuple[Tensor, ...],
     session: Session,
     tuner: Tuner,
-    settings: Settings,
+    trials: int,
     progress: Progress,
 ) -> Wrong | None:
     """Compile a model with one program a task, and compare it with PyTorch."""
     try:
-        tuned = tune(network, inputs, tuner, settings.trials, progress)
+        tuned = tune(network, inputs, tuner, trials, progress)
     except UserError as error:
         return Wrong("", f"{what} cannot be compiled: {error.message}", None)
     outputs = tuned.run(session, "checked")
@@ -133,15 +136,3 @@ def _compiled(
         return Wrong("", f"{what} does not work when compiled ({outputs.stage}): {outputs.reason}", None)
     apart = tuned.difference(outputs)
     return Wrong("", f"{what}, compiled, differs from PyTorch", apart) if apart > COMPILED_TOLERANCE else None
-
-
-def show(told: dict[str, Any]) -> None:
-    """Print what `check` returned."""
-    for failure in told["failures"]:
-        apart = "" if failure["max_difference"] is None else f" by {failure['max_difference']:.3g} of its magnitude"
-        print(f"BAD  {failure['group'] or told['model']}: {failure['what']}{apart}")
-    what = "compiled code equals PyTorch" if told["compiled"] else "not compiled (--no-compile)"
-    if not told["failed"]:
-        print(f"ok   {told['model']}: pruned equals masked in each of {told['groups']} groups; {what}")
-    if not told["groups"]:
-        print("     no channel can be pruned: cprune explain says why")

@@ -10,7 +10,7 @@ import importlib.resources
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,54 @@ ROUNDS, RUN_S = 20, 0.02
 RUNNER = ("runner.cpp", "CMakeLists.txt", "README.md")
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a model is tuned for another machine: from which seed, and where its records are (None: the run's own)."""
+
+    seed: int = 0
+    records: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written: the files of `folder` by name."""
+
+    model: str
+    target: str
+    folder: Path
+    files: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `cprune export --json` prints."""
+        return {"model": self.model, "target": self.target, "folder": str(self.folder), "files": self.files}
+
+
+def export(directory: Path, out: Path, target: Target | None, tuning: Tuning, progress: Progress) -> Bundle:
+    """Write the bundle of a finished run, or of what `cprune tune` wrote, into `out`.
+
+    Without a `target`, or with the one of the run, nothing is measured and no device is needed.  For another target the
+    model is tuned there first.  Raises UserError where `out` holds something, or `directory` is neither.
+    """
+    must_be_new(out)
+    if (directory / "run.json").exists():
+        model, device = _of_run(RunFolder.open(directory), target, out, tuning, progress)
+    else:
+        model, device = _of_compiled(directory, target, out)
+    runner = importlib.resources.files("cprune") / "commands" / "runner"
+    for name in RUNNER:
+        text = (runner / name).read_text(encoding="utf-8")
+        for word, value in (("@THREADS@", str(device.threads)), ("@MODEL@", model), ("@TARGET@", device.name)):
+            text = text.replace(word, value)
+        (out / name).write_text(text, encoding="utf-8")
+    return Bundle(model, device.name, out, tuple(sorted(path.name for path in out.iterdir())))
+
+
+def must_be_new(out: Path) -> None:
+    """Raise UserError where a folder to write holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty", "Give another folder with --out")
+
+
 def example_of(network: Network, shapes: Sequence[Shape]) -> deploy.Example:
     """Return a random input and what PyTorch makes of it."""
     rng = np.random.default_rng(EXAMPLE_SEED)
@@ -50,52 +98,28 @@ def example_of(network: Network, shapes: Sequence[Shape]) -> deploy.Example:
     return deploy.Example(inputs, tuple(output.numpy() for output in outputs))
 
 
-def export(
-    directory: Path, target: Target | None, out: Path, seed: int, records: str | None, progress: Progress
-) -> dict[str, Any]:
-    """Write the bundle of a finished run, or of what `cprune tune` wrote, into `out`; return what was written.
-
-    Without a `target`, or with the one of the run, nothing is measured and no device is needed.  For another target the
-    model is tuned there first.  Raises UserError where `out` holds something, or `directory` is neither.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty", "Give another folder with --out")
-    if (directory / "run.json").exists():
-        told = _of_run(directory, target, out, seed, records, progress)
-    else:
-        told = _of_compiled(directory, target, out)
-    source = importlib.resources.files("cprune") / "commands" / "runner"
-    for name in RUNNER:
-        text = (source / name).read_text(encoding="utf-8")
-        for word, value in (("@THREADS@", told["target"]["threads"]), ("@MODEL@", told["model"]),
-                            ("@TARGET@", told["target"]["name"])):  # fmt: skip
-            text = text.replace(word, str(value))
-        (out / name).write_text(text, encoding="utf-8")
-    return {"model": told["model"], "target": told["target"]["name"], "folder": str(out),
-            "files": sorted(path.name for path in out.iterdir())}  # fmt: skip
-
-
-def _of_run(
-    directory: Path, target: Target | None, out: Path, seed: int, records: str | None, progress: Progress
-) -> dict[str, Any]:
-    folder = RunFolder.open(directory)
-    if not folder.programs.exists():
-        raise UserError(f"the run in {directory} is not finished", f"Go on with it: cprune resume {directory}")
-    network, config = networks.load(folder.path), folder.config()
-    stored = deploy.read_programs(folder.programs)
-    where = _stored_target(stored["target"], str(folder.programs))
+def _of_run(run: RunFolder, target: Target | None, out: Path, tuning: Tuning, progress: Progress) -> tuple[str, Target]:
+    """Write the compiled model of a run; return its name and the machine that it is for."""
+    if not run.programs.exists():
+        raise run.unfinished()
+    network, config = networks.load(run.path), run.config()
+    stored = deploy.read_programs(run.programs)
+    if not isinstance(stored["target"], dict):
+        raise UserError(f"{run.programs} is damaged: it does not say for which machine it is")
+    # The machine as it was described, also if it was this one: the programs were made for that one.
+    device = from_dict(stored["target"], str(run.programs))
     shapes = [tuple(shape) for shape in stored["inputs"]]
-    if target is None or target.name == where.name:
-        lowered, model = _again(network, shapes, stored, folder.programs)
+    if target is None or target.name == device.name:
+        lowered, model = _again(network, shapes, stored, run.programs)
     else:
-        examples = tuple(torch.zeros(shape) for shape in shapes)
+        example = tuple(torch.zeros(shape) for shape in shapes)
         settings = Settings.from_dict(config["settings"])
-        with opened_tuner(target, records or folder.records, seed, progress) as (_, tuner):
-            tuned = tune(network, examples, tuner, settings.trials, progress)
-            lowered, where, model = tuned.lowered, tuner.target, tuned.compiled()
+        with opened_tuner(target, tuning.records or run.records, tuning.seed, progress) as (_, tuner):
+            tuned = tune(network, example, tuner, settings.trials, progress)
+            lowered, device, model = tuned.lowered, tuner.target, tuned.compiled()
     progress.say("compiling")
-    deploy.write(out, config["model"], lowered, model, where, example_of(network, shapes), {"run": directory.name})
-    return {"model": config["model"], "target": where.to_dict()}
+    deploy.write(out, config["model"], lowered, model, device, example_of(network, shapes), {"run": run.path.name})
+    return config["model"], device
 
 
 def _again(network: Network, shapes: Sequence[Shape], stored: Mapping[str, Any], path: Path) -> tuple[Lowered, Model]:
@@ -108,57 +132,67 @@ def _again(network: Network, shapes: Sequence[Shape], stored: Mapping[str, Any],
         raise UserError(f"{path} does not fit the model beside it ({type(error).__name__}: {error})") from error
 
 
-def _stored_target(stored: Any, where: str) -> Target:
-    """Return the target as it was described, also if it was this machine: the code was made for that one."""
-    if not isinstance(stored, dict):
-        raise UserError(f"{where} is damaged: it does not say for which machine it is")
-    return from_dict(stored, where)
-
-
-def _of_compiled(directory: Path, target: Target | None, out: Path) -> dict[str, Any]:
-    told, _ = deploy.read(directory)
+def _of_compiled(directory: Path, target: Target | None, out: Path) -> tuple[str, Target]:
+    """Copy a compiled folder; return the model's name and the machine that it is for."""
+    facts, _ = deploy.read(directory)
     deploy.read_example(directory)
-    if target is not None and target.name != told["target"]["name"]:
+    device = from_dict(facts["target"], str(directory / "model.json"))
+    if target is not None and target.name != device.name:
         raise UserError(
-            f"{directory} was compiled for {told['target']['name']}, not for {target.name}",
-            f"Tune it for that machine: cprune tune -m {told['model']} --target {target.name}",
+            f"{directory} was compiled for {device.name}, not for {target.name}",
+            f"Tune it for that machine: cprune tune -m {facts['model']} --target {target.name}",
         )
     out.mkdir(parents=True, exist_ok=True)
     for name in ("model.so", "weights.safetensors", "model.json", "example.safetensors"):
         shutil.copy2(directory / name, out / name)
-    return {"model": told["model"], "target": told["target"]}
+    return facts["model"], device
 
 
 # -- verify
 
 
-def verify(bundle: Path, target: Target | None, tracker: str, progress: Progress) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Verified:
+    """Whether a bundle computes what PyTorch did, on which processor it ran, and how fast."""
+
+    ok: bool
+    model: str
+    target: str
+    device: str
+    max_difference: float
+    latency_ms: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `cprune verify --json` prints."""
+        return {
+            "ok": self.ok,
+            "model": self.model,
+            "target": self.target,
+            "device": self.device,
+            "max_difference": self.max_difference,
+            "latency_ms": self.latency_ms.to_dict(),
+        }
+
+
+def verify(bundle: Path, target: Target | None, tracker: str, progress: Progress) -> Verified:
     """Run a bundle on its device, over the transport that tuned it, and compare with what PyTorch computed.
 
-    Returns `ok`, the largest difference and the latency.  Raises UserError for a bundle that is damaged, BrokenWorld
-    where the device cannot run it.
+    Raises UserError for a bundle that is damaged, BrokenWorld where the device cannot run it.
     """
-    told, weights = deploy.read(bundle)
+    facts, weights = deploy.read(bundle)
     example = deploy.read_example(bundle)
-    stored = from_dict(told["target"], str(bundle / "model.json"))
-    if target is not None and target.transport != stored.transport:
-        raise UserError(f"{bundle} is for {stored.name}, not for {target.name}", f"Type --target {stored.name}")
+    device = from_dict(facts["target"], str(bundle / "model.json"))
+    if target is not None and target.transport != device.transport:
+        raise UserError(f"{bundle} is for {device.name}, not for {target.name}", f"Type --target {device.name}")
     if target is not None:
-        stored = replace(stored, tracker=target.tracker, key=target.key, device_timeout_s=target.device_timeout_s)
-    stored = replace(stored, tracker=tracker or stored.tracker)
-    if stored.transport == "local":
-        outputs, latency, cpu = _here(bundle, stored, example)
+        device = replace(device, tracker=target.tracker, key=target.key, device_timeout_s=target.device_timeout_s)
+    device = replace(device, tracker=tracker or device.tracker)
+    if device.transport == "local":
+        outputs, latency_ms, cpu = _here(bundle, device, example)
     else:
-        outputs, latency, cpu = _there(bundle, stored, weights, example, progress)
+        outputs, latency_ms, cpu = _there(bundle, device, weights, example, progress)
     apart = difference(outputs, example.outputs)
-    return {
-        "ok": apart <= COMPILED_TOLERANCE,
-        "model": told["model"],
-        "target": stored.name,
-        "device": cpu,
-        "max_difference": apart,
-        "latency_ms": latency.to_dict(),
-    }
+    return Verified(apart <= COMPILED_TOLERANCE, facts["model"], device.name, cpu, apart, latency_ms)
 
 
 def _here(bundle: Path, target: Target, example: deploy.Example) -> tuple[Sequence[Array], Interval, str]:

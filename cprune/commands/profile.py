@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cprune.channels.groups import analyse
-from cprune.compiling.lowered import Layout, Task
-from cprune.compiling.tuned import opened_tuner, tune
+from cprune.commands.request import Request
+from cprune.compiling.lowered import Layout
+from cprune.compiling.tuned import tune
 from cprune.method.channel_step import channel_step
-from cprune.method.settings import Settings
-from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.targets.interval import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
-from cprune.targets.target import Target, find
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import channel_splits
 from cprune.tuner.programs.workload import Conv2d, describe, key, padded
-from cprune.tuner.records.place import default_records
 from cprune.tuner.tune import Best, Tuner
 
 ROUNDS = 15
@@ -48,44 +45,84 @@ class Options:
     trials: int = 12
 
 
-def profile(
-    source: Source,
-    target: str | Target,
-    threads: int | None,
-    settings: Settings,
-    records: str | None,
-    options: Options,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Return the contract's object: every convolution task with its channel step and its latency at several widths."""
-    loaded = source.opened(settings.seed)
-    network = loaded.network
-    where = find(target, threads)
-    with opened_tuner(where, records or default_records(where.name), settings.seed, progress) as (session, tuner):
-        tuned = tune(network, loaded.example_inputs, tuner, settings.trials, progress)
-        graph = analyse(network, loaded.example_inputs, settings.ignore, settings.whole_heads)
+@dataclass(frozen=True)
+class Width:
+    """The latency of a task with this many channels: median and its 95 % interval."""
+
+    channels: int
+    median_us: float
+    low_us: float
+    high_us: float
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A convolution as other tools say it, but for its output channels; `groups` is "channels" for a depthwise one."""
+
+    operator: str
+    batch: int
+    in_channels: int
+    height: int
+    width: int
+    kernel: str
+    stride: int
+    groups: int | str
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """One task: its description, the layers that run it, its channel step (0: none), its widths, the widest last."""
+
+    id: str
+    layers: tuple[str, ...]
+    uses: int
+    step: int
+    workload: LayerShape
+    widths: tuple[Width, ...]
+
+
+@dataclass(frozen=True)
+class Staircases:
+    """The staircase of every convolution task of a model."""
+
+    model: str
+    target: str
+    threads: int
+    tasks: tuple[Staircase, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `cprune profile --json` prints."""
+        return asdict(self)
+
+
+def profile(request: Request, options: Options, progress: Progress) -> Staircases:
+    """Return every convolution task with its channel step and its latency at several widths."""
+    settings, opened = request.settings, request.opened()
+    network, example = opened.network, opened.example_inputs
+    with request.tuner(progress) as (session, tuner):
+        tuned = tune(network, example, tuner, settings.trials, progress)
+        graph = analyse(network, example, settings.ignore, settings.whole_heads)
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
-        grain = max(4, where.vector // 2)
+        grain = max(4, request.target.vector // 2)
         plans = {t.key: widths(w.out_channels, grain, options.widths) for t, w in tasks}
         progress.start("tuning narrower widths", sum(map(len, plans.values())))
-        rows = []
+        staircases = []
         for task, workload in tasks:
             best = tuned.best[task.key]
-            points = _staircase(task, best, plans[task.key], tuned.lowered.layout, tuner, session, options, progress)
-            step = channel_step(channel_splits(task.workload, best.candidate), settings.step_join)
-            layers = [name for name in task.layers if name in graph.layers]
-            rows.append(
-                {
-                    "id": describe(task.workload),
-                    "layers": layers or list(task.layers),
-                    "uses": task.uses,
-                    "step": step,
-                    "workload": _shape(workload),
-                    "widths": points,
-                }
+            forms = {channels: narrowed(workload, channels, tuned.lowered.layout) for channels in plans[task.key]}
+            layers = tuple(name for name in task.layers if name in graph.layers)
+            staircases.append(
+                Staircase(
+                    describe(workload),
+                    layers or tuple(task.layers),
+                    task.uses,
+                    channel_step(channel_splits(workload, best.candidate), settings.step_join),
+                    _shape(workload),
+                    _measured(forms, task.key, best, tuner, session, options.trials, progress),
+                )
             )
         progress.done()
-    return {"model": loaded.name, "target": where.name, "threads": where.threads, "tasks": rows}
+    return Staircases(opened.name, request.target.name, request.target.threads, tuple(staircases))
 
 
 def widths(channels: int, grain: int, most: int) -> list[int]:
@@ -108,111 +145,93 @@ def narrowed(workload: Conv2d, channels: int, layout: Layout) -> Conv2d:
     return replace(workload, out_channels=padded(channels, out), out_block=out)
 
 
-def _staircase(
-    task: Task,
+def _measured(
+    forms: Mapping[int, Conv2d],
+    whole: str,
     best: Best,
-    plan: Sequence[int],
-    layout: Layout,
     tuner: Tuner,
     session: Session,
-    options: Options,
+    trials: int,
     progress: Progress,
-) -> list[dict[str, Any]]:
-    assert isinstance(task.workload, Conv2d)
-    found: dict[int, tuple[Conv2d, Best]] = {}
+) -> tuple[Width, ...]:
+    """Tune every form of a task by its channels, each from the next wider one, and return their latencies.
+
+    `best` is the program of the whole task, the one with the key `whole`.
+    """
+    entries: dict[int, tuple[Conv2d, Best]] = {}
     wider = best
-    for channels in sorted(plan, reverse=True):
-        workload = narrowed(task.workload, channels, layout)
-        if key(workload) == task.key:
-            found[channels] = (workload, best)
+    for channels in sorted(forms, reverse=True):
+        workload = forms[channels]
+        if key(workload) == whole:
+            entries[channels] = (workload, best)
         else:
-            wider = tuner.tune(workload, options.trials, (wider.candidate,))
-            found[channels] = (workload, wider)
+            wider = tuner.tune(workload, trials, (wider.candidate,))
+            entries[channels] = (workload, wider)
         progress.advance()
-    runs = _timed_in_turns(session, [(w, b) for w, b in found.values()])
+    runs = _timed_in_turns(session, list(entries.values()))
     rows = []
-    for channels, seconds in zip(found, runs, strict=True):
+    for channels, seconds in sorted(zip(entries, runs, strict=True)):
         us = interval([1e6 * s for s in seconds])
-        rows.append({"channels": channels, "median_us": us.median, "low_us": us.low, "high_us": us.high})
-    return sorted(rows, key=lambda row: row["channels"])
+        rows.append(Width(channels, us.median, us.low, us.high))
+    return tuple(rows)
 
 
 def _timed_in_turns(session: Session, entries: Sequence[tuple[Conv2d, Best]]) -> list[tuple[float, ...]]:
     unique = dict.fromkeys(entries)
     built = session.build([programs.program(w, b.candidate) for w, b in unique])
-    given = [random_arguments(programs.shapes(w, b.candidate), 0) for w, b in unique]
+    arguments = [random_arguments(programs.shapes(w, b.candidate), 0) for w, b in unique]
     ready = [b for b in built if isinstance(b, Built)]
-    timed = session.race(ready, given, ROUNDS) if len(ready) == len(built) else []
+    timed = session.race(ready, arguments, ROUNDS) if len(ready) == len(built) else []
     runs = {e: t.runs_s for e, t in zip(unique, timed, strict=False) if isinstance(t, Timed)}
     # A width whose program does not run again (a crash, a deadline) keeps the time of its tuning.
     return [runs.get(entry, (entry[1].latency_s,)) for entry in entries]
 
 
-def _shape(w: Conv2d) -> dict[str, Any]:
-    return {
-        "operator": "depthwise" if w.depthwise else "conv2d",
-        "batch": w.batch,
-        "in_channels": w.in_channels,
-        "height": w.height,
-        "width": w.width,
-        "kernel": f"{w.kernel[0]}x{w.kernel[1]}",
-        "stride": w.stride[0],
-        "groups": "channels" if w.depthwise else 1,
-    }
+def _shape(w: Conv2d) -> LayerShape:
+    return LayerShape(
+        operator="depthwise" if w.depthwise else "conv2d",
+        batch=w.batch,
+        in_channels=w.in_channels,
+        height=w.height,
+        width=w.width,
+        kernel=f"{w.kernel[0]}x{w.kernel[1]}",
+        stride=w.stride[0],
+        groups="channels" if w.depthwise else 1,
+    )
 
 
-def write(told: dict[str, Any], folder: Path) -> list[Path]:
+def write(staircases: Staircases, folder: Path) -> list[Path]:
     """Write profile.json, latency.csv and one SVG a task into `folder`, and return their paths."""
     from cprune.runs.report.plots import staircase
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "profile.json", folder / "latency.csv"]
-    paths[0].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    paths[0].write_text(json.dumps(staircases.to_dict(), indent=1) + "\n", encoding="utf-8")
     with paths[1].open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(table(told))
-    for index, task in enumerate(told["tasks"]):
+        writer.writerows(table(staircases))
+    for index, task in enumerate(staircases.tasks):
         path = folder / f"task{index:02}.svg"
-        path.write_text(staircase(f"{task['id']}, step {task['step']}", task["step"], task["widths"]), "utf-8")
+        title = f"{task.id}, step {task.step}"
+        path.write_text(staircase(title, task.step, [asdict(width) for width in task.widths]), "utf-8")
         paths.append(path)
     return paths
 
 
-def table(told: dict[str, Any]) -> list[dict[str, Any]]:
+def table(staircases: Staircases) -> list[dict[str, str | int | float]]:
     """Return the rows of the CSV table: one a task and width, columns as in COLUMNS."""
     return [
         {
-            "task": task["id"],
-            "layers": " ".join(task["layers"]),
-            "uses": task["uses"],
-            **task["workload"],
-            "out_channels": row["channels"],
-            "threads": told["threads"],
-            "target": told["target"],
-            **{name: round(row[name], 3) for name in ("median_us", "low_us", "high_us")},
+            "task": task.id,
+            "layers": " ".join(task.layers),
+            "uses": task.uses,
+            **asdict(task.workload),
+            "out_channels": width.channels,
+            "threads": staircases.threads,
+            "target": staircases.target,
+            **{name: round(getattr(width, name), 3) for name in ("median_us", "low_us", "high_us")},
         }
-        for task in told["tasks"]
-        for row in task["widths"]
+        for task in staircases.tasks
+        for width in task.widths
     ]
-
-
-def show(told: dict[str, Any]) -> None:
-    """Print one line a width with a bar; the widths that keep the structure of the fastest program are marked."""
-    from rich.console import Console
-
-    console = Console()
-    for task in told["tasks"]:
-        console.print(f"\n{task['id']}  ({task['uses']}x: {', '.join(task['layers'])})", highlight=False)
-        full = max(row["median_us"] for row in task["widths"])
-        widest = task["widths"][-1]["channels"]
-        for row in task["widths"]:
-            bar = "█" * max(1, round(40 * row["median_us"] / full))
-            kept = task["step"] and (widest - row["channels"]) % task["step"] == 0
-            mark = "step" if kept else ""
-            console.print(
-                f"  {row['channels']:5} {mark:4} {row['median_us']:9.2f} us "
-                f"[{row['low_us']:.2f}, {row['high_us']:.2f}] {bar}",
-                highlight=False,
-                markup=False,
-            )

@@ -2,59 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cprune.commands.export import example_of
+from cprune.commands.export import example_of, must_be_new
+from cprune.commands.request import Request
 from cprune.compiling import deploy
-from cprune.compiling.tuned import opened_tuner
 from cprune.compiling.tuned import tune as tuned_model
-from cprune.method.settings import Settings
-from cprune.models.source import Source
 from cprune.progress import Progress
-from cprune.targets.errors import UserError
+from cprune.targets.interval import Interval
 from cprune.targets.measure import compare
-from cprune.targets.target import Target, find
-from cprune.tuner.records.place import default_records
 
 
-def tune(
-    source: Source,
-    target: str | Target,
-    threads: int | None,
-    settings: Settings,
-    records: str | None,
-    spaces: str,
-    search: str | None,
-    time_limit_s: float,
-    out: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Write the compiled model into `out` and return what was found: latency with interval, trials, tasks.
+@dataclass(frozen=True)
+class Options:
+    """The folder to write; which space is searched and who proposes (None: the default), for how long at most."""
 
-    Raises UserError where `out` holds something already.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty", "Give another folder with --out")
-    loaded = source.opened(settings.seed)
-    if not loaded.trained:
-        progress.say(f"{loaded.name} has random weights: its latency is right, its answers are not")
-    network = loaded.network
-    where = find(target, threads)
-    with opened_tuner(where, records or default_records(where.name), settings.seed, progress, spaces, search) as (
-        session,
-        tuner,
-    ):
-        tuned = tuned_model(network, loaded.example_inputs, tuner, settings.trials, progress, time_limit_s=time_limit_s)
-        tuned.load(session, "model")
-        latency = compare(session, "model", "model", tuned.arrays, settings.rounds, settings.run_ms).old_ms
-        facts = {
-            "latency_ms": latency.to_dict(),
-            "tasks": len(tuned.best),
-            "trials": tuned.trials,
-            "seconds": {name: round(value, 1) for name, value in vars(tuner.clock).items()},
+    out: Path
+    space: str = "sketch"
+    search: str | None = None
+    time_limit_s: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was written: latency with interval, tasks, new trials, and the seconds that each stage took."""
+
+    model: str
+    target: str
+    threads: int
+    folder: Path
+    latency_ms: Interval
+    tasks: int
+    trials: int
+    seconds: Mapping[str, float]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the folder's `model.json` tells of it."""
+        return {
+            "latency_ms": self.latency_ms.to_dict(),
+            "tasks": self.tasks,
+            "trials": self.trials,
+            "seconds": dict(self.seconds),
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `cprune tune --json` prints."""
+        folder = str(self.folder)
+        return {"model": self.model, "target": self.target, "threads": self.threads, "folder": folder, **self.facts}
+
+
+def tune(request: Request, options: Options, progress: Progress) -> Compiled:
+    """Write the compiled model into a folder and return what was found.
+
+    Raises UserError where the folder holds something already.
+    """
+    must_be_new(options.out)
+    settings, opened = request.settings, request.opened()
+    if not opened.trained:
+        progress.say(f"{opened.name} has random weights: its latency is right, its answers are not")
+    network, inputs = opened.network, opened.example_inputs
+    with request.tuner(progress, options.space, options.search) as (session, tuner):
+        tuned = tuned_model(network, inputs, tuner, settings.trials, progress, time_limit_s=options.time_limit_s)
+        tuned.load(session, "model")
+        compiled = Compiled(
+            opened.name,
+            request.target.name,
+            request.target.threads,
+            options.out,
+            compare(session, "model", "model", tuned.arrays, settings.rounds, settings.run_ms).old_ms,
+            len(tuned.best),
+            tuned.trials,
+            {stage: round(seconds, 1) for stage, seconds in vars(tuner.clock).items()},
+        )
         progress.say("compiling")
-        example = example_of(network, [tuple(x.shape) for x in loaded.example_inputs])
-        deploy.write(out, loaded.name, tuned.lowered, tuned.compiled(), tuner.target, example, facts)
-    return {"model": loaded.name, "target": where.name, "threads": where.threads, "folder": str(out), **facts}
+        example = example_of(network, [tuple(x.shape) for x in inputs])
+        deploy.write(options.out, opened.name, tuned.lowered, tuned.compiled(), tuner.target, example, compiled.facts)
+    return compiled

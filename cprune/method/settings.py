@@ -125,16 +125,3 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"{text!r} is not between 0 and 1", "Type a number like 0.7, or 70%.")
     return value
-
-
-def duration(text: str) -> float:
-    """Return seconds for "90", "90s", "5m" or "1.5h".  Raises UserError for anything else."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise UserError(f"{text!r} is no length of time", "Type 90, 90s, 5m or 1h.")
-    return seconds

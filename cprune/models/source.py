@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,31 +137,3 @@ def of_run(folder: Path) -> Opened:
     names = [tuple(found) for found in config.get("names") or ((), ())]
     name = f"{config['model']} pruned in {folder}"
     return Opened(network, inputs, name, network, True, class_count(network, inputs, name), names[0], names[1])
-
-
-def parsed(texts: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
-    """Return the shapes that `--input NAME=1,3,32,32` (or without a name) says, and the values of `--input NAME:=1.5`.
-
-    Raises UserError.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    fixed: dict[str, float] = {}
-    for text in texts:
-        if ":=" in text:
-            name, _, value = text.partition(":=")
-            try:
-                fixed[name] = float(value) if "." in value or "e" in value else int(value)
-            except ValueError:
-                raise UserError(f"--input {text}: no number", "Type --input NAME:=16000") from None
-            continue
-        name, _, sizes = text.rpartition("=")
-        try:
-            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1:
-            raise UserError(f"--input {text}: no shape", "Type --input 1,3,32,32 or --input NAME=1,3,32,32")
-        if name in found:
-            raise UserError(f"--input {text}: that input has a shape already")
-        found[name] = shape
-    return found, fixed

@@ -1,0 +1,135 @@
+"""`cprune explain`, `check`, `bench`, `tune`, `profile`: what is asked of a model that is not pruned yet."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cprune.cli import show
+from cprune.cli.options import (
+    Ignore,
+    Json,
+    ModelOptions,
+    Strict,
+    Trials,
+    WholeHeads,
+    about_a_model,
+    duration,
+)
+
+
+@about_a_model
+def explain(
+    options: ModelOptions,
+    trials: Trials = None,
+    ignore: Ignore = None,
+    whole_heads: WholeHeads = False,
+    strict: Strict = False,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="also write the network with all this in it: .graphml, .dot (Graphviz) or .json (node-link)"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
+    from cprune.commands import explain
+
+    request = options.request(trials=trials, ignore=ignore, whole_heads=whole_heads, strict=strict)
+    with show.progress() as progress:
+        explained = explain.explain(request, progress, graph)
+    show.result(explained, show.explained, as_json)
+    if graph is not None:
+        print(f"graph in {graph}", file=sys.stderr)
+
+
+@about_a_model
+def check(
+    options: ModelOptions,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="also compare the compiled code")] = True,
+    ignore: Ignore = None,
+    whole_heads: WholeHeads = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Prove on this model that pruning is right: every group pruned equals masked, compiled code equals PyTorch.
+
+    Exit code 1 if something differs.
+    """
+    from cprune.commands import check
+
+    request = options.request(trials=1, ignore=ignore, whole_heads=whole_heads, strict=strict)
+    with show.progress() as progress:
+        checked = check.check(request, compiled, progress)
+    show.result(checked, show.checked, as_json)
+    if checked.failures:
+        raise typer.Exit(1)
+
+
+@about_a_model
+def bench(
+    options: ModelOptions,
+    trials: Trials = None,
+    rounds: Annotated[int, typer.Option(help="interleaved rounds")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Time the tuned model against ONNX Runtime and PyTorch: in turns, same threads, with intervals.
+
+    MODEL may be a run folder: then the pruned model is timed.
+    """
+    from cprune.commands import bench
+
+    with show.progress() as progress:
+        benchmark = bench.bench(options.request(trials=trials), rounds, progress)
+    show.result(benchmark, show.benchmark, as_json)
+
+
+@about_a_model
+def tune(
+    options: ModelOptions,
+    trials: Trials = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="propose nothing new after so long: 90, 90s, 5m or 1h; default: no limit")
+    ] = None,
+    space: Annotated[str, typer.Option(help="sketch, or metaschedule for TVM's generic space")] = "sketch",
+    search: Annotated[
+        str | None, typer.Option(help="who proposes: random, evolutionary, P (default), P+A, P+V or P+V+A")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write, default compiled/MODEL")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tune a model as it is and write it compiled: model.so, its weights, and what it was compiled for.
+
+    In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.
+    """
+    from cprune.commands import tune
+
+    limit_s = duration(time_limit) if time_limit is not None else float("inf")
+    folder = out or Path("compiled") / options.source.spec.replace(":", "-").replace("/", "-")
+    with show.progress() as progress:
+        compiled = tune.tune(options.request(trials=trials), tune.Options(folder, space, search, limit_s), progress)
+    show.result(compiled, show.compiled, as_json)
+
+
+@about_a_model
+def profile(
+    options: ModelOptions,
+    trials: Trials = None,
+    widths: Annotated[int, typer.Option(min=1, help="widths of every task, at most")] = 12,
+    width_trials: Annotated[int, typer.Option(min=1, help="programs tried per narrower width")] = 12,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="also write profile.json, latency.csv and an SVG per task here")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how latency falls with the width of every layer: the staircase, with the step that keeps the program."""
+    from cprune.commands import profile
+
+    with show.progress() as progress:
+        staircases = profile.profile(options.request(trials=trials), profile.Options(widths, width_trials), progress)
+    show.result(staircases, show.staircases, as_json)
+    if out is not None:
+        paths = profile.write(staircases, out)
+        print(f"{len(paths)} files in {out}", file=sys.stderr)

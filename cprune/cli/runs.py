@@ -1,0 +1,147 @@
+"""`cprune run`, `cprune resume`, `cprune report`: a run, what is told of it while it goes on, and what came of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cprune.cli import show
+from cprune.cli.options import (
+    BUILT_IN,
+    DeviceTimeout,
+    Ignore,
+    Json,
+    ModelOptions,
+    Strict,
+    Tracker,
+    Trials,
+    WholeHeads,
+    about_a_model,
+    duration,
+    settings_of,
+    toml_values,
+)
+from cprune.targets.errors import UserError
+
+if TYPE_CHECKING:
+    from cprune.runs.events import Step
+    from cprune.runs.folder import RunFolder
+
+
+@about_a_model
+def run(
+    options: ModelOptions,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR, cifar10:DIR or MODULE:FUNCTION"),
+    ] = None,
+    min_acc: Annotated[str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,
+    trials: Trials = None,
+    importance: Annotated[
+        str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
+    ] = None,
+    ignore: Ignore = None,
+    whole_heads: WholeHeads = False,
+    strict: Strict = False,
+    max_steps: Annotated[int | None, typer.Option(help="stop after so many tried steps")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a model: never slower, never below the accuracy asked for.
+
+    Without any option the built-in model is pruned on the built-in data for this machine; it may lose one point of
+    accuracy.  Ctrl-C leaves a run that `cprune resume DIR` goes on with.
+    """
+    from cprune import api
+    from cprune.method.settings import share
+
+    if min_acc is not None and max_drop is not None:
+        raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
+    settings = settings_of(
+        toml_values(config) if config else {},
+        min_acc=share(min_acc) if min_acc is not None else None,
+        max_drop=share(max_drop) if max_drop is not None else None,
+        trials=trials,
+        seed=options.seed,
+        importance=importance,
+        max_steps=max_steps,
+        ignore=ignore,
+        whole_heads=whole_heads,
+        strict=strict,
+    )
+    if data is None and options.source.spec != BUILT_IN:
+        raise UserError(
+            f"which data should {options.source.spec} be pruned on?", "Give --data, for example --data folder:DIR"
+        )
+    with show.progress() as progress:
+        folder, result = api.run(
+            source=options.source,
+            data=data,
+            target=options.target,
+            out=out,
+            records=options.records,
+            settings=settings,
+            progress=progress,
+            on_step=_say_step,
+        )
+    _finished(folder, result, as_json)
+
+
+def resume(
+    directory: Annotated[Path, typer.Argument(help="a run folder")],
+    rpc_tracker: Tracker = None,
+    device_timeout: DeviceTimeout = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was stopped, killed or cut off; nothing measured is measured again."""
+    from cprune import api
+
+    timeout_s = duration(device_timeout) if device_timeout is not None else None
+    with show.progress() as progress:
+        folder, result = api.resume(
+            directory,
+            tracker=rpc_tracker or "",
+            device_timeout_s=timeout_s,
+            progress=progress,
+            on_step=_say_step,
+        )
+    _finished(folder, result, as_json)
+
+
+def report(directory: Annotated[Path, typer.Argument(help="a run folder, finished or not")]) -> None:
+    """Write report.html and report.md of a run again and say where they are."""
+    from cprune.runs.folder import RunFolder
+    from cprune.runs.report.sections import write_report
+
+    folder = RunFolder.open(directory)
+    write_report(folder)
+    typer.echo(folder.report_html)
+
+
+def _say_step(step: Step) -> None:
+    groups = ", ".join(f"{g.id} {g.before}→{g.after}" for g in step.groups)
+    latency = f"{step.latency_ms.median:.3f} ms" if step.latency_ms else "not timed"
+    accuracy = f"{step.accuracy:.2%}" if step.accuracy is not None else "not trained"
+    mark = {"accepted": "+", "rejected": "-", "excluded": "x"}[step.verdict]
+    print(
+        f"{mark} step {step.index:3}  {step.task}: {groups}  {latency}, {accuracy}  {step.verdict}: {step.reason}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _finished(folder: RunFolder, result: dict[str, Any], as_json: bool) -> None:
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        show.json_object(result)
+    else:
+        show.run_result(result)
+        typer.echo(f"report  {folder.report_html}\nmodel   cprune.load({str(folder.path)!r})")
+    if result["status"] == "unpruned":
+        raise typer.Exit(1)

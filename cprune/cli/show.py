@@ -1,0 +1,175 @@
+"""What a command prints: one JSON object on standard output, or tables and lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from cprune.commands.bench import Benchmark
+    from cprune.commands.check import Checked
+    from cprune.commands.explain import Explained
+    from cprune.commands.export import Bundle, Verified
+    from cprune.commands.profile import Staircases
+    from cprune.commands.tune import Compiled
+    from cprune.progress import Progress
+
+
+class Result(Protocol):
+    """What a command found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as --json prints it."""
+
+
+R = TypeVar("R", bound=Result)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show bars on a terminal, else plain lines; a bar is gone when the block ends, before the last message."""
+    from cprune.progress import of_terminal
+
+    bars = of_terminal()
+    try:
+        yield bars
+    finally:
+        bars.done()
+
+
+def result(found: R, for_people: Callable[[R], None], as_json: bool) -> None:
+    """Print what a command found, as one JSON object or for people."""
+    if as_json:
+        json_object(found.to_dict())
+    else:
+        for_people(found)
+
+
+def json_object(values: Mapping[str, Any]) -> None:
+    """Print one JSON object in a line."""
+    typer.echo(json.dumps(values))
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """Return a table with these columns and no row yet."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+
+
+def on_output(*parts: RenderableType) -> None:
+    """Print tables as they are, and texts without colours that they do not ask for."""
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part, highlight=False)
+
+
+# --- one function a result -------------------------------------------------------------------------------------
+
+
+def run_result(values: Mapping[str, Any]) -> None:
+    """Print the table that sums up a `result.json`."""
+    from cprune.runs.report.sections import table as rows_of
+
+    summary = table("", "before", "after")
+    for row in rows_of(values):
+        summary.add_row(*row)
+    on_output(summary)
+
+
+def explained(found: Explained) -> None:
+    """Print what `cprune explain` found as tables."""
+    groups = table("group", "channels", "layers", title="channel groups: what shrinks together")
+    for group in found.groups:
+        groups.add_row(group.id, str(group.channels), ", ".join(group.layers))
+    frozen = table("layers", "channels", "they stay because", title="frozen: channels that stay")
+    for stay in found.frozen:
+        frozen.add_row(", ".join(stay.layers), str(stay.channels), stay.reason)
+    on_output(groups, frozen)
+    if found.problem:
+        on_output(f"no latencies: {found.problem}")
+        return
+    tasks = table("task", "us", "uses", "channel step", "layers", title="tasks, tuned")
+    for task in sorted(found.tasks, key=lambda task: -task.total_us):
+        step = str(task.step or "-")
+        tasks.add_row(task.id, f"{task.latency_us:.1f}", str(task.uses), step, ", ".join(task.layers))
+    on_output(tasks, f"{found.prunable_latency_share:.0%} of the latency can be pruned")
+
+
+def checked(found: Checked) -> None:
+    """Print what `cprune check` found: a line for every comparison that failed, or one that says that none did."""
+    for failure in found.failures:
+        apart = "" if failure.max_difference is None else f" by {failure.max_difference:.3g} of its magnitude"
+        print(f"BAD  {failure.group or found.model}: {failure.what}{apart}")
+    what = "compiled code equals PyTorch" if found.compiled else "not compiled (--no-compile)"
+    if not found.failures:
+        print(f"ok   {found.model}: pruned equals masked in each of {found.groups} groups; {what}")
+    if not found.groups:
+        print("     no channel can be pruned: cprune explain says why")
+
+
+def benchmark(found: Benchmark) -> None:
+    """Print what `cprune bench` measured as a table."""
+    rows = table("runtime", "layout", "median ms", "95 % interval")
+    for runtime, ms in found.latency_ms.items():
+        rows.add_row(runtime, found.layouts[runtime], f"{ms.median:.3f}", f"{ms.low:.3f} – {ms.high:.3f}")
+    ratio, load = found.tvm_over_onnxruntime, found.tvm_under_load
+    on_output(
+        rows,
+        f"{found.model}, batch {found.batch}, {found.threads} threads: tuned TVM takes {ratio.median:.2f} "
+        f"[{ratio.low:.2f}, {ratio.high:.2f}] of ONNX Runtime's time",
+        f"under load, tuned TVM: {load.peak_ms:.3f} ms at first, {load.sustained_ms:.3f} ms after {load.seconds:g} s",
+    )
+
+
+def compiled(found: Compiled) -> None:
+    """Print what `cprune tune` wrote."""
+    ms = found.latency_ms
+    typer.echo(
+        f"{found.model}: {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}], {found.threads} threads, "
+        f"{found.tasks} tasks, {found.trials} new trials\nwritten to {found.folder}"
+    )
+
+
+def staircases(found: Staircases) -> None:
+    """Print one line a width with a bar; the widths that keep the structure of the fastest program are marked."""
+    from rich.console import Console
+
+    console = Console()
+    for task in found.tasks:
+        console.print(f"\n{task.id}  ({task.uses}x: {', '.join(task.layers)})", highlight=False)
+        full_us = max(width.median_us for width in task.widths)
+        widest = task.widths[-1].channels
+        for width in task.widths:
+            bar = "█" * max(1, round(40 * width.median_us / full_us))
+            mark = "step" if task.step and (widest - width.channels) % task.step == 0 else ""
+            console.print(
+                f"  {width.channels:5} {mark:4} {width.median_us:9.2f} us "
+                f"[{width.low_us:.2f}, {width.high_us:.2f}] {bar}",
+                highlight=False,
+                markup=False,
+            )
+
+
+def bundle(found: Bundle) -> None:
+    """Print which files `cprune export` wrote."""
+    typer.echo(f"{found.folder}: {', '.join(found.files)}")
+
+
+def verified(found: Verified) -> None:
+    """Print what `cprune verify` found in a line."""
+    ms = found.latency_ms
+    typer.echo(
+        f"{'ok ' if found.ok else 'BAD'} {found.model} on {found.target} ({found.device}): largest "
+        f"difference from PyTorch {found.max_difference:.2g}, {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}]"
+    )
