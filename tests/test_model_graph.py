@@ -11,7 +11,7 @@ import pytest
 
 from cprune.channels.groups import sample
 from cprune.cli import main as cli
-from cprune.commands.model_graph import network_graph, programs_of, write
+from cprune.commands.graph_file import network_graph, programs_of, write
 from cprune.compiling.lowering import lower
 from cprune.method.task_table import TaskRow
 from cprune.targets.errors import UserError

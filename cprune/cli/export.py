@@ -43,7 +43,7 @@ def export(
     device = other_machine(target, rpc_tracker)
     with show.progress() as progress:
         bundle = export.export(directory, out or directory / "bundle", device, export.Tuning(seed, records), progress)
-    show.result(bundle, show.bundle, as_json)
+    show.answer(bundle, show.bundle, as_json)
 
 
 def verify(
@@ -59,6 +59,6 @@ def verify(
 
     with show.progress() as progress:
         verified = export.verify(bundle, other_machine(target, None), rpc_tracker or "", progress)
-    show.result(verified, show.verified, as_json)
+    show.answer(verified, show.verified, as_json)
     if not verified.ok:
         raise typer.Exit(1)

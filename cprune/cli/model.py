@@ -40,7 +40,7 @@ def explain(
     request = options.request(trials=trials, ignore=ignore, whole_heads=whole_heads, strict=strict)
     with show.progress() as progress:
         explained = explain.explain(request, progress, graph)
-    show.result(explained, show.explained, as_json)
+    show.answer(explained, show.explained, as_json)
     if graph is not None:
         print(f"graph in {graph}", file=sys.stderr)
 
@@ -63,7 +63,7 @@ def check(
     request = options.request(trials=1, ignore=ignore, whole_heads=whole_heads, strict=strict)
     with show.progress() as progress:
         checked = check.check(request, compiled, progress)
-    show.result(checked, show.checked, as_json)
+    show.answer(checked, show.checked, as_json)
     if checked.failures:
         raise typer.Exit(1)
 
@@ -83,7 +83,7 @@ def bench(
 
     with show.progress() as progress:
         benchmark = bench.bench(options.request(trials=trials), rounds, progress)
-    show.result(benchmark, show.benchmark, as_json)
+    show.answer(benchmark, show.benchmark, as_json)
 
 
 @about_a_model
@@ -110,7 +110,7 @@ def tune(
     folder = out or Path("compiled") / options.source.spec.replace(":", "-").replace("/", "-")
     with show.progress() as progress:
         compiled = tune.tune(options.request(trials=trials), tune.Options(folder, space, search, limit_s), progress)
-    show.result(compiled, show.compiled, as_json)
+    show.answer(compiled, show.compiled, as_json)
 
 
 @about_a_model
@@ -129,7 +129,7 @@ def profile(
 
     with show.progress() as progress:
         staircases = profile.profile(options.request(trials=trials), profile.Options(widths, width_trials), progress)
-    show.result(staircases, show.staircases, as_json)
+    show.answer(staircases, show.staircases, as_json)
     if out is not None:
         paths = profile.write(staircases, out)
         print(f"{len(paths)} files in {out}", file=sys.stderr)

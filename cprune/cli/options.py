@@ -132,22 +132,22 @@ def about_a_model(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def machine(
-    target: str, rpc_tracker: str | None = None, device_timeout: str | None = None, threads: int | None = None
+    name: str, rpc_tracker: str | None = None, device_timeout: str | None = None, threads: int | None = None
 ) -> Target:
     """Return the target with what the options say of the way to it.  UserError where this machine needs no way."""
     from cprune.targets.target import find
 
-    found = find(target, threads)
-    if found.transport == "local":
+    target = find(name, threads)
+    if target.transport == "local":
         if rpc_tracker is not None or device_timeout is not None:
             option = "--rpc-tracker" if rpc_tracker is not None else "--device-timeout"
             raise UserError(f"{option} is about another machine", "Say which with --target; see: cprune targets")
-        return found
+        return target
     if rpc_tracker is not None:
-        found = replace(found, tracker=rpc_tracker)
+        target = replace(target, tracker=rpc_tracker)
     if device_timeout is not None:
-        found = replace(found, device_timeout_s=duration(device_timeout))
-    return found
+        target = replace(target, device_timeout_s=duration(device_timeout))
+    return target
 
 
 def other_machine(name: str | None, rpc_tracker: str | None) -> Target | None:

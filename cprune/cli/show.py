@@ -44,12 +44,12 @@ def progress() -> Iterator[Progress]:
         bars.done()
 
 
-def result(found: R, for_people: Callable[[R], None], as_json: bool) -> None:
+def answer(result: R, for_people: Callable[[R], None], as_json: bool) -> None:
     """Print what a command found, as one JSON object or for people."""
     if as_json:
-        json_object(found.to_dict())
+        json_object(result.to_dict())
     else:
-        for_people(found)
+        for_people(result)
 
 
 def json_object(values: Mapping[str, Any]) -> None:
@@ -87,66 +87,66 @@ def run_result(values: Mapping[str, Any]) -> None:
     on_output(summary)
 
 
-def explained(found: Explained) -> None:
+def explained(result: Explained) -> None:
     """Print what `cprune explain` found as tables."""
     groups = table("group", "channels", "layers", title="channel groups: what shrinks together")
-    for group in found.groups:
+    for group in result.groups:
         groups.add_row(group.id, str(group.channels), ", ".join(group.layers))
     frozen = table("layers", "channels", "they stay because", title="frozen: channels that stay")
-    for stay in found.frozen:
+    for stay in result.frozen:
         frozen.add_row(", ".join(stay.layers), str(stay.channels), stay.reason)
     on_output(groups, frozen)
-    if found.problem:
-        on_output(f"no latencies: {found.problem}")
+    if result.problem:
+        on_output(f"no latencies: {result.problem}")
         return
     tasks = table("task", "us", "uses", "channel step", "layers", title="tasks, tuned")
-    for task in sorted(found.tasks, key=lambda task: -task.total_us):
+    for task in sorted(result.tasks, key=lambda task: -task.total_us):
         step = str(task.step or "-")
         tasks.add_row(task.id, f"{task.latency_us:.1f}", str(task.uses), step, ", ".join(task.layers))
-    on_output(tasks, f"{found.prunable_latency_share:.0%} of the latency can be pruned")
+    on_output(tasks, f"{result.prunable_latency_share:.0%} of the latency can be pruned")
 
 
-def checked(found: Checked) -> None:
+def checked(result: Checked) -> None:
     """Print what `cprune check` found: a line for every comparison that failed, or one that says that none did."""
-    for failure in found.failures:
+    for failure in result.failures:
         apart = "" if failure.max_difference is None else f" by {failure.max_difference:.3g} of its magnitude"
-        print(f"BAD  {failure.group or found.model}: {failure.what}{apart}")
-    what = "compiled code equals PyTorch" if found.compiled else "not compiled (--no-compile)"
-    if not found.failures:
-        print(f"ok   {found.model}: pruned equals masked in each of {found.groups} groups; {what}")
-    if not found.groups:
+        print(f"BAD  {failure.group or result.model}: {failure.what}{apart}")
+    what = "compiled code equals PyTorch" if result.compiled else "not compiled (--no-compile)"
+    if not result.failures:
+        print(f"ok   {result.model}: pruned equals masked in each of {result.groups} groups; {what}")
+    if not result.groups:
         print("     no channel can be pruned: cprune explain says why")
 
 
-def benchmark(found: Benchmark) -> None:
+def benchmark(result: Benchmark) -> None:
     """Print what `cprune bench` measured as a table."""
     rows = table("runtime", "layout", "median ms", "95 % interval")
-    for runtime, ms in found.latency_ms.items():
-        rows.add_row(runtime, found.layouts[runtime], f"{ms.median:.3f}", f"{ms.low:.3f} – {ms.high:.3f}")
-    ratio, load = found.tvm_over_onnxruntime, found.tvm_under_load
+    for runtime, ms in result.latency_ms.items():
+        rows.add_row(runtime, result.layouts[runtime], f"{ms.median:.3f}", f"{ms.low:.3f} – {ms.high:.3f}")
+    ratio, load = result.tvm_over_onnxruntime, result.tvm_under_load
     on_output(
         rows,
-        f"{found.model}, batch {found.batch}, {found.threads} threads: tuned TVM takes {ratio.median:.2f} "
+        f"{result.model}, batch {result.batch}, {result.threads} threads: tuned TVM takes {ratio.median:.2f} "
         f"[{ratio.low:.2f}, {ratio.high:.2f}] of ONNX Runtime's time",
         f"under load, tuned TVM: {load.peak_ms:.3f} ms at first, {load.sustained_ms:.3f} ms after {load.seconds:g} s",
     )
 
 
-def compiled(found: Compiled) -> None:
+def compiled(result: Compiled) -> None:
     """Print what `cprune tune` wrote."""
-    ms = found.latency_ms
+    ms = result.latency_ms
     typer.echo(
-        f"{found.model}: {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}], {found.threads} threads, "
-        f"{found.tasks} tasks, {found.trials} new trials\nwritten to {found.folder}"
+        f"{result.model}: {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}], {result.threads} threads, "
+        f"{result.tasks} tasks, {result.trials} new trials\nwritten to {result.folder}"
     )
 
 
-def staircases(found: Staircases) -> None:
+def staircases(result: Staircases) -> None:
     """Print one line a width with a bar; the widths that keep the structure of the fastest program are marked."""
     from rich.console import Console
 
     console = Console()
-    for task in found.tasks:
+    for task in result.tasks:
         console.print(f"\n{task.id}  ({task.uses}x: {', '.join(task.layers)})", highlight=False)
         full_us = max(width.median_us for width in task.widths)
         widest = task.widths[-1].channels
@@ -161,15 +161,15 @@ def staircases(found: Staircases) -> None:
             )
 
 
-def bundle(found: Bundle) -> None:
+def bundle(result: Bundle) -> None:
     """Print which files `cprune export` wrote."""
-    typer.echo(f"{found.folder}: {', '.join(found.files)}")
+    typer.echo(f"{result.folder}: {', '.join(result.files)}")
 
 
-def verified(found: Verified) -> None:
+def verified(result: Verified) -> None:
     """Print what `cprune verify` found in a line."""
-    ms = found.latency_ms
+    ms = result.latency_ms
     typer.echo(
-        f"{'ok ' if found.ok else 'BAD'} {found.model} on {found.target} ({found.device}): largest "
-        f"difference from PyTorch {found.max_difference:.2g}, {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}]"
+        f"{'ok ' if result.ok else 'BAD'} {result.model} on {result.target} ({result.device}): largest "
+        f"difference from PyTorch {result.max_difference:.2g}, {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}]"
     )

@@ -86,12 +86,11 @@ def _compiler(target: Target) -> Iterator[Check]:
             answer = builder.ask("reference", (str(Path(folder) / "k.so"), target.compiler), BUILD_DEADLINE_S)
         finally:
             builder.close()
-    found = f"TVM {tvm_version()} builds for {target.triple}"
     if isinstance(answer, Failure):
         yield Check("compiler", False, f"TVM {tvm_version()} cannot build for {target.triple}: {answer.reason}",
                     "Look at [compiler] of the target file, and at: cprune targets")  # fmt: skip
     else:
-        yield Check("compiler", True, found)
+        yield Check("compiler", True, f"TVM {tvm_version()} builds for {target.triple}")
 
 
 def _linker(target: Target) -> Iterator[Check]:
@@ -100,7 +99,7 @@ def _linker(target: Target) -> Iterator[Check]:
         yield Check("linker", bool(name), name or "no C compiler: cprune tune cannot write a compiled model",
                     "" if name else "Install one, for example: apt install gcc")  # fmt: skip
         return
-    first, *others = [found.name for found in link.linkers(target.triple)] or [""]
+    first, *others = [linker.name for linker in link.linkers(target.triple)] or [""]
     if first:
         yield Check("linker", True, first + (f" (also there: {', '.join(others)})" if others else ""))
     else:
@@ -130,13 +129,13 @@ def _device(target: Target) -> Iterator[Check]:
             yield Check("device", False, "; ".join([reason, *said]), advice)
             return
         for device in devices:
-            told = device.told
-            yield Check("device", True, f"{device.name}: {describe(told)}")
-            if told["machine"] and link.MACHINES.get(told["machine"]) != link.MACHINES.get(target.triple.split("-")[0]):
-                yield Check("machine", False, f"{device.name} is {told['machine']}, the target is {target.triple}",
+            facts, architecture = device.told, target.triple.split("-")[0]
+            yield Check("device", True, f"{device.name}: {describe(facts)}")
+            if facts["machine"] and link.MACHINES.get(facts["machine"]) != link.MACHINES.get(architecture):
+                yield Check("machine", False, f"{device.name} is {facts['machine']}, the target is {target.triple}",
                             "Give the --target of that machine, or another key in a target file.")  # fmt: skip
-            same = told["tvm"] in ("", tvm_version())
-            yield Check("versions", same, f"TVM {told['tvm'] or 'of unknown version'} there, {tvm_version()} here",
+            same = facts["tvm"] in ("", tvm_version())
+            yield Check("versions", same, f"TVM {facts['tvm'] or 'of unknown version'} there, {tvm_version()} here",
                         "" if same else "Use the same version there: cprune devices bundle makes one.")  # fmt: skip
     finally:
         for device in devices:
@@ -145,8 +144,8 @@ def _device(target: Target) -> Iterator[Check]:
 
 def _kernel(target: Target) -> Iterator[Check]:
     said: list[str] = []
-    with connect(target, say=said.append) as (session, found):
-        candidate = space.of_target(KERNEL, found)[0]
+    with connect(target, say=said.append) as (session, device):
+        candidate = space.of_target(KERNEL, device)[0]
         built = session.build([programs.program(KERNEL, candidate)])[0]
         plain = arguments(KERNEL.arguments(), 0)
         raced: Timed | Failure = built if isinstance(built, Failure) else _raced(session, built, candidate, plain)
@@ -184,13 +183,13 @@ def _clock(runs_s: tuple[float, ...]) -> Check:
     )
 
 
-def describe(told: dict[str, Any]) -> str:
+def describe(facts: dict[str, Any]) -> str:
     """Return one line for what a device says of itself."""
-    parts = [str(told.get("cpu") or "unknown processor")]
-    if told.get("memory_bytes"):
-        parts.append(f"{told['memory_bytes'] / 2**30:.1f} GB")
-    parts.append(f"TVM {told['tvm']}" if told.get("tvm") else "a stock TVM server")
-    parts.append(f"round trip {told['round_trip_ms']:.1f} ms")
-    if told.get("temperature_c"):
-        parts.append(f"{told['temperature_c']:.0f} °C")
+    parts = [str(facts.get("cpu") or "unknown processor")]
+    if facts.get("memory_bytes"):
+        parts.append(f"{facts['memory_bytes'] / 2**30:.1f} GB")
+    parts.append(f"TVM {facts['tvm']}" if facts.get("tvm") else "a stock TVM server")
+    parts.append(f"round trip {facts['round_trip_ms']:.1f} ms")
+    if facts.get("temperature_c"):
+        parts.append(f"{facts['temperature_c']:.0f} °C")
     return ", ".join(parts)

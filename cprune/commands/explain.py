@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cprune.channels.groups import Frozen, Group, analyse, sample
-from cprune.commands import model_graph
+from cprune.commands import graph_file
 from cprune.commands.request import Request
 from cprune.compiling.tuned import tune
 from cprune.method.task_table import TaskRow, task_table
@@ -47,14 +47,14 @@ class Explained:
         }
 
 
-def explain(request: Request, progress: Progress, graph_file: Path | None = None) -> Explained:
+def explain(request: Request, progress: Progress, graph_path: Path | None = None) -> Explained:
     """Return groups, frozen channels and tasks of the model.
 
-    All of it goes into `graph_file` as well, if there is one, as what is known of each operator (see
-    `cprune.commands.model_graph`).
+    All of it goes into `graph_path` as well, if there is one, as what is known of each operator (see
+    `cprune.commands.graph_file`).
     """
-    if graph_file is not None:
-        model_graph.must_be_known(graph_file)
+    if graph_path is not None:
+        graph_file.must_be_known(graph_path)
     settings, opened = request.settings, request.opened()
     network, example = opened.network, opened.example_inputs
     graph = analyse(network, example, settings.ignore, settings.whole_heads)
@@ -67,10 +67,10 @@ def explain(request: Request, progress: Progress, graph_file: Path | None = None
         try:
             tuned = tune(network, example, tuner, settings.trials, progress)
             tasks = task_table(tuned, graph, settings.step_join)
-            programs = model_graph.programs_of(tuned.lowered, tasks)
+            programs = graph_file.programs_of(tuned.lowered, tasks)
         except UserError as error:
             problem = error.message
-    if graph_file is not None:
+    if graph_path is not None:
         values = sample(network, example)
-        model_graph.write(model_graph.network_graph(network, values, graph, programs), graph_file)
+        graph_file.write(graph_file.network_graph(network, values, graph, programs), graph_path)
     return Explained(opened.name, request.target.name, graph.groups, graph.frozen, tuple(tasks), problem)
