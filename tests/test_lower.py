@@ -25,8 +25,8 @@ from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Array
 from cprune.targets.target import Target
-from cprune.tuner import tune
 from cprune.tuner.programs import metaschedule, space
+from cprune.tuner.programs.program import expected
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Tir, stored_shape
 
 
@@ -59,7 +59,7 @@ def by_reference(lowered: Lowered, inputs: tuple[torch.Tensor, ...]) -> tuple[Ar
         *shapes, out = call.workload.arguments()
         names = (*call.inputs, *call.weights)
         given = [values[name].reshape(shape) for name, shape in zip(names, shapes, strict=True)]
-        values[call.output] = tune._expected(call.workload, given)
+        values[call.output] = expected(call.workload, given)
         assert values[call.output].shape == out
     return tuple(values[name].reshape(shape) for name, shape in lowered.outputs)
 

@@ -24,9 +24,9 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Conv2d, Elementwise, key
 from cprune.tuner.records.record import Record
 from cprune.tuner.records.store import Store
+from cprune.tuner.rig import Rig
 from cprune.tuner.task import OpenTask, stalled
 from cprune.tuner.tune import Job, Tuner
-from cprune.tuner.workbench import Workbench
 
 CONV = Conv2d(1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 8)
 
@@ -361,4 +361,4 @@ def test_every_point_of_the_generic_space_is_a_program(target: Target) -> None:
 def test_a_program_of_a_later_version_never_wins(text: str, store: Store, target: Target) -> None:
     foreign = Record(key(CONV), target.fingerprint, text, (1e-9,))
     store.add([foreign])
-    assert not Workbench(MockSession(lambda *_: Timed((1.0,) * 3)), store, target).makes(CONV, foreign)
+    assert not Rig(MockSession(lambda *_: Timed((1.0,) * 3)), store, target).makes(CONV, foreign)

@@ -13,15 +13,15 @@ from cprune.targets.session import Built, Failure, Program
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.record import Record
+from cprune.tuner.rig import FINALISTS, Rig, ranked
 from cprune.tuner.search.assembly import hidden
 from cprune.tuner.task import OpenTask
-from cprune.tuner.workbench import FINALISTS, Workbench, ranked
 
 BATCH = 4
 SLOW = 2.0  # a candidate this many times slower than the best is timed by one call only
 
 
-def try_batch(bench: Workbench, task: OpenTask) -> list[Record]:
+def try_batch(rig: Rig, task: OpenTask) -> list[Record]:
     """Build and time the next candidates of a task; returns their records, none if the task has no candidates left.
 
     The records are in the store, those of a device that is lost (DeviceLost) as well.
@@ -29,35 +29,35 @@ def try_batch(bench: Workbench, task: OpenTask) -> list[Record]:
     n = min(BATCH, task.trials - task.known)
     start = time.perf_counter()
     asked = task.search.ask(n) if n > 0 else []
-    bench.clock.searching += time.perf_counter() - start
+    rig.clock.searching += time.perf_counter() - start
     if not asked:
         task.used_up = True
         return []
-    ready, records = _build(bench, task, asked)
+    ready, records = _build(rig, task, asked)
     features = {c: hidden(built.assembly) if task.search.needs_hidden else None for c, built in ready.items()}
     chosen = task.search.choose(list(features.items()), n)
     start = time.perf_counter()
     try:
-        answers = bench.session.time([ready[candidate] for candidate in chosen], slow_s=task.best_s * SLOW)
+        answers = rig.session.time([ready[candidate] for candidate in chosen], slow_s=task.best_s * SLOW)
     except DeviceLost as lost:
         known = zip(chosen, lost.answers, strict=True)
-        bench.store.add([bench.record(task.key, c, t, features=features[c]) for c, t in known if t is not None])
+        rig.store.add([rig.record(task.key, c, t, features=features[c]) for c, t in known if t is not None])
         raise
-    bench.clock.measuring += time.perf_counter() - start
+    rig.clock.measuring += time.perf_counter() - start
     records += [
-        bench.record(task.key, candidate, timed, features=features[candidate])
+        rig.record(task.key, candidate, timed, features=features[candidate])
         for candidate, timed in zip(chosen, answers, strict=True)
     ]
-    bench.store.add(records)
-    bench.memory.add(records)
+    rig.store.add(records)
+    rig.memory.add(records)
     task.tell(records)
     task.measured += len(records)
     leaders = {record.candidate for record in ranked(task.records)[:FINALISTS]}
-    bench.hold(task.key, {c.text(): built for c, built in ready.items()}, leaders)
+    rig.hold(task.key, {c.text(): built for c, built in ready.items()}, leaders)
     return records
 
 
-def _build(bench: Workbench, task: OpenTask, asked: Sequence[Candidate]) -> tuple[dict[Candidate, Built], list[Record]]:
+def _build(rig: Rig, task: OpenTask, asked: Sequence[Candidate]) -> tuple[dict[Candidate, Built], list[Record]]:
     """Return what was built, and the records of what could not be."""
     start = time.perf_counter()
     lowered: dict[Candidate, Program] = {}
@@ -70,15 +70,15 @@ def _build(bench: Workbench, task: OpenTask, asked: Sequence[Candidate]) -> tupl
                 raise
             # The candidate does not fit, which is data.
             lines = str(error).splitlines() or [""]
-            failed.append(bench.record(task.key, candidate, Failure("lower", lines[0][:300])))
-    bench.clock.lowering += time.perf_counter() - start
+            failed.append(rig.record(task.key, candidate, Failure("lower", lines[0][:300])))
+    rig.clock.lowering += time.perf_counter() - start
     start = time.perf_counter()
-    answers = bench.build(list(lowered.values()), assembly=task.search.needs_hidden)
-    bench.clock.building += time.perf_counter() - start
+    answers = rig.build(list(lowered.values()), assembly=task.search.needs_hidden)
+    rig.clock.building += time.perf_counter() - start
     ready: dict[Candidate, Built] = {}
     for candidate, built in zip(lowered, answers, strict=True):
         if isinstance(built, Built):
             ready[candidate] = built
         else:
-            failed.append(bench.record(task.key, candidate, built))
+            failed.append(rig.record(task.key, candidate, built))
     return ready, failed

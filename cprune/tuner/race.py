@@ -12,37 +12,37 @@ from cprune.targets.session import Array, Built, Failure, Timed, arguments
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Tir, Workload, describe, key
+from cprune.tuner.programs.workload import Workload, describe, key
 from cprune.tuner.records.record import Record
-from cprune.tuner.workbench import FINALISTS, Workbench, ranked
+from cprune.tuner.rig import FINALISTS, Rig, ranked
 
 RACE_ROUNDS = 7
 CHECK_SEED = 7
 
 
-def winner(bench: Workbench, workload: Workload) -> Record:
+def winner(rig: Rig, workload: Workload) -> Record:
     """Race the leaders until all of them were compared with PyTorch; returns the record of the fastest that is right.
 
     Raises BrokenWorld if not one program of the task works.
     """
     while True:
-        working = (r for r in ranked(bench.known(key(workload))) if bench.makes(workload, r))
+        working = (r for r in ranked(rig.known(key(workload))) if rig.makes(workload, r))
         leaders = list(itertools.islice(working, FINALISTS))
         if not leaders:
             raise BrokenWorld(
-                f"not one program of the task '{describe(workload)}' works on {bench.target.name}; "
+                f"not one program of the task '{describe(workload)}' works on {rig.target.name}; "
                 "the reasons are in the records"
             )
         if all(r.checked for r in leaders):
             return leaders[0]
-        bench.store.add(_raced(bench, workload, leaders))
+        rig.store.add(_raced(rig, workload, leaders))
 
 
-def _raced(bench: Workbench, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
+def _raced(rig: Rig, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
     """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
     plain = arguments(workload.arguments(), CHECK_SEED)
     candidates = {r.candidate: Candidate.parse(r.candidate) for r in leaders}
-    answers = _race(bench, workload, candidates, plain)
+    answers = _race(rig, workload, candidates, plain)
     expected: Array | None = None
     records = []
     for record in leaders:
@@ -50,45 +50,37 @@ def _raced(bench: Workbench, workload: Workload, leaders: Sequence[Record]) -> l
         if isinstance(answer, Timed) and not record.checked:
             assert answer.output is not None  # a race brings it back
             if expected is None:
-                expected = _expected(workload, plain)
+                expected = programs.expected(workload, plain)
             difference = reference.agrees(answer.output, expected)
             if difference:
                 answer = Failure("check", difference)
         if isinstance(answer, Timed):
-            bench.spreads.append(_spread(answer.runs_s))
+            rig.spreads.append(_spread(answer.runs_s))
             answer = Timed((*(record.runs_s if record.checked else ()), *answer.runs_s))
-        records.append(bench.record(record.task, candidates[record.candidate], answer, checked=True))
+        records.append(rig.record(record.task, candidates[record.candidate], answer, checked=True))
     return records
 
 
 def _race(
-    bench: Workbench, workload: Workload, candidates: Mapping[str, Candidate], plain: Sequence[Array]
+    rig: Rig, workload: Workload, candidates: Mapping[str, Candidate], plain: Sequence[Array]
 ) -> dict[str, Timed | Failure]:
     """Return what came of each candidate in a race; what is not built any more is built first."""
     start = time.perf_counter()
-    leading = bench.leading(key(workload))
+    leading = rig.leading(key(workload))
     missing = {text: programs.program(workload, c) for text, c in candidates.items() if text not in leading}
     answers: dict[str, Timed | Failure] = {}
-    for text, built in zip(missing, bench.build(list(missing.values())) if missing else (), strict=True):
+    for text, built in zip(missing, rig.build(list(missing.values())) if missing else (), strict=True):
         if isinstance(built, Built):
             leading[text] = built
         else:
             answers[text] = built
     entries = {text: built for text, built in leading.items() if text in candidates}
     inputs = [programs.given(workload, candidates[text], plain) for text in entries]
-    answers |= zip(entries, bench.session.race(list(entries.values()), inputs, RACE_ROUNDS), strict=True)
-    bench.clock.measuring += time.perf_counter() - start
+    answers |= zip(entries, rig.session.race(list(entries.values()), inputs, RACE_ROUNDS), strict=True)
+    rig.clock.measuring += time.perf_counter() - start
     return answers
 
 
 def _spread(runs_s: Sequence[float]) -> float:
     """Return (high - low) / median; 0 for a single run."""
     return (max(runs_s) - min(runs_s)) / statistics.median(runs_s)
-
-
-def _expected(workload: Workload, plain: Sequence[Array]) -> Array:
-    if isinstance(workload, Tir):
-        from cprune.tuner.programs import metaschedule
-
-        return metaschedule.expected(workload, plain)
-    return reference.expected(workload, plain)

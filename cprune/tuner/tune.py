@@ -20,9 +20,9 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, key
 from cprune.tuner.race import winner
 from cprune.tuner.records.store import Store
+from cprune.tuner.rig import Rig
 from cprune.tuner.search.strategy import DEFAULT, strategy
 from cprune.tuner.task import OpenTask, stalled
-from cprune.tuner.workbench import Workbench
 
 NOISY = 0.15  # leaders whose runs spread by more than this say that something else is running
 
@@ -63,15 +63,15 @@ class Tuner:
         search: str = DEFAULT,
     ) -> None:
         self.target, self.seed, self.search = target, seed, search
-        self._bench = Workbench(session, store, target, seed, spaces)
-        self.clock = self._bench.clock
+        self._rig = Rig(session, store, target, seed, spaces)
+        self.clock = self._rig.clock
         self._noise_said = False
         self._settled: dict[tuple[str, int], Best] = {}
 
     @property
     def noise(self) -> float:
         """Return the median spread of the leaders' runs, (high - low) / median; 0 before the first race."""
-        return statistics.median(self._bench.spreads) if self._bench.spreads else 0.0
+        return statistics.median(self._rig.spreads) if self._rig.spreads else 0.0
 
     def say_if_noisy(self, say: Callable[[str], object]) -> None:
         """Say once if the runs of one program spread so much that winners are chosen by chance."""
@@ -87,8 +87,8 @@ class Tuner:
         task = key(workload)
         if (task, trials) in self._settled:
             return 0
-        size = len(self._bench.space_of(workload))
-        records = self._bench.known(task)
+        size = len(self._rig.space_of(workload))
+        records = self._rig.known(task)
         return 0 if stalled(records) else max(0, min(trials, size) - len(records))
 
     def tune(
@@ -132,29 +132,29 @@ class Tuner:
                 break
             self._try(max(gaining, key=lambda task: task.gain), on_trial)
         for task in open_tasks:
-            record = winner(self._bench, task.workload)
-            self._bench.let_go(task.key)
+            record = winner(self._rig, task.workload)
+            self._rig.let_go(task.key)
             best[task.key] = Best(task.key, Candidate.parse(record.candidate), record.latency_s, task.measured)
             if time_limit_s == float("inf"):
                 self._settled[task.key, trials] = best[task.key]
         return best
 
     def _task(self, job: Job, trials: int) -> OpenTask:
-        bench, task = self._bench, key(job.workload)
-        points = bench.space_of(job.workload)
+        rig, task = self._rig, key(job.workload)
+        points = rig.space_of(job.workload)
         search = strategy(
             self.search,
             job.workload,
             points,
             random.Random(f"{self.seed} {task}"),
             trials,
-            bench.machine,
+            rig.machine,
             job.start,
-            bench.memory,
+            rig.memory,
             self.target.threads,
         )
-        return OpenTask(job.workload, job.uses, min(trials, len(points)), search, bench.known(task))
+        return OpenTask(job.workload, job.uses, min(trials, len(points)), search, rig.known(task))
 
     def _try(self, task: OpenTask, on_trial: Callable[[], object]) -> None:
-        for _ in try_batch(self._bench, task):
+        for _ in try_batch(self._rig, task):
             on_trial()

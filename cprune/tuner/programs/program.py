@@ -33,6 +33,15 @@ def program(workload: Workload, candidate: Candidate) -> Program:
     return Program(tvm.ir.save_json(module_of(workload, candidate)), shapes(workload, candidate))
 
 
+def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
+    """Return the output in memory that every program of `workload` must give for these arguments."""
+    if isinstance(workload, Tir):
+        from cprune.tuner.programs import metaschedule
+
+        return metaschedule.expected(workload, arguments)
+    return reference.expected(workload, arguments)
+
+
 def filtering(candidate: Candidate) -> int:
     """Return the m of a Winograd program F(m x m, 3 x 3), 0 for any other."""
     return int(dict(candidate.knobs).get("winograd", 0))

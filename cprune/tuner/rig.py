@@ -1,4 +1,4 @@
-"""What trials and races share: the session, the store, the programs that may still win, and the clock."""
+"""The rig that trials and races are run on: the session, the store, the programs that may still win, the clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Clock:
     measuring: float = 0.0
 
 
-class Workbench:
+class Rig:
     """One session, one store, one target, and the space out of which programs come.
 
     `spaces` is "sketch", or "metaschedule" for TVM's generic space of every task, drawn by `seed`.  `spreads` are those
