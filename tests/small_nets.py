@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.network.capture import capture
 from cprune.network.network import Network
 

@@ -12,7 +12,8 @@ from small_nets import captured
 from torch import Tensor, nn
 
 from cprune.channels import surgery
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.cli import main as cli
 from cprune.commands import check
 from cprune.network.capture import capture

@@ -8,7 +8,8 @@ import torch
 from small_nets import Net, captured
 from torch import Tensor, nn
 
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.channels.importance import METHODS, importance
 from cprune.network.capture import capture
 from cprune.network.network import Network

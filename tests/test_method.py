@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cprune.channels import groups
-from cprune.channels.groups import Graph
+from cprune.channels.graph import Graph
 from cprune.method import state
 from cprune.method.ending import Outcome, finish
 from cprune.method.history import History

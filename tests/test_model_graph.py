@@ -9,11 +9,11 @@ from typing import Any
 import networkx
 import pytest
 
-from cprune.channels.groups import sample
 from cprune.cli import main as cli
 from cprune.commands.graph_file import network_graph, programs_of, write
 from cprune.compiling.lowering import lower
 from cprune.method.task_table import TaskRow
+from cprune.network.shapes import sample
 from cprune.targets.errors import UserError
 from cprune.tuner.programs.workload import describe
 from tests.small_nets import NETS, captured

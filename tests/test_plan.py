@@ -5,7 +5,8 @@ import torch
 from rule_nets import Vit
 from small_nets import captured_net
 
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
 from cprune.compiling.lowered import Task
 from cprune.compiling.lowering import lower

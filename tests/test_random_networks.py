@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from random_nets import SIDE, Drawn, Plan, plans
 from small_nets import randomised
 
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.network.capture import capture
 from cprune.network.difference import PRUNED_TOLERANCE, difference

@@ -10,9 +10,14 @@ from small_nets import Captured, captured_net, conv, randomised
 from torch import Tensor, nn
 
 from cprune.channels.flow import Flow
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.channels.labels import Spread
-from cprune.channels.rules import RULES
+from cprune.channels.rules import REPAIRS, RULES
+from cprune.channels.rules.elementwise import ELEMENTWISE_RULES
+from cprune.channels.rules.layers import LAYER_RULES
+from cprune.channels.rules.moves import MOVE_RULES
+from cprune.channels.rules.products import PRODUCT_RULES
 from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
 from cprune.network.network import Network
@@ -39,6 +44,14 @@ def positions(graph: Graph, group: str, layer: str) -> list[list[int]]:
 
 def nodes(network: Network, op: str) -> list[tuple[object, ...]]:
     return [node.args for node in network.nodes if node.op.startswith(f"aten.{op}.")]
+
+
+def test_an_operator_s_repair_stands_under_the_name_of_its_rule() -> None:
+    assert set(REPAIRS) <= set(RULES)
+
+
+def test_no_operator_has_two_rules() -> None:
+    assert len(RULES) == sum(map(len, (LAYER_RULES, ELEMENTWISE_RULES, MOVE_RULES, PRODUCT_RULES)))
 
 
 # -- normalisations
@@ -264,7 +277,7 @@ def test_a_weight_computed_from_parameters_is_computed_once_and_trained() -> Non
 
 def test_a_layer_along_the_positions_lets_the_channels_through() -> None:
     graph = captured("Mixer").graph
-    assert graph.inputs_of("across") == ()
+    assert not [group.id for group in graph.groups if "across" in group.consumers]
     frozen = {layer: one.reason for one in graph.frozen for layer in one.layers}
     assert frozen["across"].endswith("runs along another axis than the channels'")
     smaller = prune(captured("Mixer").network, graph, {"stem": [0, 1, 2]})

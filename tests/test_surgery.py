@@ -15,7 +15,8 @@ from small_nets import NETS, Captured, Chain, Net, captured_net, conv, randomise
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.channels.surgery import masked, prune
 from cprune.network.capture import capture
 from cprune.network.network import Network

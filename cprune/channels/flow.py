@@ -8,31 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
+from cprune.channels.graph import INPUT, RETURNED, Layer
 from cprune.channels.labels import Array, Labels, Spread
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, find_refs, operator_name, tensors_of
 
-INPUT, RETURNED = "it is an input of the model", "the model returns it"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or linear layer, by the state-dict prefix of its weight.
-
-    Its output channels lie along `out_axis` of the tensor `weight`, its input channels along `in_axis`; a
-    depthwise convolution has no axis for its input (None).  `calls` are the nodes that run it.
-    """
-
-    name: str
-    kind: str
-    weight: str
-    out_axis: int
-    in_axis: int | None
-    calls: tuple[str, ...]
+Entry = TypeVar("Entry")
 
 
 class NoRule(Exception):
@@ -55,8 +41,8 @@ class Flow:
     """
 
     network: Network
-    sample: Mapping[str, Any]
-    larger: Mapping[str, Any]
+    sample: Mapping[str, object]
+    larger: Mapping[str, object]
     whole_heads: bool = False
     raise_bugs: bool = False
     labels: Labels = field(default_factory=Labels)
@@ -84,14 +70,14 @@ class Flow:
                 self._visit(node, rules.get(operator_name(node)))
 
     def _visit(self, node: Node, rule: Rule | None) -> None:
-        wanted = [tuple(t.shape) for t in tensors_of(self.sample[node.name])]
+        shapes = self.shapes(node)
         unforeseen = f"{called(node)} reads it in a way that has no pruning rule"
         try:
             if rule is None:
                 raise NoRule(f"{called(node)} reads it and has no pruning rule")
-            found = rule(self, node)
-            if [spread.shape for spread in found] != wanted or not all(map(_fits, found)):
-                raise ValueError(f"the rule for {called(node)} returns labels for other shapes than {wanted}")
+            spreads = rule(self, node)
+            if [spread.shape for spread in spreads] != shapes or not all(map(_fits, spreads)):
+                raise ValueError(f"the rule for {called(node)} returns labels for other shapes than {shapes}")
         except (NoRule, RuntimeError, IndexError, TypeError, ValueError) as error:
             # A rule that stumbles over an unforeseen form of its operator is no rule for it.
             if self.raise_bugs and not isinstance(error, NoRule):
@@ -100,17 +86,24 @@ class Flow:
             for ref in find_refs((node.args, tuple(value for _, value in node.kwargs))):
                 for spread in self.spreads(ref):
                     self.labels.freeze(spread.labels, about)
-            found = tuple(self.frozen(shape, f"{called(node)} makes it and has no pruning rule") for shape in wanted)
-        for i, spread in enumerate(found):
+            spreads = tuple(self.frozen(shape, f"{called(node)} makes it and has no pruning rule") for shape in shapes)
+        for i, spread in enumerate(spreads):
             if not spread.constant and spread.axis in self.open_axes(node, i):
                 self.labels.unite_all(spread.labels)
-        self.values[node.name] = found
+        self.values[node.name] = spreads
 
-    # -- what rules use
+    # What rules use.
 
-    def shape(self, node: Node) -> tuple[int, ...]:
+    def shape(self, of: Node | Ref) -> tuple[int, ...]:
         """Return the shape of a node's value in the example."""
-        return tuple(self.sample[node.name].shape)
+        value = self.sample[of.name]
+        if not isinstance(value, Tensor):
+            raise NoRule  # a tensor was expected
+        return tuple(value.shape)
+
+    def shapes(self, of: Node | Ref) -> list[tuple[int, ...]]:
+        """Return the shapes of the tensors of a node's value in the example: one, several or none."""
+        return [tuple(tensor.shape) for tensor in tensors_of(self.sample[of.name])]
 
     def open_axes(self, node: Node, i: int = 0) -> list[int]:
         """Return the axes of a node's i-th tensor that grow with the batch: no channel may lie along them."""
@@ -137,14 +130,14 @@ class Flow:
             return (self.frozen(shape, "a tensor of the model without a channel axis makes it"),)
         return (self.along_param(ref, long[0] if long else 0),)
 
-    def spread(self, ref: Any) -> Spread:
+    def spread(self, ref: object) -> Spread:
         """Return the labels of an argument that must be one tensor."""
-        found = self.spreads(ref) if isinstance(ref, Ref) else ()
-        if len(found) != 1:
+        spreads = self.spreads(ref) if isinstance(ref, Ref) else ()
+        if len(spreads) != 1:
             raise NoRule  # a tensor was expected
-        return found[0]
+        return spreads[0]
 
-    def axis_labels(self, ref: Any, axis: int) -> Array:
+    def axis_labels(self, ref: object, axis: int) -> Array:
         """Return the labels along one axis of a parameter or buffer, made at the first call."""
         node = self.nodes[ref.name] if isinstance(ref, Ref) else None
         if node is None or node.op != "param":
@@ -179,7 +172,7 @@ class Flow:
         self.labels.unite_all(spread.labels)
         return np.repeat(spread.labels[:1], spread.shape[axis])
 
-    def tie(self, labels: Array, ref: Any) -> None:
+    def tie(self, labels: Array, ref: object) -> None:
         """Unite labels with those of a vector of the model (a bias, a scale); None is no vector."""
         if ref is not None:
             self.labels.unite(labels, self.axis_labels(ref, 0))
@@ -189,12 +182,12 @@ Rule = Callable[[Flow, Node], tuple[Spread, ...]]
 """Returns the labels of each tensor that a node returns, uniting others on the way; NoRule if it cannot."""
 
 
-def named(rule: Rule, names: str) -> dict[str, Rule]:
-    """Return the rule under each of these names of operators, for the table of rules."""
-    return dict.fromkeys(names.split(), rule)
+def named(entry: Entry, names: str) -> dict[str, Entry]:
+    """Return a rule or a repair under each of these names of operators, for its table."""
+    return dict.fromkeys(names.split(), entry)
 
 
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+def argument(node: Node, index: int, name: str, default: object = None) -> Any:
     """Return an argument given by position or by name."""
     if index < len(node.args):
         return node.args[index]

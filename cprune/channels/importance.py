@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cprune.channels.groups import Graph
+from cprune.channels.graph import Graph
 from cprune.network.network import Network
 from cprune.targets.errors import UserError, unknown
 
@@ -77,15 +77,15 @@ def _filters(weight: Tensor, out_axis: int) -> Tensor:
 def _gradient(
     gradients: Mapping[str, Tensor] | None, name: str, tensors: Mapping[str, Tensor], out_axis: int
 ) -> Tensor:
-    found = None if gradients is None else gradients.get(name)
-    if found is None:
+    gradient = None if gradients is None else gradients.get(name)
+    if gradient is None:
         raise UserError(f"importance 'taylor' needs the gradient of {name!r}", "Known without gradients: l1, l2, fpgm")
-    if found.shape != tensors[name].shape:
+    if gradient.shape != tensors[name].shape:
         raise UserError(
-            f"the gradient of {name!r} has shape {list(found.shape)}, the tensor {list(tensors[name].shape)}",
+            f"the gradient of {name!r} has shape {list(gradient.shape)}, the tensor {list(tensors[name].shape)}",
             "Gradients must come from the same network as the graph.",
         )
-    return _filters(found, out_axis)
+    return _filters(gradient, out_axis)
 
 
 def _l1(filters: Tensor) -> NDArray[np.float64]:

@@ -67,12 +67,12 @@ class Labels:
 
     def roots(self, labels: Array) -> Array:
         """Return the class of every label: its smallest member at the time, equal for labels of one class."""
-        found = self._parent[labels]
+        above = self._parent[labels]
         while True:
-            further = self._parent[found]
-            if np.array_equal(further, found):
-                return found
-            found = further
+            further = self._parent[above]
+            if np.array_equal(further, above):
+                return above
+            above = further
 
     def unite(self, a: Array, b: Array) -> None:
         """Unite the labels of `a` and `b` position by position; the shapes broadcast."""
@@ -135,8 +135,10 @@ class Labels:
                 grid = _tight(torch.from_numpy(self.roots(first.numpy())), shape)
         axes = [d for d, size in enumerate(grid.shape) if size > 1]
         if len(axes) > 1:
-            wanted = prefer is not None and prefer in axes and self._left(grid, prefer) > 1
-            axis = prefer if wanted and prefer is not None else max(axes, key=lambda d: self._left(grid, d))
+            if prefer is not None and prefer in axes and self._left(grid, prefer) > 1:
+                axis = prefer
+            else:
+                axis = max(axes, key=lambda d: self._left(grid, d))
             lines = _lines(grid, axis)
             self.unite(lines, lines[:, :1])
             return Spread(shape, axis, np.ascontiguousarray(self.roots(lines[:, 0])))

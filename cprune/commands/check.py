@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cprune.channels.groups import Graph, Group, analyse
+from cprune.channels.graph import Graph, Group
+from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.commands.request import Request
 from cprune.compiling.tuned import tune

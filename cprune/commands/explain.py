@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cprune.channels.groups import Frozen, Group, analyse, sample
+from cprune.channels.graph import Frozen, Group
+from cprune.channels.groups import analyse
 from cprune.commands import graph_file
 from cprune.commands.request import Request
 from cprune.compiling.tuned import tune
 from cprune.method.task_table import TaskRow, task_table
+from cprune.network.shapes import sample
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 

@@ -13,7 +13,7 @@ from typing import Any
 import networkx
 import numpy as np
 
-from cprune.channels.groups import Graph
+from cprune.channels.graph import Graph
 from cprune.compiling.lowered import Lowered
 from cprune.files import atomic_write
 from cprune.method.task_table import TaskRow
@@ -34,7 +34,7 @@ def network_graph(
     program that computes it, perhaps with its neighbours: `programs` has the rows of `task_table` by the last operator
     of each program, and none where nothing was tuned.  An edge has the `shape` of its tensor.
 
-    `sample` is every node's value, as `cprune.channels.groups.sample` returns it.
+    `sample` is every node's value, as `cprune.network.shapes.sample` returns it.
     """
     group_of = {label: group for group, labels in channel_graph.classes.items() for label in labels.tolist()}
     parameters = {node.name: str(node.args[0]) for node in network.nodes if node.op == "param"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.channels.groups import Graph
+from cprune.channels.graph import Graph
 from cprune.compiling.lowered import Task
 from cprune.runs.events import GroupChange
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from cprune.channels.groups import Graph, analyse
+from cprune.channels.graph import Graph
+from cprune.channels.groups import analyse
 from cprune.compiling.lowered import Layout
 from cprune.compiling.tuned import NO_PROGRAMS, Tuned
 from cprune.compiling.workbench import Workbench

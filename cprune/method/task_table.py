@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cprune.channels.groups import Graph
+from cprune.channels.graph import Graph
 from cprune.compiling.tuned import Tuned
 from cprune.method.channel_step import channel_step
 from cprune.tuner.programs.space import channel_splits

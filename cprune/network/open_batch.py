@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cprune.channels.groups import sample
 from cprune.network.difference import OPENED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, tensors_of
 from cprune.network.operators import RESHAPES
+from cprune.network.shapes import sample
 from cprune.targets.errors import UserError
 
 IMAGES = 3

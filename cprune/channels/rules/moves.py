@@ -1,21 +1,20 @@
-"""Rules for operators that only move values about: most are run on the labels themselves, so the rule is the operator.
+"""Operators that only move values about: most rules run the operator on the labels themselves.
 
-`cprune.channels.rules` holds the table in which they are entered.
+Their repairs are sizes and positions: those of reshapes, of parts along an axis, of padding.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
+from cprune.channels.cut import Cut, Repair, with_argument
 from cprune.channels.flow import Flow, NoRule, Rule, argument, called, named
 from cprune.channels.labels import Spread
-from cprune.network.node import Node, Ref, find_refs, map_refs, operator_name, tensors_of
+from cprune.network.node import Node, Ref, find_refs, map_refs, operator_name
 from cprune.network.operators import RESHAPES, lookup
 
-SIZES_AT = {
+_SIZES_AT = {
     **dict.fromkeys(("zeros", "ones", "full"), 0),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "broadcast_to"), 1),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full"), 1),
@@ -25,16 +24,16 @@ SIZES_AT = {
 
 
 def _moved(flow: Flow, node: Node) -> tuple[Spread, ...]:
-    def value(ref: Ref) -> Any:
-        return _operand(flow, ref).tensor() if tensors_of(flow.sample[ref.name]) else flow.sample[ref.name]
+    def value(ref: Ref) -> object:
+        return _operand(flow, ref).tensor() if flow.shapes(ref) else flow.sample[ref.name]
 
     args = map_refs(node.args, value)
     kwargs = {key: map_refs(item, value) for key, item in node.kwargs}
-    found = lookup(node.op)(*args, **kwargs)
-    if isinstance(found, (tuple, list)):
-        return tuple(flow.labels.spread(tensor, flow.open_axes(node, i)) for i, tensor in enumerate(found))
+    moved = lookup(node.op)(*args, **kwargs)
+    if isinstance(moved, (tuple, list)):
+        return tuple(flow.labels.spread(tensor, flow.open_axes(node, i)) for i, tensor in enumerate(moved))
     fixed = [*flow.open_axes(node), *_computed_axes(node)]
-    return (flow.labels.spread(found, fixed, _heads(flow, node)),)
+    return (flow.labels.spread(moved, fixed, _heads(flow, node)),)
 
 
 def _heads(flow: Flow, node: Node) -> int | None:
@@ -68,7 +67,7 @@ def _taken_apart(flow: Flow, node: Node) -> bool:
 
 def _operand(flow: Flow, ref: Ref) -> Spread:
     """Return a value's labels; of a parameter such as position embeddings those along what is its channel axis."""
-    shape = flow.sample[ref.name].shape
+    shape = flow.shape(ref)
     several = sum(size > 1 for size in shape) > 1
     if flow.nodes[ref.name].op == "param" and len(shape) in (3, 4) and shape[0] == 1 and several:
         return flow.along_param(ref, 2 if len(shape) == 3 else 1)
@@ -78,10 +77,54 @@ def _operand(flow: Flow, ref: Ref) -> Spread:
 def _computed_axes(node: Node) -> list[int]:
     """Return the axes whose length the model computes at run time: surgery could not correct it."""
     name = operator_name(node)
-    if name not in SIZES_AT or name == "unflatten":
+    if name not in _SIZES_AT or name == "unflatten":
         return []
-    sizes = argument(node, SIZES_AT[name], "size", ())
+    sizes = argument(node, _SIZES_AT[name], "size", ())
     return [d for d, size in enumerate(sizes) if isinstance(size, Ref)]
+
+
+def _repair_sizes(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    at = _SIZES_AT[operator_name(node)]
+    sizes = node.args[at]
+    first = node.args[1] % (len(out[0].shape) - len(sizes) + 1) if at == 2 else 0  # unflatten: the axis it opens
+    left = tuple(
+        size if isinstance(size, Ref) or size == -1 else cut.length(out[0], first + d) for d, size in enumerate(sizes)
+    )
+    return with_argument(node, at, left)
+
+
+def _repair_parts(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    axis = argument(node, 2, "dim", 0) % len(out[0].shape)
+    if x is None or not x.varies(axis):
+        return node
+    sizes = tuple(cut.length(spread, axis) for spread in out)
+    return Node(node.name, "aten.split_with_sizes.default", (node.args[0], sizes, axis), (), node.source)
+
+
+def _repair_narrow(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    axis, start, length = node.args[1] % len(out[0].shape), node.args[2], node.args[3]
+    if x is None or not x.varies(axis):
+        return node
+    start %= x.shape[axis]
+    bounds = cut.before(x, axis, start), cut.before(x, axis, start + length)
+    return Node(node.name, "aten.slice.Tensor", (node.args[0], axis, *bounds), (), node.source)
+
+
+def _repair_select(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    if x is None:
+        return node
+    axis = node.args[1] % len(x.shape)
+    return with_argument(node, 2, cut.before(x, axis, node.args[2] % x.shape[axis])) if x.varies(axis) else node
+
+
+def _repair_squeeze(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    """Name the axes if one shrinks to a single channel, so that it does not vanish with the others."""
+    if x is None or cut.length(x, x.axis) > 1:
+        return node
+    dim = argument(node, 1, "dim")
+    dims = range(len(x.shape)) if dim is None else (dim,) if isinstance(dim, int) else dim
+    gone = tuple(d % len(x.shape) for d in dims if x.shape[d] == 1)
+    return Node(node.name, "aten.squeeze.dims", (node.args[0], gone), (), node.source)
 
 
 def _expand(flow: Flow, node: Node) -> tuple[Spread, ...]:
@@ -116,6 +159,16 @@ def _slice(flow: Flow, node: Node) -> tuple[Spread, ...]:
     return _moved(flow, node)
 
 
+def _repair_slice(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    axis = argument(node, 1, "dim", 0) % len(out[0].shape)
+    if x is None or not x.varies(axis):
+        return node
+    ends = argument(node, 2, "start"), argument(node, 3, "end")
+    start, end, _ = slice(*ends).indices(x.shape[axis])
+    bounds = cut.before(x, axis, start), cut.before(x, axis, max(start, end))
+    return Node(node.name, "aten.slice.Tensor", (node.args[0], axis, *bounds), (), node.source)
+
+
 def _pad(flow: Flow, node: Node) -> tuple[Spread, ...]:
     x, amounts = flow.spread(node.args[0]), tuple(node.args[1])
     zeros = argument(node, 2, "mode", "constant") == "constant" or "constant_pad_nd" in node.op
@@ -132,6 +185,18 @@ def _pad(flow: Flow, node: Node) -> tuple[Spread, ...]:
         labels = [flow.labels.fresh(before), flow.along(x, axis), flow.labels.fresh(after)]
         x = Spread((*x.shape[:axis], sum(map(len, labels)), *x.shape[axis + 1 :]), axis, np.concatenate(labels))
     return (Spread(shape, x.axis, x.labels),)
+
+
+def _repair_pad(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    amounts = list(node.args[1])
+    axis = out[0].axis
+    i = 2 * (len(out[0].shape) - 1 - axis)
+    if not out[0].constant and i < len(amounts) and any(amounts[i : i + 2]):
+        before, after = amounts[i : i + 2]
+        total = out[0].shape[axis]
+        amounts[i] = cut.before(out[0], axis, before)
+        amounts[i + 1] = cut.length(out[0], axis) - cut.before(out[0], axis, total - after)
+    return with_argument(node, 1, tuple(amounts))
 
 
 def _roll(flow: Flow, node: Node) -> tuple[Spread, ...]:
@@ -152,9 +217,9 @@ def _index(flow: Flow, node: Node) -> tuple[Spread, ...]:
         x = flow.spread(node.args[0])
     if not x.constant and x.axis < len(tables) and tables[x.axis] is not None:
         raise NoRule(f"{called(node)} picks channels by a table")
-    picks = [None if ref is None else torch.zeros(flow.sample[ref.name].shape, dtype=torch.long) for ref in tables]
-    found = torch.ops.aten.index.Tensor(x.tensor(), picks)
-    return (flow.labels.spread(found, flow.open_axes(node)),)
+    picks = [None if ref is None else torch.zeros(flow.shape(ref), dtype=torch.long) for ref in tables]
+    picked = torch.ops.aten.index.Tensor(x.tensor(), picks)
+    return (flow.labels.spread(picked, flow.open_axes(node)),)
 
 
 def _index_select(flow: Flow, node: Node) -> tuple[Spread, ...]:
@@ -251,7 +316,11 @@ def _created(flow: Flow, node: Node) -> tuple[Spread, ...]:
     return (Spread(shape, max(axis, 0), flow.labels.fresh(shape[axis] if shape else 1)),)
 
 
-SHAPE_RULES: dict[str, Rule] = {
+def _getitem(flow: Flow, node: Node) -> tuple[Spread, ...]:
+    return (flow.spreads(node.args[0])[node.args[1]],)
+
+
+MOVE_RULES: dict[str, Rule] = {
     **named(
         _moved,
         """
@@ -264,6 +333,7 @@ SHAPE_RULES: dict[str, Rule] = {
     **named(_expand, "expand expand_as broadcast_to"),
     **named(_created, "zeros ones full new_zeros new_ones new_full"),
     **named(_pad, "pad constant_pad_nd"),
+    "getitem": _getitem,
     "slice": _slice,
     "slice_scatter": _put_back,
     "select_scatter": _put_back,
@@ -278,4 +348,13 @@ SHAPE_RULES: dict[str, Rule] = {
     "channel_shuffle": _channel_shuffle,
     "glu": _halves,
 }
-"""The rules of this file, by the operators' names without the overload."""
+
+MOVE_REPAIRS: dict[str, Repair] = {
+    **dict.fromkeys(_SIZES_AT, _repair_sizes),
+    **named(_repair_parts, "chunk unsafe_chunk split unsafe_split split_with_sizes unsafe_split_with_sizes"),
+    **named(_repair_pad, "pad constant_pad_nd"),
+    "slice": _repair_slice,
+    "narrow": _repair_narrow,
+    "select": _repair_select,
+    "squeeze": _repair_squeeze,
+}

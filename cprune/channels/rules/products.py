@@ -1,31 +1,33 @@
-"""Rules for operators that sum over channels: products of two values, attention, means and normalisations.
+"""Operators that sum over channels: products of two values, attention, means and normalisations.
 
 A sum over channels does not see one that is zero, so products and sums need nothing but the same channels on both
 sides.  A mean or a variance does see it: there the law of surgery means the statistics of the channels that stay
-(STATISTICS; `cprune.channels.surgery.masked` takes them so).
-
-`cprune.channels.rules` holds the table in which these rules are entered.
+(`is_statistic`; `cprune.channels.surgery.masked` takes them so).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from cprune.channels.cut import Cut, Repair, with_argument
 from cprune.channels.flow import Flow, NoRule, Rule, argument, called, named
 from cprune.channels.labels import Array, Spread
-from cprune.network.node import Node, Ref, operator_name, tensors_of
+from cprune.network.node import Node, Ref, operator_name
 
-STATISTICS = frozenset({"layer_norm", "group_norm", "rms_norm", "mean", "var", "std", "var_mean", "std_mean"})
-"""Operators that average over channels, where they do: over those that stay."""
-
+_STATISTICS = frozenset({"layer_norm", "group_norm", "rms_norm", "mean", "var", "std", "var_mean", "std_mean"})
 _SUMS = frozenset({"sum", "linalg_vector_norm", "norm", "frobenius_norm"})
 
-# ----------------------------------------------------------------------------------------------------
-# Products
+
+def is_statistic(cut: Cut, node: Node) -> bool:
+    """Tell whether a node averages over channels some of which go."""
+    if operator_name(node) not in _STATISTICS or not isinstance(node.args[0], Ref):
+        return False
+    spreads = cut.graph.values.get(node.args[0].name, ())
+    return len(spreads) == 1 and not cut.spares(spreads[0])
 
 
 def _contraction(flow: Flow, node: Node, operands: Sequence[tuple[Spread, str]], out: str) -> Spread:
@@ -91,24 +93,28 @@ def _attention(flow: Flow, node: Node) -> tuple[Spread, ...]:
     return (_contraction(flow, node, operands, batch + "lv"),)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Sums, means and normalisations
+def _repair_scale(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    """Name the scale, which would follow the width of the heads."""
+    if x is None or argument(node, 6, "scale") is not None:
+        return node
+    more = tuple(item for item in node.kwargs if item[0] != "scale")
+    return dataclasses.replace(node, args=node.args[:6], kwargs=(*more, ("scale", x.shape[-1] ** -0.5)))
 
 
 def _reduction(flow: Flow, node: Node) -> tuple[Spread, ...]:
     """Mean, sum, softmax, … over some axes; where those hold the channels, only some can do with fewer."""
     x, name = flow.spread(node.args[0]), operator_name(node)
-    shapes = [tuple(t.shape) for t in tensors_of(flow.sample[node.name])]
+    shapes = flow.shapes(node)
     rank = len(x.shape)
     at = 2 if "norm" in name else 1
     dims = argument(node, at, "dim")
-    named = range(rank) if dims is None or dims == () else (dims,) if isinstance(dims, int) else dims
-    over = {d % rank for d in named} if rank else set()
+    listed = range(rank) if dims is None or dims == () else (dims,) if isinstance(dims, int) else dims
+    over = {d % rank for d in listed} if rank else set()
     if x.constant or x.axis not in over:
         axis = x.axis if len(shapes[0]) == rank else x.axis - sum(d < x.axis for d in over)
         return tuple(Spread(shape, 0 if x.constant else axis, x.labels) for shape in shapes)
-    order: Any = argument(node, 1, "ord", 2) if at == 2 else 1
-    if name not in STATISTICS | _SUMS or order not in (1, 2, float("inf")):
+    order = argument(node, 1, "ord", 2) if at == 2 else 1
+    if name not in _STATISTICS | _SUMS or order not in (1, 2, float("inf")):
         raise NoRule(f"{called(node)} works across channels")
     return tuple(Spread(shape, 0, flow.labels.fresh(1)) for shape in shapes)
 
@@ -123,6 +129,13 @@ def _layer_norm(flow: Flow, node: Node) -> tuple[Spread, ...]:
     return (x,)
 
 
+def _repair_shape(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    if x is None:
+        return node
+    first = len(x.shape) - len(node.args[1])
+    return with_argument(node, 1, tuple(cut.length(x, first + d) for d in range(len(node.args[1]))))
+
+
 def _group_norm(flow: Flow, node: Node) -> tuple[Spread, ...]:
     x, groups = flow.spread(node.args[0]), node.args[1]
     labels = flow.along(x, 1)
@@ -131,6 +144,12 @@ def _group_norm(flow: Flow, node: Node) -> tuple[Spread, ...]:
     if groups < len(labels):  # the groups must stay of one size: channel j goes in all of them
         flow.labels.unite(labels.reshape(groups, -1), labels.reshape(groups, -1)[:1])
     return (Spread(x.shape, 1, labels),)
+
+
+def _repair_group_norm(cut: Cut, node: Node, x: Spread | None, out: tuple[Spread, ...]) -> Node:
+    if x is None or node.args[1] != x.shape[1]:
+        return node
+    return with_argument(node, 1, cut.length(x, 1))
 
 
 PRODUCT_RULES: dict[str, Rule] = {
@@ -146,4 +165,9 @@ PRODUCT_RULES: dict[str, Rule] = {
     **named(_layer_norm, "layer_norm rms_norm"),
     "group_norm": _group_norm,
 }
-"""The rules of this file, by the operators' names without the overload."""
+
+PRODUCT_REPAIRS: dict[str, Repair] = {
+    "scaled_dot_product_attention": _repair_scale,
+    **named(_repair_shape, "layer_norm rms_norm"),
+    "group_norm": _repair_group_norm,
+}
