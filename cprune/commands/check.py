@@ -23,7 +23,7 @@ from cprune.compiling.tuned import tune
 from cprune.network.difference import COMPILED_TOLERANCE, PRUNED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.progress import Progress
-from cprune.targets.errors import CpruneError, UserError
+from cprune.targets.errors import CpruneError, UserError, type_and_first_line
 from cprune.targets.session import Failure, Session
 from cprune.tuner.tune import Tuner
 
@@ -100,8 +100,7 @@ def pruned_as_masked(
             if apart > PRUNED_TOLERANCE:
                 yield Wrong(name, "the pruned model differs from the masked one", apart)
         except (CpruneError, RuntimeError, IndexError, ValueError, TypeError) as error:
-            first_line = (str(error).splitlines() or [""])[0]
-            yield Wrong(name, f"the pruned model does not run: {type(error).__name__}: {first_line[:200]}", None)
+            yield Wrong(name, f"the pruned model does not run: {type_and_first_line(error)}", None)
         progress.advance()
     progress.done()
 

@@ -20,7 +20,7 @@ import numpy as np
 from cprune.compiling.lowered import Lowered
 from cprune.compiling.relax_module import linked
 from cprune.files import atomic_write, write_json
-from cprune.targets.errors import BrokenWorld, UserError, front_door
+from cprune.targets.errors import BrokenWorld, UserError, first_line, front_door
 from cprune.targets.link import export
 from cprune.targets.session import Array, Model
 from cprune.targets.target import Target
@@ -131,8 +131,7 @@ def open_compiled(folder: str | os.PathLike[str]) -> CompiledModel:
         library = tvm.runtime.load_module(str(where / "model.so"))
         main = tvm.relax.VirtualMachine(library, tvm.cpu())["main"]
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{where / 'model.so'} cannot be loaded here ({first})") from error
+        raise UserError(f"{where / 'model.so'} cannot be loaded here ({first_line(error)})") from error
     return CompiledModel(description, main, tuple(tvm.runtime.tensor(w) for w in weights))
 
 

@@ -20,7 +20,7 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, map_refs
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, first_line
 from cprune.targets.session import Array
 from cprune.tuner.programs.workload import Shape, Tir
 
@@ -84,8 +84,7 @@ def import_nodes(network: Network, nodes: Sequence[Node], examples: Mapping[str,
     try:
         imported = _known(alone, [tuple(examples[n].shape) for n in inputs])
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"cannot compile {operator}{where}: {lines[0][:200]}") from error
+        raise UserError(f"cannot compile {operator}{where}: {first_line(error)}") from error
     tensors = network.tensors()
     weights = {n.name: tensors[n.args[0]].detach() for n in network.nodes if n.op == "param" and n.name in inputs}
     back = {short[name]: f"@{name}" if name in weights else name for name in inputs}  # no value of a network has an @

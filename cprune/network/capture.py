@@ -29,7 +29,7 @@ from cprune.network.network import Network
 from cprune.network.node import Node, Ref, alive, tensors_of
 from cprune.network.operators import SIZE_OPERATORS, encode, lookup
 from cprune.network.torch_export import quiet
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, type_and_first_line
 
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)
@@ -57,7 +57,8 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
             original(*example_inputs)
     except Exception as error:
         raise UserError(
-            f"the model fails on its example input {_shapes(example_inputs)}{_place(error)}: {_first_line(error)}"
+            f"the model fails on its example input {_shapes(example_inputs)}{_place(error)}: "
+            f"{type_and_first_line(error)}"
         ) from error
 
     # A batch of one would be taken for a constant by export: it is shown two.
@@ -82,7 +83,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
     if isinstance(failure, UserError):
         raise failure
     raise UserError(
-        f"the model cannot be exported{_place(failure)}: {_first_line(failure)}",
+        f"the model cannot be exported{_place(failure)}: {type_and_first_line(failure)}",
         "cprune needs a forward pass whose steps do not depend on the values of tensors; "
         "`torch.export.export(model.eval(), example_inputs)` shows the same error at length.",
     ) from failure
@@ -332,11 +333,6 @@ def _is_users(file: str) -> bool:
 
 def _at(source: str) -> str:
     return f" ({source})" if source else ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> str:

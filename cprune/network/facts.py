@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cprune.network.network import Network
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def class_count(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int 
             output = model(*inputs)
     except Exception as error:
         raise UserError(
-            f"{name} cannot run on an input of {shapes}: {str(error).partition(chr(10))[0]}",
+            f"{name} cannot run on an input of {shapes}: {first_line(error)}",
             "Return (model, example_input) with an input the model takes, or choose data of another size.",
         ) from error
     return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None

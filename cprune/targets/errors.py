@@ -66,6 +66,21 @@ def ours(error: BaseException) -> bool:
     return isinstance(error, mistakes) and not hasattr(error, "__tvm_ffi_error__")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none.
+
+    What follows in a message of TVM, PyTorch or ONNX is a trace, or a page of advice.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def type_and_first_line(error: BaseException) -> str:
+    """Return `first_line` behind the type: of an error that is nobody's message to a user."""
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+
+
 def front_door(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Return `function` as one that users call: errors of ours leave it without what they were made from.
 

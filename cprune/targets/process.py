@@ -20,7 +20,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
-from cprune.targets.errors import BrokenWorld, Bug, ours
+from cprune.targets.errors import BrokenWorld, Bug, ours, type_and_first_line
 from cprune.targets.session import Failure
 
 START_DEADLINE_S = 120.0
@@ -250,14 +250,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def first_line(error: BaseException) -> str:
-    """Return what went wrong in one line: the rest of a TVM message is a trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-
-
 def failure(stage: str, error: Exception) -> Failure:
     """Return why a candidate is no program; raise the error again where it is a bug of ours."""
     if ours(error):
         raise error
-    return Failure(stage, first_line(error))
+    return Failure(stage, type_and_first_line(error))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from cprune.targets.errors import DeviceLost, ours
+from cprune.targets.errors import DeviceLost, first_line, ours
 from cprune.targets.session import Built, Failure, Program
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
@@ -69,8 +69,7 @@ def _build(rig: Rig, task: OpenTask, asked: Sequence[Candidate]) -> tuple[dict[C
             if ours(error):
                 raise
             # The candidate does not fit, which is data.
-            lines = str(error).splitlines() or [""]
-            failed.append(rig.record(task.key, candidate, Failure("lower", lines[0][:300])))
+            failed.append(rig.record(task.key, candidate, Failure("lower", first_line(error))))
     rig.clock.lowering += time.perf_counter() - start
     start = time.perf_counter()
     answers = rig.build(list(lowered.values()), assembly=task.search.needs_hidden)

@@ -23,7 +23,7 @@ from cprune.models.formats.input_shapes import by_name
 from cprune.network.capture import compare, network_of
 from cprune.network.network import Network
 from cprune.network.operators import SIZE_OPERATORS
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, type_and_first_line
 
 SCHEMA = 8
 _ADVICE = "Save it with torch.export.save(torch.export.export(model.eval(), example_inputs), FILE), torch 2.8 or newer."
@@ -71,8 +71,7 @@ def read(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Expor
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
-        told = str(error).splitlines() or [""]
-        raise UserError(f"{path} is damaged: {type(error).__name__} {told[0][:200]}", _ADVICE) from error
+        raise UserError(f"{path} is damaged: {type_and_first_line(error)}", _ADVICE) from error
 
 
 class _Reader:

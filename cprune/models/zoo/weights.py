@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, first_line
 
 PICKLED = (".th", ".pt", ".pth", ".bin", ".ckpt")
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -44,12 +44,12 @@ def read(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged, or holds more than tensors: {_first_sentence(error)}",
+            f"{path} is damaged, or holds more than tensors: {first_line(error)}",
             "cprune runs no code from a file.  Save the state dict: torch.save(model.state_dict(), FILE).",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no torch checkpoint, or is cut short: {_first_sentence(error)}", "Copy it again."
+            f"{path} is no torch checkpoint, or is cut short: {first_line(error)}", "Copy it again."
         ) from error
     return _state_dict(content, path)
 
@@ -119,8 +119,3 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'are' if names[1:] else 'is'}"
-
-
-def _first_sentence(error: BaseException) -> str:
-    """Return the first line of torch's message, which can run over a page of advice."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

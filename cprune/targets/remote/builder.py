@@ -13,8 +13,9 @@ from pathlib import Path
 
 import tvm
 
+from cprune.targets.errors import type_and_first_line
 from cprune.targets.link import export, linker
-from cprune.targets.process import answer, begun, cores, failure, first_line
+from cprune.targets.process import answer, begun, cores, failure
 from cprune.targets.session import Failure, Kernel, Program
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     try:
         builder = Builder(triple)
     except Exception as error:
-        connection.send(first_line(error))
+        connection.send(type_and_first_line(error))
         return
     connection.send("")
     answer(connection, builder)

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cprune.targets.process import answer, begun, failure, first_line
+from cprune.targets.errors import type_and_first_line
+from cprune.targets.process import answer, begun, failure
 from cprune.targets.remote.device import broke
 from cprune.targets.serve import timed
 from cprune.targets.session import Failure, Timed
@@ -34,7 +35,7 @@ def main() -> None:
     try:
         client = Client(host, int(port), key, int(threads))
     except Exception as error:
-        connection.send({"error": first_line(error)})
+        connection.send({"error": type_and_first_line(error)})
         return
     connection.send(client.device)
     answer(connection, client)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cprune.targets.errors import BrokenWorld, UserError
+from cprune.targets.errors import BrokenWorld, UserError, first_line
 from cprune.targets.target import find
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
@@ -92,9 +92,8 @@ def _valid(text: str) -> str:
     try:
         tvm.target.Target(json.loads(text))
     except Exception as error:  # TVM raises its own kinds, with a C++ stack behind the first line
-        first = (str(error).splitlines() or ["unknown"])[0]
         raise UserError(
-            f"--target-tvm {text}: TVM takes this for no target ({first[:200]})",
+            f"--target-tvm {text}: TVM takes this for no target ({first_line(error)})",
             """Type for example --target-tvm '{"kind":"llvm","mcpu":"cortex-a76","num-cores":4}'""",
         ) from error
     return text
@@ -120,7 +119,7 @@ def _write(folder: Path, records: Iterable[Record], compiler_of: Mapping[str, st
             module = programs.computation(workload)
             trace = programs.scheduled(workload, Candidate.parse(record.candidate)).trace
         except Exception as error:  # whatever TVM says of a candidate that this version cannot schedule any more
-            left_out[(str(error).splitlines() or [""])[0][:80] or type(error).__name__] += 1
+            left_out[first_line(error)[:80]] += 1
             continue
         if record.task not in entries:
             entries[record.task] = database.commit_workload(module), ArgInfo.from_entry_func(module, False)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from cprune.models.formats.onnx.common import Unsupported
 from cprune.models.formats.onnx.operators import OPERATORS, REASONS
-from cprune.models.formats.onnx.read import Branch, OnnxGraph, Operator, branches, first_line
+from cprune.models.formats.onnx.read import Branch, OnnxGraph, Operator, branches
 from cprune.models.formats.onnx.sizes import Sizes
 from cprune.models.formats.onnx.tidy import as_given, compute, is_weight, tidied
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, first_line
 
 
 @dataclass(frozen=True)

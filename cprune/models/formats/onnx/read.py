@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, first_line
 
 DOMAINS = ("", "ai.onnx")
 OLDEST_OPSET = 7
@@ -333,12 +333,6 @@ def _tensors(graph: Any) -> Iterator[Any]:
 def _text(found: str | bytes) -> str:
     """Return a name; protobuf hands over the bytes of one that is no UTF-8."""
     return found if isinstance(found, str) else found.decode("utf-8", "backslashreplace")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _onnx() -> Any:

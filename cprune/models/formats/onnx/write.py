@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cprune.models.formats.onnx.read import first_line
 from cprune.network import difference as same
 from cprune.network.network import Network
 from cprune.network.torch_export import batches, exported, quiet
-from cprune.targets.errors import UserError
+from cprune.targets.errors import UserError, first_line
 
 
 def write(
