@@ -36,7 +36,7 @@ def run(
     options: ModelOptions,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR, cifar10:DIR or MODULE:FUNCTION"),
+        typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
     ] = None,
     min_acc: Annotated[str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")] = None,
     max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cprune import user_code
 from cprune.targets.errors import UserError, unknown
-from cprune.training.readers import Arrays, Part, cifar10, folder, function, npz
+from cprune.training.readers import Arrays, Part, folder, function, npz
 
 FASHION_MNIST = Path(__file__).parents[1] / "assets" / "fashion_mnist.npz"
 HELD_OUT_SHARE = 0.2
@@ -90,10 +90,10 @@ def load_data(
 ) -> Data:
     """Return the data that `spec` names.
 
-    "fashion-mnist" (in the package), npz:FILE, folder:DIR, cifar10:DIR (the standard python batches) or
-    MODULE:FUNCTION; see `cprune.training.readers` for what each may hold.  `model_input` is (C, H, W) and `classes`
-    the number of outputs of the model, if known: a folder's images are resized to the first, all data are
-    checked against both.  `seed` draws the held-out part, and the test part of a folder that has none.
+    "fashion-mnist" (in the package), npz:FILE, folder:DIR or MODULE:FUNCTION; see `cprune.training.readers` for what
+    each may hold.  `model_input` is (C, H, W) and `classes` the number of outputs of the model, if known: a folder's
+    images are resized to the first, all data are checked against both.  `seed` draws the held-out part, and the test
+    part of a folder that has none.
 
     UserError for anything that is missing, damaged, empty, not a number, mislabelled or of another shape.
     """
@@ -102,12 +102,16 @@ def load_data(
     readers: Mapping[str, Callable[[], Arrays]] = {
         "npz": lambda: npz.read(Path(rest)),
         "folder": lambda: folder.read(Path(rest), seed, wanted.model_input),
-        "cifar10": lambda: cifar10.read(Path(rest)),
     }
     if separator and kind in readers:
         if not rest:
             raise UserError(f"the data {spec!r} name no place", f"Type {kind}: and a path right behind it.")
         return _assembled(spec, readers[kind](), seed, wanted)
+    if separator and kind == "cifar10":
+        raise UserError(
+            "the batches of CIFAR-10 are pickles, which cprune does not open",
+            "Save them once with numpy.savez as x_train, y_train, x_test, y_test (uint8 [N, 32, 32, 3]); type npz:FILE",
+        )
     if separator:
         found = user_code.call(spec, user_code.function(spec))
         if isinstance(found, Data):
@@ -139,7 +143,7 @@ def _unknown(spec: str) -> UserError:
         return UserError(f"unknown data {spec!r}", f"For a folder with one folder a class type folder:{spec}")
     if path.suffix == ".npz":
         return UserError(f"unknown data {spec!r}", f"For an npz file type npz:{spec}")
-    return unknown("data", spec, ("fashion-mnist", "npz:FILE", "folder:DIR", "cifar10:DIR", "MODULE:FUNCTION"))
+    return unknown("data", spec, ("fashion-mnist", "npz:FILE", "folder:DIR", "MODULE:FUNCTION"))
 
 
 # ----------------------------------------------------------------------------------------------------

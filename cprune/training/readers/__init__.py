@@ -1,7 +1,7 @@
-"""Readers of data a user brings: an npz file, a folder of images, CIFAR-10's batches, a function of his own.
+"""Readers of data a user brings: an npz file, a folder of images, a function of his own.
 
 Each returns `Arrays` as they lie on the disk; `cprune.training.data` checks them and makes the splits.  Nothing is
-ever unpickled with Python's own unpickler.
+ever unpickled.
 """
 
 from __future__ import annotations
