@@ -29,7 +29,7 @@ from cprune.models.source import Opened, Source
 from cprune.network import saving as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.progress import Progress, Silent
+from cprune.progress import Progress
 from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
 from cprune.runs.report.sections import write_report
@@ -109,7 +109,7 @@ def prune(
     where = find(target, threads)
     trainer = CallableTrainer(evaluate, train, test, calibrate)
     network = capture(model, inputs)
-    told = progress or Silent()
+    told = progress or Progress()
     with tempfile.TemporaryDirectory(prefix="cprune-") as scratch, connect(where, told.wait, told.say) as machine:
         config = _config(type(model).__name__, "functions", Source(""), machine[1], chosen, records)
         folder = RunFolder.create(out if out is not None else Path(scratch) / "run", config)
@@ -134,7 +134,7 @@ def run(
     where = find(target, threads)
     spec = data or DEFAULT_DATA
     opened, trainer = _begun(source, spec, where, settings)
-    told = progress or Silent()
+    told = progress or Progress()
     with connect(where, told.wait, told.say) as machine:
         config = _config(opened.name, spec, source, machine[1], settings, records)
         config["names"] = [list(opened.input_names), list(opened.output_names)]
@@ -183,7 +183,7 @@ def resume(
     if where.transport == "local":
         _must_be(where, stored, path)
     opened, trainer = _begun(source, data, where, settings)
-    told = progress or Silent()
+    told = progress or Progress()
     with connect(where, told.wait, told.say) as machine:
         _must_be(machine[1], stored, path)
         result, _ = _drive(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
-class Progress(Protocol):
-    """One bar at a time, and lines above it."""
+class Progress:
+    """One bar at a time, and lines above it.  This one shows nothing; what shows something derives from it."""
 
     def start(self, text: str, total: int) -> None:
         """Begin a bar of `total` units."""
@@ -27,39 +30,35 @@ class Progress(Protocol):
         """Show what is waited for, about once a second; "" when it goes on."""
 
 
-class Silent:
-    """Says nothing."""
-
-    def start(self, text: str, total: int) -> None:
-        """Do nothing."""
-
-    def advance(self, units: int = 1) -> None:
-        """Do nothing."""
-
-    def done(self) -> None:
-        """Do nothing."""
-
-    def say(self, text: str) -> None:
-        """Do nothing."""
-
-    def wait(self, text: str) -> None:
-        """Do nothing."""
-
-
-class Watched:
+class Watched(Progress):
     """Another progress, and a function that is called whenever its bar moves on."""
 
     def __init__(self, progress: Progress, on_advance: Callable[[], None]) -> None:
-        self.start, self.done, self.say, self.wait = progress.start, progress.done, progress.say, progress.wait
-        self._advance, self._on_advance = progress.advance, on_advance
+        self._progress, self._on_advance = progress, on_advance
+
+    def start(self, text: str, total: int) -> None:
+        """Begin a bar of the other."""
+        self._progress.start(text, total)
 
     def advance(self, units: int = 1) -> None:
         """Move the bar on, and call the function."""
-        self._advance(units)
+        self._progress.advance(units)
         self._on_advance()
 
+    def done(self) -> None:
+        """End the bar of the other."""
+        self._progress.done()
 
-class Plain:
+    def say(self, text: str) -> None:
+        """Print a line by the other."""
+        self._progress.say(text)
+
+    def wait(self, text: str) -> None:
+        """Show by the other what is waited for."""
+        self._progress.wait(text)
+
+
+class Plain(Progress):
     """Plain lines on standard error: one when something begins, and one every ten seconds of a long bar or wait."""
 
     def __init__(self) -> None:
@@ -79,9 +78,6 @@ class Plain:
             self.last = time.monotonic()
             self.say(f"{self.text}: {self.count}/{self.total}")
 
-    def done(self) -> None:
-        """End the bar."""
-
     def say(self, text: str) -> None:
         """Print a line."""
         print(text, file=sys.stderr, flush=True)
@@ -95,7 +91,7 @@ class Plain:
             self.say(text)
 
 
-class Bars:
+class Bars(Progress):
     """A rich progress bar on standard error."""
 
     def __init__(self) -> None:
@@ -104,15 +100,16 @@ class Bars:
         from rich.progress import Progress as RichProgress
 
         self.console = Console(stderr=True)
-        columns: tuple[Any, ...] = (
+        self.bar = RichProgress(
             TextColumn("  {task.description:<34.34}"),
             BarColumn(28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
         )
-        self.bar = RichProgress(*columns, console=self.console, transient=True)
-        self.task: Any = None
-        self.waiting: Any = None
+        self.task: TaskID | None = None
+        self.waiting: TaskID | None = None
 
     def start(self, text: str, total: int) -> None:
         """Begin a bar."""
@@ -142,7 +139,7 @@ class Bars:
         if text and self.waiting is None:
             self.bar.start()
             self.waiting = self.bar.add_task(text, total=None)
-        elif text:
+        elif self.waiting is not None and text:
             self.bar.update(self.waiting, description=text)
         elif self.waiting is not None:
             self.bar.remove_task(self.waiting)

@@ -23,7 +23,7 @@ from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.progress import Progress, Silent
+from cprune.progress import Progress
 from cprune.runs.events import Event
 from cprune.targets.interval import Comparison, Interval
 from cprune.training.train import FineTuneDiverged
@@ -286,5 +286,5 @@ def a_run(
         bench or FakeBench(),
         settings,
         keeper or MemoryKeeper(),
-        progress or Silent(),
+        progress or Progress(),
     )

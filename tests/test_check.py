@@ -18,7 +18,7 @@ from cprune.cli import main as cli
 from cprune.commands import check
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.progress import Silent
+from cprune.progress import Progress
 from cprune.targets.errors import UserError
 
 CHECK = ("check", "-m", "small_nets:tiny")
@@ -43,7 +43,7 @@ def test_a_pruning_that_takes_the_wrong_channels_is_found(monkeypatch: pytest.Mo
                                               for g, cs in removed.items()})  # fmt: skip
 
     monkeypatch.setattr(check, "prune", shifted)
-    wrong = list(check.pruned_as_masked(whole.network, whole.graph, whole.example, 0, Silent()))
+    wrong = list(check.pruned_as_masked(whole.network, whole.graph, whole.example, 0, Progress()))
     assert {"conv1", "conv2", "fc1", "all groups"} <= {w.group for w in wrong}
     assert all(w.max_difference is not None and w.max_difference > 1e-3 for w in wrong)
 
@@ -55,7 +55,7 @@ def test_a_pruned_model_that_does_not_run_is_a_failure_and_no_crash(monkeypatch:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more")
 
     monkeypatch.setattr(check, "prune", broken)
-    first, *_ = check.pruned_as_masked(whole.network, whole.graph, whole.example, 0, Silent())
+    first, *_ = check.pruned_as_masked(whole.network, whole.graph, whole.example, 0, Progress())
     assert first.group == "conv1"
     assert "RuntimeError: mat1 and mat2 shapes" in first.what
     assert first.max_difference is None

@@ -24,7 +24,7 @@ from cprune.models.formats import write as saved
 from cprune.models.source import Source
 from cprune.network import saving as networks
 from cprune.network.capture import capture
-from cprune.progress import Silent
+from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
@@ -42,7 +42,7 @@ def run(session: LocalSession, target: Target, tmp_path_factory: pytest.TempPath
     network = capture(model, (x,))
     where = RunFolder.create(folder, _config("tiny", "functions", Source(""), target, TRIALS, None))
     with Store(where.records) as store:
-        tuned = tune(network, (x,), Tuner(session, store, target), TRIALS.trials, Silent())
+        tuned = tune(network, (x,), Tuner(session, store, target), TRIALS.trials, Progress())
     networks.save(network, where.path)
     deploy.keep_programs(where.programs, tuned.lowered, tuned.programs, target)
     return folder

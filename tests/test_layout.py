@@ -17,7 +17,7 @@ from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.progress import Silent
+from cprune.progress import Progress
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Array, Failure, Program, Timed
 from cprune.targets.target import Target
@@ -63,7 +63,7 @@ def size(shapes: Shapes) -> float:
 
 
 def test_half_blocks_are_taken_where_less_memory_is_faster(network: Network, tuner: Callable[[Cost], Tuner]) -> None:
-    layout = choose_widths(network, X, Layout(16), tuner(size), 32, {}, Silent())
+    layout = choose_widths(network, X, Layout(16), tuner(size), 32, {}, Progress())
     assert layout == Layout(16, narrow=(24, 40))
 
 
@@ -71,7 +71,7 @@ def test_full_blocks_stay_where_half_vectors_are_slow(network: Network, tuner: C
     def half_vectors_cost_double(shapes: Shapes) -> float:
         return size(shapes) * (2 if shapes[-1][-1] == 8 else 1)
 
-    layout = choose_widths(network, X, Layout(16), tuner(half_vectors_cost_double), 32, {}, Silent())
+    layout = choose_widths(network, X, Layout(16), tuner(half_vectors_cost_double), 32, {}, Progress())
     assert layout == Layout(16)
 
 
@@ -79,7 +79,7 @@ def test_a_width_is_taken_back_when_it_was_narrow_before(network: Network, tuner
     def slow(shapes: Shapes) -> float:
         return size(shapes) * (2 if shapes[-1][-1] == 8 else 1)
 
-    assert choose_widths(network, X, Layout(16, narrow=(24,)), tuner(slow), 32, {}, Silent()) == Layout(16)
+    assert choose_widths(network, X, Layout(16, narrow=(24,)), tuner(slow), 32, {}, Progress()) == Layout(16)
 
 
 def test_the_block_is_half_a_vector_only_where_that_is_clearly_faster(
@@ -91,5 +91,5 @@ def test_the_block_is_half_a_vector_only_where_that_is_clearly_faster(
     # Blocks of 8 also have fewer padded multiplications (24 and 40 channels instead of 32 and 48): seconds each count.
     macs = {b: sum(t.workload.macs for t in lower(network, X, b).tasks()) for b in (8, 16)}
     even = macs[8] / macs[16]
-    assert choose_block(network, X, tuner(halves(0.95 * even)), 32, Silent()) == 16
-    assert choose_block(network, X, tuner(halves(0.8 * even)), 32, Silent()) == 8
+    assert choose_block(network, X, tuner(halves(0.95 * even)), 32, Progress()) == 16
+    assert choose_block(network, X, tuner(halves(0.8 * even)), 32, Progress()) == 8

@@ -23,7 +23,7 @@ from cprune.method.loop import Loop
 from cprune.method.settings import Settings
 from cprune.network.capture import capture
 from cprune.network.network import Network
-from cprune.progress import Silent
+from cprune.progress import Progress
 from cprune.runs.events import CostSoFar, Measured, Renewed, Start, Step, Trained
 from cprune.targets.errors import DeviceLost, UserError
 from cprune.targets.interval import Interval
@@ -490,7 +490,7 @@ def test_what_a_run_cost_is_written_while_nothing_else_is(monkeypatch: pytest.Mo
 def test_a_resumed_run_says_where_it_goes_on() -> None:
     lines: list[str] = []
 
-    class Listening(Silent):
+    class Listening(Progress):
         def say(self, text: str) -> None:
             lines.append(text)
 
