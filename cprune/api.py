@@ -25,7 +25,8 @@ from cprune.method.loop import Loop
 from cprune.method.result import analysis, result_of, versions
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
-from cprune.models.source import Opened, Source
+from cprune.models.opened import Opened
+from cprune.models.source import Source
 from cprune.network import saving as networks
 from cprune.network.capture import capture
 from cprune.network.network import Network

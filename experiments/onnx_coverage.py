@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import masked, prune
 from cprune.models.formats.onnx import difference, opened, write
-from cprune.models.formats.onnx.opened import OnnxModel, model_of
+from cprune.models.formats.onnx.opened import model_of
 from cprune.models.formats.onnx.read import OLDEST_OPSET, graph_of
+from cprune.models.opened import Opened
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError
 
@@ -129,16 +130,16 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.ndim <= 1 and (x.dtype.kind in "iub" or x.size <= 8)
 
 
-def _opened(model: Any, given: Mapping[str, Any], fixed: Mapping[str, Any]) -> OnnxModel:
+def _opened(model: Any, given: Mapping[str, Any], fixed: Mapping[str, Any]) -> Opened:
     graph = graph_of(model, "the model")
     names = [value.name for value in graph.inputs]
     shapes = {n: x.shape for n, x in given.items() if n in names and n not in fixed and isinstance(x, np.ndarray)}
     return model_of(graph, shapes, {n: x for n, x in fixed.items() if n in names})
 
 
-def _compared(case: Any, found: OnnxModel, given: Mapping[str, Any], outputs: Sequence[Any], capturing: bool) -> str:
+def _compared(case: Any, found: Opened, given: Mapping[str, Any], outputs: Sequence[Any], capturing: bool) -> str:
     inputs = tuple(_tensor(given[name]) for name in found.input_names)
-    module: nn.Module = found.module
+    module: nn.Module = found.model
     if capturing:
         module = capture(module, tuple(x for x in inputs))
     with torch.no_grad():
@@ -180,7 +181,7 @@ def row(path: Path, shapes: Mapping[str, Any], fixed: Mapping[str, Any]) -> list
     start = time.perf_counter()
     try:
         model = opened(path, shapes, fixed)
-        network = capture(model.module, model.example_inputs)
+        network = capture(model.model, model.example_inputs)
         cells = [path.name, f"{time.perf_counter() - start:.1f}"]
         cells.append(f"{_against_runtime(path, model, fixed):.1e}")
         graph = analyse(network, model.example_inputs)
@@ -196,7 +197,7 @@ def row(path: Path, shapes: Mapping[str, Any], fixed: Mapping[str, Any]) -> list
             cells.append(f"{difference(file, small, model.example_inputs):.1e}")
             again = opened(file, {n: x.shape for n, x in zip(model.input_names, model.example_inputs, strict=True)})
             with torch.no_grad():
-                cells.append(f"{_apart(small, model.example_inputs, again.module(*model.example_inputs)):.1e}")
+                cells.append(f"{_apart(small, model.example_inputs, again.model(*model.example_inputs)):.1e}")
         cells.append("open" if batch else "closed")
         for one in graph.frozen:
             print(f"  {path.name}: {one.channels} channels of {', '.join(one.layers[:3])} stay: {one.reason}")
@@ -212,7 +213,7 @@ def _apart(network: nn.Module, inputs: Sequence[Tensor], wanted: Any) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def _against_runtime(path: Path, model: OnnxModel, fixed: Mapping[str, Any]) -> float:
+def _against_runtime(path: Path, model: Opened, fixed: Mapping[str, Any]) -> float:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -225,7 +226,7 @@ def _against_runtime(path: Path, model: OnnxModel, fixed: Mapping[str, Any]) -> 
         array = np.asarray(given[value.name] if value.name in given else fixed[value.name])
         feed[value.name] = array.astype(types.get(value.type, array.dtype))
     wanted = tuple(torch.from_numpy(array) for array in session.run(list(model.output_names), feed))
-    return _apart(model.module, model.example_inputs, wanted)
+    return _apart(model.model, model.example_inputs, wanted)
 
 
 def main() -> None:

@@ -207,7 +207,7 @@ def test_the_model_is_written_as_onnx(run: Path, tmp_path: Path, capsys: pytest.
     again = onnx_format.opened(file)
     assert (again.input_names, again.output_names) == (("input",), ("output",))
     x = torch.randn(3, 3, 12, 12)
-    torch.testing.assert_close(again.module(x), networks.load(run)(x))
+    torch.testing.assert_close(again.model(x), networks.load(run)(x))
 
 
 def test_a_file_that_is_there_is_not_written_over(
@@ -222,7 +222,7 @@ def test_a_file_that_is_there_is_not_written_over(
 def test_a_model_that_came_out_wrong_is_not_left_behind(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved, "_pt2", lambda opened, path: path.write_text("x") and 0.5)
+    monkeypatch.setattr(saved, "_pt2", lambda network, inputs, path: path.write_text("x") and 0.5)
     assert cli.main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
     assert "differs from the model by 0.5" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

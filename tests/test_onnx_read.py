@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from cprune.channels.groups import analyse
-from cprune.models.formats.onnx import OnnxModel, opened
+from cprune.models.formats.onnx import opened
+from cprune.models.opened import Opened
 from cprune.network.capture import capture
 from cprune.targets.errors import UserError
 
@@ -43,14 +44,14 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
-def read(made: onnx.ModelProto, folder: Path, **options: Any) -> OnnxModel:
+def read(made: onnx.ModelProto, folder: Path, **options: Any) -> Opened:
     onnx.save(made, folder / "m.onnx")
     return opened(folder / "m.onnx", **options)
 
 
 def run(made: onnx.ModelProto, folder: Path, *inputs: Any, **options: Any) -> Any:
     with torch.no_grad():
-        return read(made, folder, **options).module(*(torch.as_tensor(x) for x in inputs))
+        return read(made, folder, **options).model(*(torch.as_tensor(x) for x in inputs))
 
 
 def refused(made: onnx.ModelProto, folder: Path, **options: Any) -> str:
@@ -148,7 +149,7 @@ def test_softmax_was_over_all_the_last_axes_before_opset_13(tmp_path: Path) -> N
 def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
     made = model([node("Add", "x c", "y")], {"c": array(1, np.float16)}, [info("x", (1, 2), TensorProto.FLOAT16)])
     found = read(made, tmp_path)
-    assert found.example_inputs[0].dtype == found.module(*found.example_inputs).dtype == torch.float32
+    assert found.example_inputs[0].dtype == found.model(*found.example_inputs).dtype == torch.float32
 
 
 # -- as a module that is pruned
@@ -156,7 +157,7 @@ def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
 
 def test_weights_are_parameters_under_their_names(tmp_path: Path) -> None:
     found = read(convolution(), tmp_path)
-    assert [name for name, _ in found.module.named_parameters()] == ["conv1.weight", "conv1.bias"]
+    assert [name for name, _ in found.model.named_parameters()] == ["conv1.weight", "conv1.bias"]
     assert found.input_names == ("x",)
     assert found.output_names == ("y",)
 
@@ -165,7 +166,7 @@ def test_names_that_python_cannot_hold_are_changed_and_stay_apart(tmp_path: Path
     one = np.ones((2, 2, 1, 1), np.float32)
     weights = {"a/b:0": one, "a_b_0": 2 * one, "forward": 3 * one}
     nodes = [node("Conv", "x a/b:0", "p"), node("Conv", "p a_b_0", "q"), node("Conv", "q forward", "y")]
-    assert list(read(model(nodes, weights), tmp_path).module.state_dict()) == ["a_b_0", "a_b_0_2", "forward_"]
+    assert list(read(model(nodes, weights), tmp_path).model.state_dict()) == ["a_b_0", "a_b_0_2", "forward_"]
 
 
 def test_the_batch_stays_open(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_the_batch_stays_open(tmp_path: Path) -> None:
             node("Concat", "n1 rest", "to", axis=0), node("Reshape", "x to", "y")]  # fmt: skip
     integers = {"zero": array(0, np.int64), "first": array([0], np.int64), "rest": array([-1], np.int64)}
     found = read(model(flat, integers), tmp_path)
-    network = capture(found.module, found.example_inputs)
+    network = capture(found.model, found.example_inputs)
     assert network(torch.zeros(5, 2, 4, 4)).shape == (5, 32)
 
 
@@ -181,8 +182,8 @@ def test_a_product_and_a_sum_are_a_linear_layer(tmp_path: Path) -> None:
     weights = {"fc.weight": array([[1, 2, 3], [4, 5, 6]]), "fc.bias": array([10, 20, 30])}
     nodes = [node("MatMul", "x fc.weight", "p"), node("Add", "p fc.bias", "y")]
     found = read(model(nodes, weights, [info("x", ("N", 2))]), tmp_path)
-    assert found.module(torch.ones(1, 2)).tolist() == [[15, 27, 39]]
-    network = capture(found.module, found.example_inputs)
+    assert found.model(torch.ones(1, 2)).tolist() == [[15, 27, 39]]
+    network = capture(found.model, found.example_inputs)
     assert [n.op for n in network.nodes if n.op.startswith("aten")] == ["aten.linear.default"]
     assert network.state_dict()["fc.weight"].tolist() == [[1, 4], [2, 5], [3, 6]]
 
@@ -191,7 +192,7 @@ def test_equal_biases_of_two_layers_do_not_tie_them(tmp_path: Path) -> None:
     one = np.ones((2, 2, 1, 1), np.float32)
     nodes = [node("Conv", "x a.weight zero", "p"), node("Relu", "p", "q"), node("Conv", "q b.weight zero", "y")]
     found = read(model(nodes, {"a.weight": one, "b.weight": 2 * one, "zero": array([0, 0])}), tmp_path)
-    graph = analyse(capture(found.module, found.example_inputs), found.example_inputs, raise_bugs=True)
+    graph = analyse(capture(found.model, found.example_inputs), found.example_inputs, raise_bugs=True)
     assert [(g.id, g.channels) for g in graph.groups] == [("a", 2)]
 
 
@@ -200,7 +201,7 @@ def test_reasons_name_the_operator_of_the_file(tmp_path: Path) -> None:
         [node("Conv", "x w", "p"), node("Softmax", "p", "y", axis=1)], {"w": np.ones((3, 2, 1, 1), np.float32)}
     )
     found = read(made, tmp_path)
-    (frozen,) = analyse(capture(found.module, found.example_inputs), found.example_inputs, raise_bugs=True).frozen
+    (frozen,) = analyse(capture(found.model, found.example_inputs), found.example_inputs, raise_bugs=True).frozen
     assert frozen.reason == "aten.softmax.int (the_Softmax in m.onnx:2) works across channels"
 
 
@@ -246,7 +247,7 @@ def test_an_if_on_an_input_needs_that_input_fixed(tmp_path: Path) -> None:
     assert "chooses by the numbers of an input" in refused(made, tmp_path)
     found = read(made, tmp_path, fixed={"rate": 16000})
     assert found.input_names == ("x",)
-    assert float(found.module(ONES).mean()) == -1
+    assert float(found.model(ONES).mean()) == -1
 
 
 def test_open_sizes_are_given_by_name(tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def beside(folder: Path) -> onnx.ModelProto:
 
 def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     beside(tmp_path)
-    assert opened(tmp_path / "m.onnx").module.state_dict()["conv1.bias"].tolist() == [1, 2, 3]
+    assert opened(tmp_path / "m.onnx").model.state_dict()["conv1.bias"].tolist() == [1, 2, 3]
 
 
 def test_weights_beside_the_file_must_be_there(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
-from cprune.models.formats.onnx import OnnxModel, difference, opened, write
+from cprune.models.formats.onnx import difference, opened, write
+from cprune.models.opened import Opened
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.targets.errors import UserError
 
 
-def residual(path: Path) -> OnnxModel:
+def residual(path: Path) -> Opened:
     """A small residual network as other exporters write it, with a batch of any size."""
     draw = np.random.default_rng(0)
 
@@ -51,7 +52,7 @@ def residual(path: Path) -> OnnxModel:
     return opened(path)
 
 
-def put(network: Network, path: Path, model: OnnxModel) -> bool:
+def put(network: Network, path: Path, model: Opened) -> bool:
     return write(network, path, model.input_names, model.output_names, model.example_inputs)
 
 
@@ -62,7 +63,7 @@ def names(path: Path) -> tuple[list[str], list[str], set[str]]:
 
 def test_a_file_read_pruned_and_written_keeps_names_and_computes_the_same(tmp_path: Path) -> None:
     model = residual(tmp_path / "whole.onnx")
-    network = capture(model.module, model.example_inputs)
+    network = capture(model.model, model.example_inputs)
     assert difference(tmp_path / "whole.onnx", network, model.example_inputs) < 1e-5
 
     graph = analyse(network, model.example_inputs, raise_bugs=True)
@@ -77,9 +78,9 @@ def test_a_file_read_pruned_and_written_keeps_names_and_computes_the_same(tmp_pa
     again = opened(tmp_path / "small.onnx")
     for batch in (1, 3):
         x = torch.randn(batch, 3, 8, 8)
-        torch.testing.assert_close(again.module(x), small(x))
+        torch.testing.assert_close(again.model(x), small(x))
         assert difference(tmp_path / "small.onnx", small, (x,)) < 1e-5
-    twice = capture(again.module, again.example_inputs)
+    twice = capture(again.model, again.example_inputs)
     assert [(g.id, g.channels) for g in analyse(twice, again.example_inputs, raise_bugs=True).groups] == [("stem", 4)]
 
 
@@ -94,7 +95,7 @@ def test_several_inputs_and_outputs_keep_their_order(tmp_path: Path) -> None:
     x = (torch.ones(1, 2), torch.full((1, 2), 3.0))
     assert write(capture(Doubled(), x), tmp_path / "m.onnx", ["left", "right"], ["sum", "difference"], x)
     assert names(tmp_path / "m.onnx")[:2] == (["left", "right"], ["sum", "difference"])
-    total, apart = opened(tmp_path / "m.onnx").module(*x)
+    total, apart = opened(tmp_path / "m.onnx").model(*x)
     assert (total.tolist(), apart.tolist()) == ([[4, 4]], [[-2, -2]])
 
 
@@ -150,7 +151,7 @@ def test_a_network_that_onnx_cannot_hold_is_refused_and_leaves_no_file(tmp_path:
 
 def test_a_difference_is_seen(tmp_path: Path) -> None:
     model = residual(tmp_path / "m.onnx")
-    network = capture(model.module, model.example_inputs)
+    network = capture(model.model, model.example_inputs)
     with torch.no_grad():
         dict(network.named_parameters())["head.bias"][0] += 0.5
         largest = float(network(*model.example_inputs).abs().max())

@@ -105,7 +105,7 @@ def test_several_inputs_and_outputs_keep_their_structure(tmp_path: Path) -> None
     model = randomised(Two())
     x = (torch.randn(2, 3), torch.tensor([1, 4]))
     found = pt2.read(saved(model, x, tmp_path / "m.pt2"))
-    assert found.names == ("x", "words")
+    assert found.input_names == ("x", "words")
     assert found.example_inputs[1].dtype == torch.int64
     result, wanted = found.network(*x), model(*x)
     assert list(result) == ["sum", "parts"]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cprune.models import zoo
+from cprune.models.opened import Opened
 from cprune.models.zoo import weights as weight_files
 from cprune.targets.errors import UserError
 from cprune.training.data import load_data
@@ -21,7 +22,7 @@ PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "weights"
 NAMES = [info.name for info in zoo.models()]
 
 
-def multiply_adds(loaded: zoo.Loaded) -> int:
+def multiply_adds(loaded: Opened) -> int:
     """Count the multiply-adds of convolutions and linear layers for one image."""
     total = 0
 

@@ -31,10 +31,10 @@ def export(
     With --out FILE.pt2 or FILE.onnx: the pruned model itself, not compiled, for PyTorch or for ONNX runtimes.
     """
     from cprune.commands import export
-    from cprune.models.formats import write as formats
+    from cprune.models.formats.write import SUFFIXES
 
-    if out is not None and out.suffix in formats.SUFFIXES:
-        apart = formats.save(directory, out)
+    if out is not None and out.suffix in SUFFIXES:
+        apart = export.write_model(directory, out)
         if as_json:
             show.json_object({"file": str(out), "max_difference": apart})
         else:

@@ -23,12 +23,14 @@ from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
+from cprune.models.formats.write import save
+from cprune.models.source import of_run
 from cprune.network import saving as networks
 from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
 from cprune.progress import Progress
-from cprune.runs.folder import RunFolder
+from cprune.runs.folder import RunFolder, read_programs
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.interval import Interval, interval
 from cprune.targets.session import Array, Failure, Model
@@ -98,12 +100,23 @@ def example_of(network: Network, shapes: Sequence[Shape]) -> deploy.Example:
     return deploy.Example(inputs, tuple(output.numpy() for output in outputs))
 
 
+def write_model(directory: Path, out: Path) -> float:
+    """Write the pruned model of a run, not compiled, into a `.pt2` or `.onnx` file; return its largest difference.
+
+    Raises UserError where `directory` is no finished run, or see `cprune.models.formats.write.save`.
+    """
+    if not (directory / "run.json").exists():
+        raise UserError(f"{directory} is no run folder", f"A {out.suffix} file is written from a run of cprune run.")
+    opened = of_run(directory)
+    return save(opened.network, opened.example_inputs, out, opened.input_names, opened.output_names)
+
+
 def _of_run(run: RunFolder, target: Target | None, out: Path, tuning: Tuning, progress: Progress) -> tuple[str, Target]:
     """Write the compiled model of a run; return its name and the machine that it is for."""
     if not run.programs.exists():
         raise run.unfinished()
     network, config = networks.load(run.path), run.config()
-    stored = deploy.read_programs(run.programs)
+    stored = read_programs(run.programs)
     if not isinstance(stored["target"], dict):
         raise UserError(f"{run.programs} is damaged: it does not say for which machine it is")
     # The machine as it was described, also if it was this one: the programs were made for that one.

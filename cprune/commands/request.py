@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cprune.compiling.tuned import opened_tuner
 from cprune.method.settings import Settings
-from cprune.models.source import Opened, Source
+from cprune.models.opened import Opened
+from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.targets.session import Session
 from cprune.targets.target import Target

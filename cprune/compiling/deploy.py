@@ -39,17 +39,6 @@ def keep_programs(path: Path, lowered: Lowered, programs: Mapping[str, Candidate
     write_json(path, stored)
 
 
-def read_programs(path: Path) -> dict[str, Any]:
-    """Return what `keep_programs` wrote.  Raises UserError where it is damaged."""
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"target", "inputs", "layout", "programs"} <= stored.keys():
-            raise ValueError("something is missing")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
-    return stored
-
-
 @dataclass(frozen=True)
 class Example:
     """An input of the model and what PyTorch makes of it."""

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from cprune.compiling import deploy
+from cprune.models.opened import Opened
 from cprune.models.zoo import load_model
 from cprune.network import open_batch
 from cprune.network import saving as networks
-from cprune.network.capture import capture
 from cprune.network.facts import class_count
-from cprune.network.network import Network
-from cprune.runs.folder import RunFolder
+from cprune.runs.folder import RunFolder, read_programs
 from cprune.targets.errors import UserError
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A network with inputs for one inference, and the model it was captured from.
-
-    `outputs` is the number of classes, None where the model does not return logits.  `trained` is False for random
-    weights.  The names are those of a file's inputs and outputs.
-    """
-
-    network: Network
-    example_inputs: tuple[Tensor, ...]
-    name: str
-    model: nn.Module
-    trained: bool = True
-    outputs: int | None = None
-    input_names: tuple[str, ...] = ()
-    output_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +44,11 @@ class Source:
         return {"model_spec": spec, "weights": weights, "inputs": shapes, "fixed": dict(self.fixed)}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Source:
+    def from_dict(cls, config: Mapping[str, Any]) -> Source:
         """Return the source of a `to_dict`.  Raises KeyError where something is missing."""
-        weights = Path(told["weights"]) if told["weights"] else None
-        shapes = {name: tuple(shape) for name, shape in told.get("inputs", {}).items()}
-        return cls(told["model_spec"], weights, shapes, told.get("fixed", {}))
+        weights = Path(config["weights"]) if config["weights"] else None
+        shapes = {name: tuple(shape) for name, shape in config.get("inputs", {}).items()}
+        return cls(config["model_spec"], weights, shapes, config.get("fixed", {}))
 
     @property
     def own_classes(self) -> bool:
@@ -91,29 +70,26 @@ class Source:
         named = [name for name in self.shapes if name]
         if named:
             raise UserError(f"--input {named[0]}=…: only the inputs of a file have names", "Type --input 1,3,32,32")
-        found = load_model(self.spec, self.weights, classes, seed, input_shape, self.shapes.get(""))
-        network = capture(found.model, found.example_inputs)
-        return Opened(network, found.example_inputs, found.name, found.model, found.trained, found.outputs)
+        opened = load_model(self.spec, self.weights, classes, seed, input_shape, self.shapes.get(""))
+        _ = opened.network  # here, so that a model that cannot be captured is found before anything else begins
+        return opened
 
     def _of_file(self, path: Path) -> Opened:
         if self.weights is not None:
             raise UserError(f"{path} has its own weights", "Leave --weights out.")
         if not path.is_file():
             raise UserError(f"there is no file {path}")
-        module: nn.Module
         if path.suffix == ".onnx":
             from cprune.models.formats import onnx as onnx_format
 
-            model = onnx_format.opened(path, self.shapes, self.fixed)
-            module, inputs, names = model.module, model.example_inputs, (model.input_names, model.output_names)
+            opened = onnx_format.opened(path, self.shapes, self.fixed)
         else:
             from cprune.models.formats import pt2
 
-            found = pt2.read(path, self.shapes)
-            module, inputs, names = found.network, found.example_inputs, (found.names, ())
-        outputs = class_count(module, inputs, str(path))
-        network = open_batch.opened(capture(module, inputs), inputs)
-        return Opened(network, inputs, path.name, network, True, outputs, *names)
+            opened = pt2.read(path, self.shapes)
+        outputs = class_count(opened.model, opened.example_inputs, str(path))
+        network = open_batch.opened(opened.network, opened.example_inputs)
+        return replace(opened, model=network, outputs=outputs)
 
 
 def is_file(spec: str) -> bool:
@@ -126,14 +102,14 @@ def of_run(folder: Path) -> Opened:
     where = RunFolder.open(folder)
     config = where.config()
     if not where.model_json.exists():
-        raise UserError(f"the run in {folder} is not finished", f"Go on with it: cprune resume {folder}")
+        raise where.unfinished()
     network = networks.load(where.path).eval()
     noise = torch.Generator().manual_seed(0)
     if where.programs.exists():
-        shapes = deploy.read_programs(where.programs)["inputs"]
+        shapes = read_programs(where.programs)["inputs"]
     else:  # a run of an earlier version
         shapes = [[size or 1 for size in node.args[0]] for node in network.nodes if node.op == "input"]
     inputs = tuple(torch.randn(shape, generator=noise) for shape in shapes)
-    names = [tuple(found) for found in config.get("names") or ((), ())]
+    input_names, output_names = map(tuple, config.get("names") or ((), ()))
     name = f"{config['model']} pruned in {folder}"
-    return Opened(network, inputs, name, network, True, class_count(network, inputs, name), names[0], names[1])
+    return Opened(network, inputs, name, True, class_count(network, inputs, name), input_names, output_names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -195,6 +196,17 @@ class RunFolder:
             if file in _lock_files:  # not so in a forked child that comes by here
                 _lock_files.discard(file)
                 os.close(file)
+
+
+def read_programs(path: Path) -> dict[str, Any]:
+    """Return what `cprune.compiling.deploy.keep_programs` wrote.  Raises UserError where it is damaged."""
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not {"target", "inputs", "layout", "programs"} <= stored.keys():
+            raise ValueError("something is missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    return stored
 
 
 def _ours(name: str) -> bool:

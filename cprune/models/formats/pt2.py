@@ -12,7 +12,6 @@ import math
 import operator
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from cprune.models.formats.input_shapes import by_name
+from cprune.models.opened import Opened
 from cprune.network.capture import compare, network_of
-from cprune.network.network import Network
 from cprune.network.operators import SIZE_OPERATORS
 from cprune.targets.errors import UserError, type_and_first_line
 
@@ -47,23 +46,16 @@ _SIZES = {f"_{name}": function for function, name in SIZE_OPERATORS.items() if n
 _KINDS = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
 
 
-@dataclass(frozen=True)
-class Exported:
-    """The model of a file, its input names, and an example of every input (noise, or zeros where it takes integers)."""
+def read(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Opened:
+    """Return the model of a `.pt2` file as a Network, its inputs noise (zeros where it takes integers).
 
-    network: Network
-    names: tuple[str, ...]
-    example_inputs: tuple[Tensor, ...]
-
-
-def read(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Exported:
-    """Return what a `.pt2` file holds; `shapes` says the shape of inputs, by name, where the file leaves sizes open.
+    `shapes` says the shape of inputs, by name, where the file leaves sizes open.
 
     Raises UserError for a file that is none, is damaged, or needs more than ATen's operators.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reader(archive, path).exported(shapes or {})
+            return _Reader(archive, path).opened(shapes or {})
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error})") from error
     except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -138,7 +130,7 @@ class _Reader:
 
     # -- the graph
 
-    def exported(self, shapes: Mapping[str, Sequence[int]]) -> Exported:
+    def opened(self, shapes: Mapping[str, Sequence[int]]) -> Opened:
         module = self.program["graph_module"]
         graph = module["graph"]
         tensors, targets, constants = self.tensors(), dict[str, str](), list[str]()
@@ -163,7 +155,7 @@ class _Reader:
         network = network_of(made, targets, own, constants, lambda flat: _structure(out_spec, list(flat)))
         inputs = tuple(_example(name, graph["tensor_values"][name], shapes) for name in names)
         compare(network, _AsItIs(made, targets, tensors), inputs)
-        return Exported(network, tuple(names), inputs)
+        return Opened(network, inputs, self.path.name, input_names=tuple(names))
 
     def graph(self, told: Mapping[str, Any], targets: Mapping[str, str]) -> tuple[fx.Graph, list[str]]:
         """Return the graph with ATen's operators as they are in the file, and the names of the user's inputs."""

@@ -1,4 +1,4 @@
-"""The pruned model as one file that others open: `.pt2` for PyTorch (ExecuTorch, AOTInductor), `.onnx` for the rest.
+"""A network as one file that others open: `.pt2` for PyTorch (ExecuTorch, AOTInductor), `.onnx` for the rest.
 
 What was written is read again and compared with the model before this says that it is done.
 """
@@ -6,13 +6,15 @@ What was written is read again and compared with the model before this says that
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cprune.models.formats import pt2
-from cprune.models.source import Opened, of_run
 from cprune.network.difference import WRITTEN_TOLERANCE, difference
+from cprune.network.network import Network
 from cprune.network.node import tensors_of
 from cprune.network.torch_export import batches, exported, quiet
 from cprune.targets.errors import BrokenWorld, UserError
@@ -20,23 +22,31 @@ from cprune.targets.errors import BrokenWorld, UserError
 SUFFIXES = (".pt2", ".onnx")
 
 
-def save(directory: Path, out: Path) -> float:
-    """Write the pruned model of a run into the file `out`; return its largest difference from the model.
+def save(
+    network: Network,
+    example_inputs: tuple[Tensor, ...],
+    out: Path,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+) -> float:
+    """Write a network into the file `out`; return the largest difference of what was written from the network.
 
-    Raises UserError for an ending that is none of SUFFIXES or a run that is not finished, and leaves no file behind if
-    it cannot be written.
+    The names are for ONNX; without them inputs and outputs are called that, and numbered.
+
+    Raises UserError for an ending that is none of SUFFIXES or a file that is there, BrokenWorld where what was written
+    differs by more than WRITTEN_TOLERANCE, and leaves no file behind if it cannot be written.
     """
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out} has the ending {out.suffix!r}", f"Choose one of {', '.join(SUFFIXES)}.")
     if out.exists():
         raise UserError(f"{out} exists already", "Give another file with --out")
-    if not (directory / "run.json").exists():
-        raise UserError(f"{directory} is no run folder", f"A {out.suffix} file is written from a run of cprune run.")
-    opened = of_run(directory)
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.stem}.new{out.suffix}")
     try:
-        apart = _pt2(opened, new) if out.suffix == ".pt2" else _onnx(opened, new)
+        if out.suffix == ".pt2":
+            apart = _pt2(network, example_inputs, new)
+        else:
+            apart = _onnx(network, example_inputs, new, input_names, output_names)
         if apart > WRITTEN_TOLERANCE:
             raise BrokenWorld(f"what was written differs from the model by {apart:.3g}; {out} was not made")
         os.replace(new, out)
@@ -45,8 +55,7 @@ def save(directory: Path, out: Path) -> float:
     return apart
 
 
-def _pt2(opened: Opened, path: Path) -> float:
-    network, inputs = opened.network, opened.example_inputs
+def _pt2(network: Network, inputs: tuple[Tensor, ...], path: Path) -> float:
     with quiet():
         torch.export.save(exported(network, inputs, batches(network, inputs)), path)
     again = pt2.read(path).network
@@ -54,13 +63,18 @@ def _pt2(opened: Opened, path: Path) -> float:
         return difference(again(*inputs), network(*inputs))
 
 
-def _onnx(opened: Opened, path: Path) -> float:
+def _onnx(
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> float:
     from cprune.models.formats import onnx as onnx_format
 
-    network, inputs = opened.network, opened.example_inputs
     with torch.no_grad():
         count = len(tensors_of(network(*inputs)))
-    names = opened.input_names or _numbered("input", len(inputs)), opened.output_names or _numbered("output", count)
+    names = input_names or _numbered("input", len(inputs)), output_names or _numbered("output", count)
     onnx_format.write(network, path, *names, inputs)
     return onnx_format.difference(path, network, inputs)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cprune import user_code
+from cprune.models.opened import Opened
 from cprune.models.zoo import weights as weight_files
 from cprune.models.zoo.mobilenet import mobilenetv2_cifar
 from cprune.models.zoo.resnet import cifar_resnet, resnet18_cifar, resnet_fashion
@@ -37,21 +38,6 @@ class ModelInfo:
     input_shape: tuple[int, int, int]
     classes: int
     weights: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A model in evaluation mode with inputs to try it on (one image).
-
-    `trained` is False if the weights are random: a zoo model without built-in weights, and none were given.
-    `outputs` is the number of classes it tells apart, None if it does not return logits [N, classes].
-    """
-
-    model: nn.Module
-    example_inputs: tuple[Tensor, ...]
-    name: str
-    trained: bool
-    outputs: int | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,7 @@ def load_model(
     seed: int = 0,
     input_shape: tuple[int, int, int] | None = None,
     shape: Sequence[int] | None = None,
-) -> Loaded:
+) -> Opened:
     """Return the model that `spec` names: one of `models()` (spelled with or without - and _), or MODULE:FUNCTION.
 
     The user's function takes no argument, or `classes`, and returns the module, or the module and its example
@@ -126,7 +112,7 @@ def load_model(
     if path is not None:
         tensors = weight_files.read(path)
         weight_files.put(model, tensors, path, info.name, lambda: _fitting(tensors))
-    return Loaded(model, (example,), info.name, path is not None, class_count(model, (example,), info.name))
+    return Opened(model, (example,), info.name, path is not None, class_count(model, (example,), info.name))
 
 
 def _fitting(tensors: dict[str, Tensor]) -> tuple[str, ...]:
@@ -137,7 +123,7 @@ def _fitting(tensors: dict[str, Tensor]) -> tuple[str, ...]:
         )
 
 
-def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_shape: Sequence[int] | None) -> Loaded:
+def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_shape: Sequence[int] | None) -> Opened:
     function = user_code.function(spec)
     arguments: dict[str, Any] = {}
     try:
@@ -147,8 +133,8 @@ def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_
         pass  # a builtin without a signature: called without arguments
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = user_code.call(spec, function, **arguments)
-    model, example = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
+        returned = user_code.call(spec, function, **arguments)
+    model, example = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (returned, None)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{spec} returned a {type(model).__name__}",
@@ -167,4 +153,4 @@ def _own(spec: str, weights: Path | None, classes: int | None, seed: int, input_
     model.eval()
     if weights is not None:
         weight_files.put(model, weight_files.read(weights), weights, spec)
-    return Loaded(model, inputs, spec, True, class_count(model, inputs, spec))
+    return Opened(model, inputs, spec, True, class_count(model, inputs, spec))

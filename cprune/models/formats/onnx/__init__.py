@@ -9,7 +9,7 @@ module; `layers.py`, `elements.py`, `shapes.py` and `resize.py` say what each op
 arithmetic on shapes visible; `write.py` is the way back.
 """
 
-from cprune.models.formats.onnx.opened import OnnxModel, opened
+from cprune.models.formats.onnx.opened import opened
 from cprune.models.formats.onnx.write import difference, write
 
-__all__ = ["OnnxModel", "difference", "opened", "write"]
+__all__ = ["difference", "opened", "write"]

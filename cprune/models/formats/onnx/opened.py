@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cprune.models.formats.input_shapes import by_name
 from cprune.models.formats.onnx.module import OnnxModule
 from cprune.models.formats.onnx.read import OnnxGraph, Value, read
 from cprune.models.formats.onnx.tidy import to_tensor
+from cprune.models.opened import Opened
 from cprune.targets.errors import UserError, unknown
 
 Shapes = Mapping[str, Sequence[int]]
@@ -26,22 +26,8 @@ _DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class OnnxModel:
-    """A model from a file, in evaluation mode.
-
-    `module` takes tensors in the order of `input_names` and returns one tensor, or a tuple in the order of
-    `output_names`; `example_inputs` are noise (zeros where the file wants integers).
-    """
-
-    module: nn.Module
-    example_inputs: tuple[Tensor, ...]
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-
-
-def opened(path: Path, shapes: Shapes | None = None, fixed: Mapping[str, Any] | None = None) -> OnnxModel:
-    """Return the model in an ONNX file.
+def opened(path: Path, shapes: Shapes | None = None, fixed: Mapping[str, Any] | None = None) -> Opened:
+    """Return the model in an ONNX file, its inputs noise (zeros where the file wants integers).
 
     `shapes` gives inputs a shape by name: needed where the file leaves a size open that is not the batch.  `fixed`
     gives inputs a value for good (a number or nested lists), which the model takes no more: a switch such as a sample
@@ -53,7 +39,7 @@ def opened(path: Path, shapes: Shapes | None = None, fixed: Mapping[str, Any] | 
     return model_of(read(Path(path)), shapes or {}, fixed or {})
 
 
-def model_of(graph: OnnxGraph, shapes: Shapes, fixed: Mapping[str, Any]) -> OnnxModel:
+def model_of(graph: OnnxGraph, shapes: Shapes, fixed: Mapping[str, Any]) -> Opened:
     """Return the model of a graph, see `opened`."""
     path = graph.file
     names = [value.name for value in graph.inputs]
@@ -71,7 +57,8 @@ def model_of(graph: OnnxGraph, shapes: Shapes, fixed: Mapping[str, Any]) -> Onnx
     with torch.no_grad():
         found = module(*examples)
     _check_outputs(graph, found)
-    return OnnxModel(module, examples, tuple(v.name for v in values), tuple(v.name for v in graph.outputs))
+    input_names, output_names = tuple(v.name for v in values), tuple(v.name for v in graph.outputs)
+    return Opened(module, examples, Path(path).name, input_names=input_names, output_names=output_names)
 
 
 def _check_outputs(graph: OnnxGraph, found: Any) -> None:
