@@ -1,6 +1,6 @@
 """The front door: `prune` and `load` for Python, `run` and `resume` for the command line.
 
-All of them drive one `Loop`, and write one run folder (see `cprune.runs.journal`).
+All of them go through `cprune.method.whole_run`, and write one run folder (see `cprune.runs.folder`).
 """
 
 from __future__ import annotations
@@ -15,34 +15,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cprune.compiling import deploy
-from cprune.compiling.tuned import say_if_strange
-from cprune.compiling.workbench import SessionWorkbench
-from cprune.files import write_json
-from cprune.method.ending import finish
-from cprune.method.kept import FolderKeeper
-from cprune.method.loop import Loop
-from cprune.method.result import analysis, result_of, versions
+from cprune.method.result import versions
 from cprune.method.settings import Settings
-from cprune.method.state import RunState
-from cprune.models.opened import Opened
+from cprune.method.subject import Subject, subject_of
+from cprune.method.whole_run import whole_run
 from cprune.models.source import Source
 from cprune.network import saving as networks
 from cprune.network.capture import capture
-from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
-from cprune.runs.report.sections import write_report
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError, front_door
 from cprune.targets.interval import Interval
-from cprune.targets.session import Session
-from cprune.targets.target import Target, find, from_dict, host_threads
-from cprune.training.data import load_data
-from cprune.training.trainer import CallableTrainer, DataTrainer, Trainer
-from cprune.tuner.records.store import Store
-from cprune.tuner.tune import Tuner
+from cprune.targets.target import Target, find, from_dict
+from cprune.training.trainer import CallableTrainer
 
 __all__ = ["Result", "load", "prune", "resume", "run"]
 
@@ -72,7 +59,7 @@ def load(folder: str | Path) -> nn.Module:
     """
     where = RunFolder.open(folder)
     if not where.model_json.exists():
-        raise UserError(f"the run in {folder} is not finished", f"Go on with it: cprune resume {folder}")
+        raise where.unfinished()
     return networks.load(where.path).eval()
 
 
@@ -110,11 +97,12 @@ def prune(
     where = find(target, threads)
     trainer = CallableTrainer(evaluate, train, test, calibrate)
     network = capture(model, inputs)
-    told = progress or Progress()
-    with tempfile.TemporaryDirectory(prefix="cprune-") as scratch, connect(where, told.wait, told.say) as machine:
+    shown = progress or Progress()
+    with tempfile.TemporaryDirectory(prefix="cprune-") as scratch, connect(where, shown.wait, shown.say) as machine:
         config = _config(type(model).__name__, "functions", Source(""), machine[1], chosen, records)
         folder = RunFolder.create(out if out is not None else Path(scratch) / "run", config)
-        result, pruned = _drive(folder, config, network, inputs, trainer, machine, chosen, told, lambda _: None)
+        subject = Subject(config["model"], network, inputs, trainer)
+        result, pruned = whole_run(folder, subject, *machine, chosen, shown, lambda _: None)
         return Result(pruned, result, folder.path if out is not None else None)
 
 
@@ -134,18 +122,16 @@ def run(
     """Start a run in a new folder and return the folder and its `result.json`."""
     where = find(target, threads)
     spec = data or DEFAULT_DATA
-    opened, trainer = _begun(source, spec, where, settings)
-    told = progress or Progress()
-    with connect(where, told.wait, told.say) as machine:
-        config = _config(opened.name, spec, source, machine[1], settings, records)
-        config["names"] = [list(opened.input_names), list(opened.output_names)]
+    subject = subject_of(source, spec, where, settings)
+    shown = progress or Progress()
+    with connect(where, shown.wait, shown.say) as machine:
+        config = _config(subject.name, spec, source, machine[1], settings, records)
+        config["names"] = [list(subject.input_names), list(subject.output_names)]
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder.create(out or Path("runs") / f"{opened.name.replace(':', '.')}-{stamp}", config)
-        told.say(f"run folder {folder.path}")
+        folder = RunFolder.create(out or Path("runs") / f"{subject.name.replace(':', '.')}-{stamp}", config)
+        shown.say(f"run folder {folder.path}")
         try:
-            result, _ = _drive(
-                folder, config, opened.network, opened.example_inputs, trainer, machine, settings, told, on_step
-            )
+            result, _ = whole_run(folder, subject, *machine, settings, shown, on_step)
         except UserError:
             if not folder.journal.exists():  # nothing was measured: the folder may be used again
                 shutil.rmtree(folder.path)
@@ -183,13 +169,11 @@ def resume(
     )
     if where.transport == "local":
         _must_be(where, stored, path)
-    opened, trainer = _begun(source, data, where, settings)
-    told = progress or Progress()
-    with connect(where, told.wait, told.say) as machine:
+    subject = subject_of(source, data, where, settings)
+    shown = progress or Progress()
+    with connect(where, shown.wait, shown.say) as machine:
         _must_be(machine[1], stored, path)
-        result, _ = _drive(
-            folder, config, opened.network, opened.example_inputs, trainer, machine, settings, told, on_step
-        )
+        result, _ = whole_run(folder, subject, *machine, settings, shown, on_step)
     return folder, result
 
 
@@ -213,82 +197,6 @@ def _stored_target(stored: Any, folder: RunFolder) -> Target:
         return from_dict(stored, str(folder.run_json))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder.run_json} is no configuration of a run (its target is damaged: {error})") from error
-
-
-def _begun(source: Source, spec: str, target: Target, settings: Settings) -> tuple[Opened, Trainer]:
-    """Load data and model, which must fit each other, and capture the graph."""
-    if source.own_classes:
-        # The model is whole as it is, so the data must fit it; otherwise the model is made for the data.
-        model = source.opened(settings.seed)
-        if not model.trained:
-            raise UserError(f"the model {model.name} comes without weights", "Give trained ones with --weights FILE.")
-        shape = _image_of(model)
-        data = load_data(spec, settings.seed, shape, model.outputs)
-    else:
-        data = load_data(spec, settings.seed)
-        model = source.opened(settings.seed, data.classes, data.input_shape)
-        _image_of(model)
-        if model.outputs is not None and model.outputs < data.classes:
-            raise UserError(
-                f"the model {model.name} has {model.outputs} outputs, the data {data.name} have {data.classes} classes"
-            )
-    if model.outputs is None:
-        raise UserError(f"{model.name} does not return one row of scores for an image", _PYTHON)
-    _must_take_batches(model)
-    return model, DataTrainer(data, model.model, host_threads(target), settings.distil)
-
-
-_PYTHON = "Prune it from Python with functions of your own: cprune.prune(model, inputs, evaluate=…, train=…)"
-
-
-def _image_of(model: Opened) -> tuple[int, int, int]:
-    """Return (C, H, W) of the one image that a model takes."""
-    shape = tuple(model.example_inputs[0].shape[1:])
-    if len(model.example_inputs) != 1 or len(shape) != 3:
-        raise UserError(f"{model.name} does not take one image; data as --data gives them are images", _PYTHON)
-    return shape[0], shape[1], shape[2]
-
-
-def _must_take_batches(model: Opened) -> None:
-    (shape,) = (node.args[0] for node in model.network.nodes if node.op == "input")
-    if shape is not None and shape and shape[0] is not None:
-        raise UserError(
-            f"{model.name} takes a batch of {shape[0]} only, and training needs others",
-            "Export it with an open batch: dynamic_shapes={…: {0: Dim.AUTO}}, or dynamic_axes for ONNX.",
-        )
-
-
-def _drive(
-    folder: RunFolder,
-    config: Mapping[str, Any],
-    network: Network,
-    inputs: tuple[Tensor, ...],
-    trainer: Trainer,
-    machine: tuple[Session, Target],
-    settings: Settings,
-    progress: Progress,
-    on_step: Callable[[Step], None],
-) -> tuple[dict[str, Any], Network]:
-    session, target = machine
-    with folder.lock(), Store(config["records"] or folder.records) as store:
-        say_if_strange(store, target, progress)
-        bench = SessionWorkbench(session, Tuner(session, store, target, settings.seed), inputs)
-        state = RunState(network, inputs, trainer, bench, settings, FolderKeeper(folder), progress)
-        loop = Loop(state)
-        loop.begin()
-        write_json(folder.analysis, analysis(loop.before, loop.before, settings))
-        for step in loop.steps():
-            on_step(step)
-            write_report(folder)
-        outcome = finish(state, loop.current)
-        networks.save(outcome.network, folder.path)
-        after = outcome.after.tuned
-        deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
-        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
-        result = result_of(outcome, config)
-        write_json(folder.result, result)
-        write_report(folder)
-        return result, outcome.network
 
 
 def _config(

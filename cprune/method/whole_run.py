@@ -1,0 +1,65 @@
+"""One run in its folder, from what is known of it already to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cprune.compiling import deploy
+from cprune.compiling.tuned import say_if_strange
+from cprune.compiling.workbench import SessionWorkbench
+from cprune.files import write_json
+from cprune.method.ending import finish
+from cprune.method.kept import FolderKeeper
+from cprune.method.loop import Loop
+from cprune.method.result import analysis, result_of
+from cprune.method.settings import Settings
+from cprune.method.state import RunState
+from cprune.method.subject import Subject
+from cprune.network import saving as networks
+from cprune.network.network import Network
+from cprune.progress import Progress
+from cprune.runs.events import Step
+from cprune.runs.folder import RunFolder
+from cprune.runs.report.sections import write_report
+from cprune.targets.session import Session
+from cprune.targets.target import Target
+from cprune.tuner.records.store import Store
+from cprune.tuner.tune import Tuner
+
+
+def whole_run(
+    folder: RunFolder,
+    subject: Subject,
+    session: Session,
+    target: Target,
+    settings: Settings,
+    progress: Progress,
+    on_step: Callable[[Step], object],
+) -> tuple[dict[str, Any], Network]:
+    """Go on with the run in `folder` to its end; return what `result.json` holds, and the final network.
+
+    `target` is what the session found.  Holds the folder's lock; UserError if another process does.
+    """
+    config = folder.config()
+    with folder.lock(), Store(config["records"] or folder.records) as store:
+        say_if_strange(store, target, progress)
+        bench = SessionWorkbench(session, Tuner(session, store, target, settings.seed), subject.example)
+        run = RunState(
+            subject.network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress
+        )
+        loop = Loop(run)
+        loop.begin()
+        write_json(folder.analysis, analysis(loop.before, loop.before, settings))
+        for step in loop.steps():
+            on_step(step)
+            write_report(folder)
+        outcome = finish(run, loop.current)
+        networks.save(outcome.network, folder.path)
+        after = outcome.after.tuned
+        deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
+        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
+        result = result_of(outcome, config)
+        write_json(folder.result, result)
+        write_report(folder)
+        return result, outcome.network
