@@ -76,6 +76,7 @@ MAY_NAME = {
         *(
             "cprune/api.py",
             "cprune/commands/export.py",
+            "cprune/models/opened.py",
             "cprune/models/source.py",
             "cprune/commands/check.py",
         ),
