@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from small_nets import NETS, Chain, Tied, captured, conv, randomised
 from torch import Tensor, nn
+from torch._export.serde import schema, serialize
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +59,15 @@ def edited(part: str, edit: Callable[[Any], None]) -> Callable[[str, bytes], byt
         return json.dumps(told).encode()
 
     return change
+
+
+def test_our_numbers_are_those_of_this_version_of_torch() -> None:
+    assert schema.SCHEMA_VERSION[0] == pt2.SCHEMA
+    dtypes = serialize._TORCH_TO_SERIALIZE_DTYPE
+    assert {dtypes[dtype].value: dtype for dtype in pt2._DTYPES.values()} == pt2._DTYPES
+    formats = serialize._TORCH_TO_SERIALIZE_MEMORY_FORMAT
+    assert {kind.value: memory for memory, kind in formats.items()} == pt2._MEMORY
+    assert schema.Layout.Strided.value == pt2._STRIDED
 
 
 # -- what comes in is the model
