@@ -38,18 +38,6 @@ class Distillation:
     temperature: float = 4.0
 
 
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` threads inside; None leaves the number as it is."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # ----------------------------------------------------------------------------------------------------
 # Looking
 
@@ -82,8 +70,8 @@ def gradients(
     with _mode(model, training=False):
         for index in _parts(chosen, batch):
             loss = F.cross_entropy(model(_ready(split, index)), split.labels[index], reduction="sum")
-            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            for name, gradient in zip(named, found, strict=True):
+            parts = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, parts, strict=True):
                 if gradient is not None:
                     total[name] += gradient / len(chosen)
     return total
@@ -159,7 +147,6 @@ def fine_tune(
     teacher: nn.Module | Tensor | None = None,
     distillation: Distillation = Distillation(),
     augment: bool = False,
-    schedule: str = "cosine",
     batch: int = TRAINING_BATCH,
     bfloat16: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -167,8 +154,7 @@ def fine_tune(
     """Train `model` in place on `split` for `epochs` (a fraction will do); it ends in evaluation mode.
 
     SGD with Nesterov momentum 0.9 and weight decay 5e-4; the learning rate starts at `lr` and falls to zero
-    along a cosine, or stays ("constant").  `augment` flips images left to right and moves them by up to a
-    tenth of their width.
+    along a cosine.  `augment` flips images left to right and moves them by up to a tenth of their width.
 
     `teacher` is the unpruned model, run on every batch as the student sees it, or, much cheaper, its logits
     [len(split), classes] for the images as they are (`logits(teacher, split)`, worth keeping between calls).
@@ -178,8 +164,6 @@ def fine_tune(
 
     FineTuneDiverged as soon as the loss is not a number, UserError for fewer than two images.
     """
-    if schedule not in ("cosine", "constant"):
-        raise UserError(f"unknown schedule {schedule!r}", "Known: constant, cosine.")
     count = len(split)
     if count < 2:
         raise UserError(f"{count} image is too few to train on")
@@ -198,8 +182,7 @@ def fine_tune(
     ):
         torch.manual_seed(seed)  # dropout's
         for step, index in enumerate(_batches(count, batch, steps, generator)):
-            if schedule == "cosine":
-                optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
             raw = split.images[index]
             if augment:
                 raw = augmented(raw, generator, shift=raw.shape[3] // 10)
