@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cprune.targets.errors import CpruneError, UserError, unknown
@@ -22,10 +23,9 @@ def plain(name: str) -> str:
 def pick(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the one of `known` that `name` means; UserError with the nearest one if there is none."""
     spelled = {plain(item): item for item in known}
-    found = spelled.get(plain(name))
-    if found is None:
+    if plain(name) not in spelled:
         raise unknown(kind, name, spelled.values())
-    return found
+    return spelled[plain(name)]
 
 
 def function(spec: str) -> Callable[..., Any]:
@@ -46,13 +46,13 @@ def function(spec: str) -> Callable[..., Any]:
             f"Go to the folder it lies in and type {Path(module_name).stem}:{function_name}.",
         )
     module = _module(module_name, spec)
-    found = getattr(module, function_name, None)
-    if found is None:
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    value = getattr(module, function_name, None)
+    if value is None:
+        names = [name for name, known in vars(module).items() if callable(known) and not name.startswith("_")]
         raise unknown(f"function in the module {module_name!r}:", function_name, names)
-    if not callable(found):
-        raise UserError(f"{spec} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
+    if not callable(value):
+        raise UserError(f"{spec} is a {type(value).__name__}, not a function")
+    return value  # type: ignore[no-any-return]
 
 
 def call(spec: str, function: Callable[..., Any], **arguments: Any) -> Any:
@@ -66,7 +66,7 @@ def call(spec: str, function: Callable[..., Any], **arguments: Any) -> Any:
             raise UserError(f"{spec} failed: {_where(error)}") from error
 
 
-def _module(name: str, spec: str) -> Any:
+def _module(name: str, spec: str) -> ModuleType:
     with _current_folder_first():
         try:
             return importlib.import_module(name)
