@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cprune import progress
 from cprune.cli import main as cli
-from cprune.targets.errors import nearest
+from cprune.cli import show
+from cprune.progress import Silent
+from cprune.targets.errors import BrokenWorld, nearest
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -36,6 +39,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = ("run", "resume", "report", "explain", "bench", "models", "targets", "records")
     for command in (*commands, "tune", "profile", "devices", "tracker", "doctor", "export", "verify"):
         assert f"  {command} " in out
+
+
+@pytest.mark.parametrize("command", ["run", "explain", "check", "bench", "tune", "profile"])
+def test_a_command_about_a_model_has_the_shared_options_before_its_own(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(command, "--help", capsys=capsys)
+    assert code == 0
+    shared = ["--model", "--weights", "--input", "--target", "--rpc-tracker", "--device-timeout", "--threads", "--seed"]
+    places = [out.index(option) for option in (*shared, "--records", "--json")]
+    assert places == sorted(places)
 
 
 def test_help_and_import_are_quick() -> None:
@@ -192,11 +206,31 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "not the folder of a run" in refused(capsys, "report", str(tmp_path))
 
 
+def test_a_bar_is_gone_before_the_message_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    class Bar(Silent):
+        def done(self) -> None:
+            ended.append("bar")
+
+    monkeypatch.setattr(progress, "of_terminal", Bar)
+    with pytest.raises(ZeroDivisionError), show.progress():
+        raise ZeroDivisionError
+    assert ended == ["bar"]
+
+
+def test_a_model_that_onnxruntime_does_not_run_ends_its_process(tmp_path: Path) -> None:
+    from cprune.commands import onnxruntime_process
+
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(BrokenWorld, match="does not run the exported model"), onnxruntime_process.started(tmp_path, 1):
+        pass
+
+
 def test_a_full_disk_is_said_and_loses_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cprune import api
-    from cprune.targets.errors import BrokenWorld
 
     def full(**_: object) -> None:
         raise BrokenWorld("no space left on the disk")
