@@ -103,7 +103,7 @@ LIGHT = (
         *(f"cprune/cli/{file.name}" for file in (ROOT / "cprune" / "cli").glob("*.py")),
         "cprune/tuner/records/place.py",
     ),
-    *("cprune/runs/journal.py", "cprune/runs/report/sections.py"),
+    *("cprune/runs/journal.py", "cprune/runs/report/__init__.py"),
     *("cprune/targets/__init__.py", "cprune/targets/target.py", "cprune/targets/errors.py"),
     "cprune/tuner/__init__.py",
 )

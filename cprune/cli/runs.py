@@ -116,7 +116,7 @@ def resume(
 def report(directory: Annotated[Path, typer.Argument(help="a run folder, finished or not")]) -> None:
     """Write report.html and report.md of a run again and say where they are."""
     from cprune.runs.folder import RunFolder
-    from cprune.runs.report.sections import write_report
+    from cprune.runs.report import write_report
 
     folder = RunFolder.open(directory)
     write_report(folder)

@@ -79,10 +79,11 @@ def on_output(*parts: RenderableType) -> None:
 
 def run_result(values: Mapping[str, Any]) -> None:
     """Print the table that sums up a `result.json`."""
-    from cprune.runs.report.sections import table as rows_of
+    from cprune.runs.report.headline import table as rows_of
+    from cprune.runs.report.run import read_result
 
     summary = table("", "before", "after")
-    for row in rows_of(values):
+    for row in rows_of(read_result(values)):
         summary.add_row(*row)
     on_output(summary)
 

@@ -21,7 +21,7 @@ from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
-from cprune.runs.report.sections import write_report
+from cprune.runs.report import write_report
 from cprune.targets.session import Session
 from cprune.targets.target import Target
 from cprune.tuner.records.store import Store

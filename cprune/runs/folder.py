@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def analysis(self) -> Path:
-        """Tasks, channels and frozen groups, for the report; see `cprune.runs.report.sections`."""
+        """Tasks, channels and frozen groups, for the report; see `cprune.runs.report.run.Analysis`."""
         return self.path / "analysis.json"
 
     @property

@@ -18,9 +18,10 @@ STYLE = """\
 svg text { font-size: 9.5px; fill: var(--ink); } svg text.soft { font-size: 10px; fill: var(--soft); }
 svg path { fill: none; stroke-width: 1.4px; stroke: var(--after); } svg path.grid { stroke: var(--grid); }
 svg path.limit { stroke: var(--soft); stroke-dasharray: 4 3; } svg path.grid, svg path.thin { stroke-width: 0.8px; }
-svg path.band { fill: var(--after); fill-opacity: 0.18; stroke: none; } svg circle, svg rect { fill: var(--after); }
-svg rect.before { fill: var(--before); } svg rect.more { fill: var(--bad); }
-svg path.rejected { stroke: var(--bad); } svg path.excluded { stroke: var(--warn); }
+svg path.band { fill: var(--after); fill-opacity: 0.18; stroke: none; }
+svg circle, svg rect.after { fill: var(--after); } svg rect.before { fill: var(--before); }
+svg rect.more { fill: var(--bad); } svg path.rejected { stroke: var(--bad); }
+svg path.excluded { stroke: var(--warn); }
 """
 """The rules of a page with drawings; it has to set the variables."""
 _ON_WHITE = {
