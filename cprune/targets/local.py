@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.process import START_DEADLINE_S, Process
+from cprune.targets.process import MODEL_DEADLINE_S, START_DEADLINE_S, Process
 from cprune.targets.session import Array, Built, Failure, Model, Program, Timed
 from cprune.targets.target import Target
-
-MODEL_DEADLINE_S = 300.0
 
 
 class LocalSession:
@@ -38,7 +36,7 @@ class LocalSession:
 
     @property
     def worker_pid(self) -> int | None:
-        """Return the process number of the living worker."""
+        """Return the process number of the living worker: what a test must kill to see another one take its place."""
         return self._worker.pid
 
     def _greeted(self, threads: int) -> str:

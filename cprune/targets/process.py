@@ -24,6 +24,7 @@ from cprune.targets.errors import BrokenWorld, Bug, ours, type_and_first_line
 from cprune.targets.session import Failure
 
 START_DEADLINE_S = 120.0
+MODEL_DEADLINE_S = 300.0
 STDERR_BYTES = 1024
 """What is read of the end of a dead process's stderr."""
 
@@ -243,11 +244,6 @@ def die_with_parent() -> None:
         return
     if os.getppid() == 1:
         sys.exit(0)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def failure(stage: str, error: Exception) -> Failure:

@@ -137,9 +137,9 @@ def find(name: str | Target = "local", threads: int | None = None) -> Target:
     found = name if isinstance(name, Target) else _named(name)
     if threads is None:
         return found
-    if found.transport == "local" and threads > _cores():
+    if found.transport == "local" and threads > cores():
         raise UserError(
-            f"--threads {threads}: this machine lets cprune use {_cores()} cores", f"Type --threads 1 to {_cores()}."
+            f"--threads {threads}: this machine lets cprune use {cores()} cores", f"Type --threads 1 to {cores()}."
         )
     return with_threads(found, threads)
 
@@ -154,10 +154,11 @@ def _named(name: str) -> Target:
         raise UserError(f"no target cuda: {no_cuda()}", "See: cprune targets")
     if name != "local":
         raise unknown("target", name, names())
-    return _local(_cores())
+    return _local(cores())
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -180,17 +181,17 @@ def _remote(kind: str, cpu: str) -> Target:
             if made.cpus
             else UserError(f"{kind} has no processors to choose from", f"Type --target {kind}.")
         )
-    cores = CPUS[cpu].cores if cpu else 4
+    threads = CPUS[cpu].cores if cpu else 4
     compiler = {
         "kind": "llvm",
         "mtriple": made.triple,
         "mcpu": CPUS[cpu].mcpu if cpu else made.mcpu,
-        "num-cores": cores,
+        "num-cores": threads,
         **({"mattr": list(made.attributes)} if made.attributes else {}),
     }
     name = f"{kind}:{cpu}" if cpu else kind
     text = json.dumps(compiler, sort_keys=True)
-    return Target(name, text, cores, made.vector, made.vector_registers, cpu or made.mcpu, "rpc", key=kind)
+    return Target(name, text, threads, made.vector, made.vector_registers, cpu or made.mcpu, "rpc", key=kind)
 
 
 def _from_file(path: Path) -> Target:

@@ -16,9 +16,10 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from cprune.targets.process import answer, begun, cores, failure
+from cprune.targets.process import answer, begun, failure
 from cprune.targets.serve import timed
 from cprune.targets.session import Failure, Model, Program, Timed
+from cprune.targets.target import cores
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
 

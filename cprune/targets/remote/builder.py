@@ -15,8 +15,9 @@ import tvm
 
 from cprune.targets.errors import type_and_first_line
 from cprune.targets.link import export, linker
-from cprune.targets.process import answer, begun, cores, failure
+from cprune.targets.process import answer, begun, failure
 from cprune.targets.session import Failure, Kernel, Program
+from cprune.targets.target import cores
 
 
 def main() -> None:
