@@ -162,7 +162,7 @@ def test_a_stock_server_serves_too_with_more_calls_over_the_network() -> None:
 def test_a_library_that_cannot_be_loaded_is_a_failed_candidate(session: RpcSession) -> None:
     (built,) = session.build([doubled()])
     assert isinstance(built, Built)
-    library = Path(session._path(built.handle))
+    library = Path(session._libraries.path(built.handle))
     library.write_bytes(library.read_bytes()[:64])
     (failed,) = session.time([built])
     assert isinstance(failed, Failure)
@@ -172,9 +172,9 @@ def test_a_library_that_cannot_be_loaded_is_a_failed_candidate(session: RpcSessi
 
 def test_a_bug_of_ours_surfaces_from_the_builder_and_from_the_device_s_process(session: RpcSession) -> None:
     with pytest.raises(Bug, match=r"(?s)builder\.py.*AttributeError"):
-        session._builder.ask("build", (["p"], [None], "{}", False), 60)
+        session._libraries.builder.ask("build", (["p"], [None], "{}", False), 60)
     with pytest.raises(Bug, match=r"(?s)client\.py.*TypeError"):
-        session._devices[0].ask("time", ("p0.so", 64, 1, 1e-3, 1.0, 0.0), 60)
+        session._pool.devices[0].ask("time", ("p0.so", 64, 1, 1e-3, 1.0, 0.0), 60)
     assert isinstance(time_once(session, doubled()), Timed)
 
 
@@ -341,7 +341,7 @@ def test_a_client_that_dies_gives_its_device_back(one: Rig, session: RpcSession)
     session.close()
     one.wait(1)
     with RpcSession(one.target()) as mine:
-        pid = mine._devices[0]._process.pid
+        pid = mine._pool.devices[0]._process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         one.wait(1, deadline_s=10)
@@ -355,7 +355,7 @@ def test_a_connection_cut_while_a_library_is_sent_is_tried_again(tmp_path: Path)
     with rig(1) as made, RpcSession(made.target(timing=Timing(2, 0.2, 60.0))) as session:
         (built,) = session.build([doubled()])
         assert isinstance(built, Built)
-        library = Path(session._path(built.handle))
+        library = Path(session._libraries.path(built.handle))
         with library.open("ab") as file:  # what follows an ELF file's sections does no harm, and takes time to send
             file.write(bytes(150 << 20))
         (first,) = made.servers[0].sessions()

@@ -129,7 +129,7 @@ def _device(target: Target) -> Iterator[Check]:
             yield Check("device", False, "; ".join([reason, *said]), advice)
             return
         for device in devices:
-            facts, architecture = device.told, target.triple.split("-")[0]
+            facts, architecture = device.facts, target.triple.split("-")[0]
             yield Check("device", True, f"{device.name}: {describe(facts)}")
             if facts["machine"] and link.MACHINES.get(facts["machine"]) != link.MACHINES.get(architecture):
                 yield Check("machine", False, f"{device.name} is {facts['machine']}, the target is {target.triple}",

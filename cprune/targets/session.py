@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Shapes = tuple[tuple[int, ...], ...]
+"""The shapes of a program's arguments; the last one is the output."""
 
 STAGES = ("lower", "build", "load", "run", "check", "timeout")
 
@@ -39,7 +41,7 @@ class Program:
     """A scheduled TIR module as TVM's JSON text, and the shapes of its arguments; the last one is the output."""
 
     module: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Shapes
 
 
 @dataclass(frozen=True)

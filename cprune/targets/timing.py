@@ -13,9 +13,8 @@ import numpy as np
 
 from cprune.targets.process import failure
 from cprune.targets.serve import once, runs
-from cprune.targets.session import Array, Failure, Timed, arguments
+from cprune.targets.session import Array, Failure, Shapes, Timed, arguments
 
-Shapes = tuple[tuple[int, ...], ...]
 ARGUMENTS_KEPT = 4
 """Shapes whose arguments are kept: a task has two (direct and Winograd), the kernel that shows throttling its own."""
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.process import Process
+from cprune.targets.process import MODEL_DEADLINE_S, Process
 from cprune.targets.remote import tracker
-from cprune.targets.session import Failure
+from cprune.targets.session import Array, Failure, Shapes, Timed
+from cprune.targets.target import Timing
 
 CONNECT_DEADLINE_S = 60.0
 BACK_S = 10.0  # a server whose session crashed registers again at once; one that does not within this is gone
 STATE_DEADLINE_S = 10.0
+DROP_DEADLINE_S = 60.0
+POLL_S = 1.0  # between two looks at what is waited for
 
 
 class Gone(Exception):
@@ -24,13 +27,14 @@ class Gone(Exception):
 class Device:
     """A device that this session holds until `close`.
 
-    `told` is what its server says (`serve.device`), with `threads`, `connect_s` and `round_trip_ms`; `models` are the
-    keys of the models it holds.  `threads` of 0 leaves the number to the device.
+    `facts` is what its server says (`serve.device`), with `threads`, `connect_s` and `round_trip_ms`; `models` are the
+    keys of the models it holds.  `threads` of 0 leaves the number to the device.  Every request raises Gone if the
+    device is gone.
     """
 
     def __init__(self, name: str, where: tracker.Address, key: str, threads: int) -> None:
         self.name, self.where, self.key, self.threads = name, where, key, threads
-        self.told: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self.models: set[str] = set()
         self.reference_s, self.checked_at = 0.0, 0.0
         self._process = Process(
@@ -46,10 +50,15 @@ class Device:
             return f"did not get a device ({value['error']})"
         if self.threads and value["threads"] != self.threads:
             return f"got {value['threads']} threads on the device, not {self.threads}"
-        if self.told and value["cpu"] != self.told["cpu"]:
+        if self.facts and value["cpu"] != self.cpu:
             return f"got another device ({value['cpu']})"
-        self.told = value
+        self.facts = value
         return ""
+
+    @property
+    def cpu(self) -> str:
+        """Return what its processor is; "" where its server does not say."""
+        return str(self.facts["cpu"])
 
     def start(self) -> None:
         """Get the device.  Raises BrokenWorld if it does not answer, or does not give as many threads."""
@@ -67,7 +76,7 @@ class Device:
             if not (isinstance(answer, Failure) and (silent(answer) or broke(answer))):
                 return answer
             self._again(silent(answer))
-            computed = self.told.get("before", "killed") in ("crashed", "killed")
+            computed = self.facts.get("before", "killed") in ("crashed", "killed")
             if last or (computed and answer.stage != "load"):
                 return answer
         raise AssertionError
@@ -99,10 +108,58 @@ class Device:
         except BrokenWorld as error:
             raise Gone(str(error)) from error
 
-    def state(self) -> dict[str, Any]:
-        """Return what the device says of itself now (clock, temperature); {} if it cannot tell."""
+    def temperature_c(self) -> float | None:
+        """Return what the device says of its temperature now; None if it cannot tell."""
         answer = self.ask("state", (), STATE_DEADLINE_S)
-        return {} if isinstance(answer, Failure) else dict(answer)
+        return None if isinstance(answer, Failure) else answer.get("temperature_c")
+
+    def time(self, library: str, shapes: Shapes, timing: Timing, slow_s: float = float("inf")) -> Timed | Failure:
+        """Return the runs of the program in `library` on random arguments; see `Session.time`."""
+        args = (library, shapes, timing.repeats, timing.min_run_ms / 1e3, slow_s, timing.cooldown_s)
+        answer: Timed | Failure = self.ask("time", args, timing.deadline_s)
+        return answer
+
+    def race(
+        self,
+        libraries: Sequence[str],
+        given: Sequence[Sequence[Array]],
+        shapes: Sequence[Shapes],
+        rounds: int,
+        timing: Timing,
+    ) -> list[Timed | Failure] | Failure:
+        """Time programs in turns; see `Session.race`.  One Failure if the session on the device ended of them."""
+        arrays = [list(arguments) for arguments in given]
+        args = (list(libraries), arrays, list(shapes), rounds, timing.min_run_ms / 1e3, timing.cooldown_s)
+        answers: list[Timed | Failure] | Failure = self.ask("race", args, timing.deadline_s * len(libraries))
+        return answers
+
+    def hold(self, key: str, library: str, weights: tuple[Array, ...]) -> Failure | None:
+        """Bring a whole model to the device if it is not there."""
+        if key in self.models:
+            return None
+        failed: Failure | None = self.ask("load", (key, library, weights), MODEL_DEADLINE_S)
+        if failed is None:
+            self.models.add(key)
+        return failed
+
+    def run(self, key: str, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
+        """Return the outputs of a held model."""
+        answer: tuple[Array, ...] | Failure = self.ask("run", (key, list(inputs)), MODEL_DEADLINE_S)
+        return answer
+
+    def time_models(
+        self, keys: Sequence[str], inputs: Sequence[Array], rounds: int, run_ms: float, cooldown_s: float
+    ) -> dict[str, tuple[float, ...]] | Failure:
+        """Time held models in turns; see `Session.time_models`."""
+        args = (list(keys), list(inputs), rounds, run_ms / 1e3, cooldown_s)
+        answer: dict[str, tuple[float, ...]] | Failure = self.ask("time_models", args, MODEL_DEADLINE_S)
+        return answer
+
+    def drop(self, key: str) -> None:
+        """Forget a model if it is there."""
+        if key in self.models:
+            self.models.discard(key)
+            self.ask("drop", (key,), DROP_DEADLINE_S)
 
     def close(self) -> None:
         """Let go of the device."""

@@ -19,7 +19,7 @@ def listed(option: str, say: Callable[[str], None]) -> tuple[str, list[dict[str,
     for known in tracker.summary(where):
         held, _ = free_devices(where, known.key, 0, say) if known.free else ([], "")
         for device in held:
-            rows.append({"key": known.key, "state": "free", **device.told})
+            rows.append({"key": known.key, "state": "free", **device.facts})
         for device in held:
             device.close()
         silent = known.free - len(held)
