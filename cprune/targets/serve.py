@@ -11,6 +11,7 @@ RPC means that whoever reaches the port runs code here.  It listens on loopback 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -20,6 +21,7 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 GRACE_S = 2.0
@@ -38,15 +40,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: any)")
     parser.add_argument("--report-as", default="", help="address that clients reach this server by, if another")
     parser.add_argument("--cores", type=int, default=0, help="pin sessions to the N fastest cores (default: all)")
-    given = parser.parse_args(arguments)
-    if ":" in given.key or not given.key:
-        parser.error(f"--key {given.key!r}: a key has no colon and is not empty")
-    host, _, port = given.tracker.rpartition(":")
+    options = parser.parse_args(arguments)
+    if ":" in options.key or not options.key:
+        parser.error(f"--key {options.key!r}: a key has no colon and is not empty")
+    host, _, port = options.tracker.rpartition(":")
     if not host or not port.isdigit():
-        parser.error(f"--tracker {given.tracker!r}: type HOST:PORT, for example 127.0.0.1:9190")
+        parser.error(f"--tracker {options.tracker!r}: type HOST:PORT, for example 127.0.0.1:9190")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    Server((host, int(port)), given.key, given.host, given.port, given.report_as, given.cores).run()
+    Server((host, int(port)), options.key, options.host, options.port, options.report_as, options.cores).run()
 
 
 def say(text: str) -> None:
@@ -57,15 +59,12 @@ def say(text: str) -> None:
 class Server:
     """Registers at a tracker and serves one session after the other."""
 
-    def __init__(
-        self, tracker: tuple[str, int], key: str, host: str, port: int, report_as: str = "", cores: int = 0
-    ) -> None:
+    def __init__(self, tracker: tuple[str, int], key: str, host: str, port: int, report_as: str, cores: int) -> None:
         self.tracker, self.key, self.report_as, self.cores = tracker, key, report_as, cores
         self.socket = socket.create_server((host, port), backlog=4)
         self.port = int(self.socket.getsockname()[1])
         self.connection: socket.socket | None = None
-        self.told_lost = False
-        self.before = ""
+        self.lost_said, self.before = False, ""
 
     def run(self) -> None:
         """Serve for ever."""
@@ -82,16 +81,14 @@ class Server:
             except (OSError, ValueError) as error:
                 self._lost(error)
                 continue
-            try:
+            with client:
                 self._session(client, address, timeout_s)
-            finally:
-                client.close()
 
     def _lost(self, error: Exception) -> None:
         """Forget the tracker; the next round connects again."""
-        if not self.told_lost:
+        if not self.lost_said:
             say(f"no tracker at {self.tracker[0]}:{self.tracker[1]} ({error}); trying again every {RETRY_S:g} s")
-            self.told_lost = True
+            self.lost_said = True
         if self.connection is not None:
             self.connection.close()
             self.connection = None
@@ -108,7 +105,7 @@ class Server:
             info = {"key": f"server:{self.key}", "addr": [self.report_as or None, self.port]}
             self._tell([base.TrackerCode.UPDATE_INFO, info])
             say(f"registered at {self.tracker[0]}:{self.tracker[1]} as {self.key}")
-            self.told_lost = False
+            self.lost_said = False
         match = base.random_key(self.key)
         self._tell([base.TrackerCode.PUT, self.key, [self.port, match], self.report_as or None])
         return str(match)
@@ -150,13 +147,13 @@ class Server:
         size = struct.unpack("<i", base.recvall(client, 4))[0]
         if not 0 <= size <= 4096:
             return None
-        name, *options = base.recvall(client, size).decode("utf-8").split()
+        name, *words = base.recvall(client, size).decode("utf-8").split()
         if name != f"client:{match}":
             client.sendall(struct.pack("<i", base.RPC_CODE_MISMATCH))
             return None
         ours = f"server:{self.key}".encode()
         client.sendall(struct.pack("<ii", base.RPC_CODE_SUCCESS, len(ours)) + ours)
-        limits = [option.partition("=")[2] for option in options if option.startswith("-timeout=")]
+        limits = [word.partition("=")[2] for word in words if word.startswith("-timeout=")]
         return float(limits[0]) if limits else 0.0
 
     def _session(self, client: socket.socket, address: str, timeout_s: float) -> None:
@@ -176,8 +173,7 @@ class Server:
         try:
             self.before, why = self._watched(child, client, timeout_s)
         except BaseException:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            self._killed(child, "")
             raise
         say(f"session of {address} {why}")
 
@@ -238,15 +234,15 @@ def serve(client: socket.socket, cores: int, before: str) -> None:
         tvm_ffi.register_global_func("tvm.rpc.server.workpath", path, override=True)
         tvm_ffi.register_global_func("tvm.rpc.server.load_module", load_module, override=True)
         tvm_ffi.register_global_func("cprune.device", lambda: json.dumps({**device(), "before": before}), override=True)
-        tvm_ffi.register_global_func("cprune.time", lambda name, *given: measured(path(name), *given), override=True)
+        tvm_ffi.register_global_func("cprune.time", lambda name, *args: measured(path(name), *args), override=True)
         _ffi_api.ServerLoop(client.fileno())
 
 
-def measured(path: str, *given: Any) -> str:
+def measured(path: str, *arguments: Any) -> str:
     """Return the JSON of a measurement, `timed`, of an uploaded library, or ["load" | "run", what failed].
 
-    One call over RPC instead of the eight that it is made of, each of which costs a round trip.  `given` are repeats,
-    run_s, slow_s, cooldown_s and the kernel's arguments.  The library is removed.
+    One call over RPC instead of the eight that it is made of, each of which costs a round trip.  `arguments` are
+    repeats, run_s, slow_s, cooldown_s and the kernel's arguments.  The library is removed.
     """
     import tvm
 
@@ -257,7 +253,7 @@ def measured(path: str, *given: Any) -> str:
         finally:
             os.unlink(path)
         stage = "run"
-        return json.dumps(timed(loaded, tvm.cpu(), list(given[4:]), *given[:4]))
+        return json.dumps(timed(loaded, tvm.cpu(), list(arguments[4:]), *arguments[:4]))
     except Exception as error:  # an exception over RPC looks like a broken connection
         return json.dumps([stage, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"])
 
@@ -288,10 +284,8 @@ def runs(
 
 
 def _die_with_parent() -> None:
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return
 
 
 def keep_alive(client: socket.socket) -> None:
@@ -341,7 +335,7 @@ def cpu() -> str:
 
     An emulator of user programs (qemu-user) tells another machine than the kernel runs on.
     """
-    found: dict[str, int] = {}
+    processors: Counter[str] = Counter()
     lines = _lines("/proc/cpuinfo")
     machine = os.uname().machine
     kernel = "".join(_lines("/proc/sys/kernel/arch"))
@@ -354,10 +348,9 @@ def cpu() -> str:
         if name.strip() in ("model name", "CPU implementer", "CPU part", "isa", "uarch"):
             parts.append(value.strip())
         elif not line.strip() and parts:
-            text = " ".join(parts)
-            found[text] = found.get(text, 0) + 1
+            processors[" ".join(parts)] += 1
             parts = []
-    return ", ".join(f"{count} x {text}" for text, count in sorted(found.items())) or os.uname().machine
+    return ", ".join(f"{count} x {text}" for text, count in sorted(processors.items())) or os.uname().machine
 
 
 def available() -> int:
@@ -380,13 +373,13 @@ def clock_khz() -> int:
 def temperature_c() -> float | None:
     """Return the temperature of the hottest zone that is about the processor; None where it is not told."""
     zones = "/sys/class/thermal"
-    found = []
+    degrees: list[float] = []
     for zone in sorted(os.listdir(zones)) if os.path.isdir(zones) else []:
         kind = " ".join(_lines(f"{zones}/{zone}/type")).lower()
         value = _number(f"{zones}/{zone}/temp")
         if value and any(word in kind for word in ("cpu", "soc", "x86_pkg", "tsens", "core")):
-            found.append(value / 1000 if value > 1000 else float(value))
-    return max(found, default=None)
+            degrees.append(value / 1000 if value > 1000 else float(value))
+    return max(degrees, default=None)
 
 
 def _lines(path: str) -> list[str]:
