@@ -9,7 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from kernels import crashing, doubled, scaling, tripled
 
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
 from cprune.tuner.records.record import Record
@@ -45,6 +47,116 @@ def failed(candidate: str, stage: str, reason: str = "", task: str = TASK, targe
 def raced(candidate: str, stage: str, reason: str) -> Record:
     """Return a record that failed at `stage` when it was about to be compared with the reference."""
     return Record(TASK, TARGET, candidate, (), failure=stage, reason=reason, checked=True, created=1.5)
+
+
+ONES, TWOS = np.ones(64, np.float32), np.full(64, 2, np.float32)
+
+
+def built_in(session: Session, *programs: Program) -> list[Built]:
+    """Build programs that can be built."""
+    answers = session.build(programs)
+    assert [type(answer) for answer in answers] == [Built] * len(programs)
+    return [answer for answer in answers if isinstance(answer, Built)]
+
+
+def outputs_of(answers: Sequence[Timed | Failure]) -> list[Array | None]:
+    """Return what raced programs computed; None for one that failed."""
+    return [answer.output if isinstance(answer, Timed) else None for answer in answers]
+
+
+class SessionContract:
+    """What every session does, whatever machine is behind it: the fixture `session` of the file that subclasses this.
+
+    It takes two runs to time a program.
+    """
+
+    def test_a_program_is_timed_and_its_output_comes_back(self, session: Session) -> None:
+        timed = time_once(session, doubled())
+        assert isinstance(timed, Timed)
+        assert len(timed.runs_s) == 2
+        assert all(0 < run < 1e-2 for run in timed.runs_s)
+        x = np.arange(64, dtype=np.float32)
+        (output,) = outputs_of([run_once(session, doubled(), [x])])
+        assert output is not None
+        assert np.array_equal(output, 2 * x)
+
+    def test_programs_race_on_their_own_arguments(self, session: Session) -> None:
+        first, second = outputs_of(session.race(built_in(session, doubled(), tripled()), [[ONES], [TWOS]], 2))
+        assert first is not None
+        assert second is not None
+        assert (first[0], second[0]) == (2.0, 6.0)
+
+    def test_nothing_asked_for_is_nothing_done(self, session: Session) -> None:
+        assert session.build([]) == session.time([]) == []
+
+    def test_what_is_kept_outlasts_the_next_build(self, session: Session) -> None:
+        (kept,) = built_in(session, doubled())
+        session.build([tripled()], keep=[kept])
+        (output,) = outputs_of(session.race([kept], [[TWOS]], 2))
+        assert output is not None
+        assert output[0] == 4.0
+
+    def test_held_models_compute_and_take_turns(self, session: Session) -> None:
+        assert session.load("double", scaling(2.0)) is None
+        assert session.load("triple", scaling(3.0)) is None
+        outputs = [session.run(key, [TWOS]) for key in ("double", "triple")]
+        assert [output[0][0] for output in outputs if isinstance(output, tuple)] == [4.0, 6.0]
+        seconds = session.time_models(["triple", "double"], [TWOS], 3, 0.1)
+        assert isinstance(seconds, dict)
+        assert {key: len(values) for key, values in seconds.items()} == {"triple": 3, "double": 3}
+        assert all(0 < each < 1e-2 for values in seconds.values() for each in values)
+        session.drop("double")
+        session.drop("triple")
+
+    def test_a_name_is_free_again_once_its_model_was_dropped(self, session: Session) -> None:
+        session.drop("nobody")  # says nothing
+        for factor in (2.0, 5.0):
+            assert session.load("model", scaling(factor)) is None
+            outputs = session.run("model", [ONES])
+            assert isinstance(outputs, tuple)
+            assert outputs[0][0] == factor
+            session.drop("model")
+
+
+class MachineContract(SessionContract):
+    """What a session with a machine behind it survives as well."""
+
+    def test_a_race_has_a_run_in_every_round(self, session: Session) -> None:
+        answers = session.race(built_in(session, doubled(), tripled()), [[ONES], [ONES]], 4)
+        assert [len(answer.runs_s) for answer in answers if isinstance(answer, Timed)] == [4, 4]
+
+    def test_a_program_that_cannot_be_built_spoils_no_other(self, session: Session) -> None:
+        answers = session.build([doubled(), Program('{"not": "a module"}', ((1,), (1,))), tripled()])
+        assert [type(answer) for answer in answers] == [Built, Failure, Built]
+        assert answers[1].stage == "build"  # type: ignore[union-attr]
+
+    def test_a_slow_program_is_cut_short_after_one_call(self, session: Session) -> None:
+        timed = time_once(session, doubled(), slow_s=1e-12)
+        assert isinstance(timed, Timed)
+        assert len(timed.runs_s) == 1
+
+    def test_the_machine_code_comes_back_as_text_where_it_is_asked_for(self, session: Session) -> None:
+        (built,) = session.build([doubled()], assembly=True)
+        assert isinstance(built, Built)
+        assert "ret" in built.assembly
+
+    def test_a_kernel_that_crashes_is_a_failed_candidate_and_the_next_one_is_fine(self, session: Session) -> None:
+        failed = time_once(session, crashing())
+        assert isinstance(failed, Failure)
+        assert failed.stage == "run"
+        assert isinstance(time_once(session, doubled()), Timed)
+
+    def test_a_crash_in_a_race_is_one_program_s_failure(self, session: Session) -> None:
+        answers = session.race(built_in(session, doubled(), crashing(), tripled()), [[ONES]] * 3, 2)
+        assert [type(answer) for answer in answers] == [Timed, Failure, Timed]
+
+    def test_a_model_is_there_again_after_a_kernel_crashed(self, session: Session) -> None:
+        assert session.load("model", scaling(2.0)) is None
+        assert isinstance(time_once(session, crashing()), Failure)
+        outputs = session.run("model", [ONES])
+        assert isinstance(outputs, tuple)
+        assert outputs[0][0] == 2.0
+        session.drop("model")
 
 
 class StoreContract:

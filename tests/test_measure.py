@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -8,7 +9,7 @@ from cprune.targets.errors import BrokenWorld
 from cprune.targets.interval import Interval, interval
 from cprune.targets.measure import compare, sustained
 from cprune.targets.mock import MockSession
-from cprune.targets.session import Failure
+from cprune.targets.session import Failure, Model
 from cprune.targets.timing import models_in_turns
 
 
@@ -35,65 +36,77 @@ def test_the_interval_covers_the_true_median_about_95_times_in_100() -> None:
     assert 0.93 < covered / 400 <= 1.0
 
 
-class _Turns(MockSession):
-    """Answers `time_models` with scripted rounds."""
+def turns(**seconds: Sequence[float]) -> tuple[MockSession, dict[str, list[float]]]:
+    """A session that holds a model of every name, and what its rounds to come take: the first number is the next."""
+    left = {name: list(rounds) for name, rounds in seconds.items()}
+    session = MockSession(latency_s=lambda model: left[model.module].pop(0))
+    for name in seconds:
+        session.load(name, Model(name, (), ()))
+    return session, left
 
-    def __init__(self, *answers: object) -> None:
-        super().__init__(lambda *_: Failure("run", ""))
-        self.answers = list(answers)
 
-    def time_models(self, keys, inputs, rounds, run_ms):  # type: ignore[no-untyped-def]
-        return self.answers.pop(0)
+def failing() -> MockSession:
+    """A session whose models are there and stop running."""
+    session = MockSession(latency_s=lambda _: Failure("timeout", "no answer"))
+    for name in ("a", "b"):
+        session.load(name, Model(name, (), ()))
+    return session
 
 
 def test_a_drift_that_hits_both_models_leaves_the_ratio_alone() -> None:
     slow = [1 + 0.1 * i for i in range(15)]
-    turns = _Turns({"a": tuple(1e-3 * s for s in slow), "b": tuple(0.5e-3 * s for s in slow)})
-    found = compare(turns, "a", "b", (), 15, 1.0)
+    session, left = turns(a=[1e-3 * s for s in slow], b=[0.5e-3 * s for s in slow])
+    found = compare(session, "a", "b", (), 15, 1.0)
     assert found.ratio.low == pytest.approx(0.5)
     assert found.ratio.high == pytest.approx(0.5)
     assert found.old_ms.median == pytest.approx(1.7)
+    assert left == {"a": [], "b": []}
 
 
 def test_a_noisy_comparison_gets_more_rounds_and_all_of_them_count() -> None:
-    noisy = {"a": (1.0,) * 6, "b": (0.5, 0.9, 1.3, 0.7, 1.1, 1.5)}
-    calm = {"a": (1.0,) * 30, "b": (0.9,) * 30}
-    turns = _Turns(noisy, calm)
-    assert compare(turns, "a", "b", (), 6, 1.0).ratio == Interval(0.9, 0.9, 0.9)
-    assert turns.answers == []
+    # The first look has 6 rounds, the second 6 more, the third 12 more: 24 in all, 18 of them at 0.9.
+    session, left = turns(a=[1.0] * 60, b=[0.5, 0.9, 1.3, 0.7, 1.1, 1.5, *[0.9] * 54])
+    assert compare(session, "a", "b", (), 6, 1.0).ratio == Interval(0.9, 0.9, 0.9)
+    assert len(left["a"]) == len(left["b"]) == 60 - 24
 
 
 def test_a_gain_that_the_first_rounds_leave_open_is_looked_at_again() -> None:
     # six rounds give their range, 0.93 to 1.01: 1 is in it.  Of twelve the third and the tenth count: 0.95 to 0.99.
-    first = {"a": (1.0,) * 6, "b": (0.93, 0.95, 0.97, 0.97, 0.99, 1.01)}
-    turns = _Turns(first, first, first)
-    found = compare(turns, "a", "b", (), 6, 1.0, beta=0.99)
+    session, left = turns(a=[1.0] * 18, b=[0.93, 0.95, 0.97, 0.97, 0.99, 1.01] * 3)
+    found = compare(session, "a", "b", (), 6, 1.0, beta=0.99)
     assert found.ratio == Interval(0.97, 0.95, 0.99)
     assert found.faster(0.99)
-    assert len(turns.answers) == 1
+    assert len(left["b"]) == 6
 
 
-def test_what_is_clearly_no_gain_is_not_looked_at_again_and_what_stays_open_only_four_times() -> None:
-    slower, open_ = {"a": (1.0,) * 6, "b": (1.02,) * 6}, {"a": (1.0,) * 6, "b": (0.98,) * 3 + (1.01,) * 3}
-    turns = _Turns(slower, slower)
-    assert not compare(turns, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
-    assert len(turns.answers) == 1
-    turns = _Turns(*[open_] * 5)
-    assert not compare(turns, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
-    assert len(turns.answers) == 1
+def test_what_is_clearly_no_gain_is_not_looked_at_again() -> None:
+    session, left = turns(a=[1.0] * 12, b=[1.02] * 12)
+    assert not compare(session, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
+    assert len(left["b"]) == 6
+
+
+def test_what_stays_open_is_looked_at_four_times_with_eight_times_the_rounds() -> None:
+    session, left = turns(a=[1.0] * 60, b=[0.98, 1.01] * 30)
+    assert not compare(session, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
+    assert len(left["b"]) == 60 - 8 * 6
 
 
 def test_a_model_that_stops_running_is_a_broken_world() -> None:
-    with pytest.raises(BrokenWorld, match="stopped running"):
-        compare(_Turns(Failure("timeout", "no answer")), "a", "b", (), 6, 1.0)
+    with pytest.raises(BrokenWorld, match=r"stopped running \(timeout\): no answer"):
+        compare(failing(), "a", "b", (), 6, 1.0)
+    session, _ = turns(a=[1.0] * 6)
+    with pytest.raises(BrokenWorld, match=r"stopped running \(run\): no model 'b' is held"):
+        compare(session, "a", "b", (), 6, 1.0)
 
 
 def test_a_processor_that_slows_down_under_load_is_told_by_peak_and_sustained() -> None:
-    throttled = (1e-3,) * 4 + (1.2e-3,) * 2 + (1.5e-3,) * 6
-    found = sustained(_Turns({"model": throttled}), "model", (), 2.0)
-    assert (found.peak_ms, found.sustained_ms) == (1.0, 1.5)
+    # Twelve windows: the median of the first three and that of the last six.
+    session, left = turns(model=[1e-3] * 4 + [1.2e-3] * 2 + [1.5e-3] * 6)
+    found = sustained(session, "model", (), 2.0)
+    assert (found.seconds, found.peak_ms, found.sustained_ms) == (2.0, 1.0, 1.5)
+    assert left == {"model": []}
     with pytest.raises(BrokenWorld, match="stopped running"):
-        sustained(_Turns(Failure("run", "gone")), "model", ())
+        sustained(failing(), "a", ())
 
 
 def test_models_take_turns_and_all_their_weights_move_every_five_rounds() -> None:

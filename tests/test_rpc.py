@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts import run_once, time_once
+from contracts import MachineContract, run_once, time_once
+from kernels import crashing, doubled, hanging
 from rpc_rig import KEY, Rig, Server, free_port, rig
-from test_session import crashing, doubled, hanging, program
 
 from cprune.targets import link
 from cprune.targets.errors import BrokenWorld, Bug, DeviceLost, UserError
@@ -54,16 +54,8 @@ def session(one: Rig) -> Iterator[RpcSession]:
 # -- the way it should be
 
 
-def test_a_program_is_timed_on_the_device_and_its_output_comes_back(session: RpcSession) -> None:
-    timed = time_once(session, doubled())
-    assert isinstance(timed, Timed)
-    assert len(timed.runs_s) == 2
-    assert all(0 < run < 1e-2 for run in timed.runs_s)
-    x = np.arange(64, dtype=np.float32)
-    ran = run_once(session, doubled(), [x])
-    assert isinstance(ran, Timed)
-    assert ran.output is not None
-    assert np.array_equal(ran.output, 2 * x)
+class TestSession(MachineContract):
+    """A device does what every machine does."""
 
 
 def test_the_target_learns_the_device_s_processor(session: RpcSession) -> None:
@@ -74,39 +66,7 @@ def test_the_target_learns_the_device_s_processor(session: RpcSession) -> None:
     assert 0 < told["round_trip_ms"] < 1e3
 
 
-def test_programs_race_in_turns(session: RpcSession) -> None:
-    fast, long = doubled(), program(lambda te, x: te.compute((64,), lambda i: te.exp(te.exp(x[i])), name="y"))
-    x = np.linspace(-1, 1, 64, dtype=np.float32)
-    first, second = session.race([b for b in session.build([fast, long]) if isinstance(b, Built)], [[x], [x]], 6)
-    assert isinstance(first, Timed)
-    assert isinstance(second, Timed)
-    assert len(first.runs_s) == len(second.runs_s) == 6
-    assert second.output is not None
-    assert np.allclose(second.output, np.exp(np.exp(x)), rtol=1e-5)
-
-
-def test_a_program_that_cannot_be_built_spoils_no_other(session: RpcSession) -> None:
-    broken = replace(doubled(), module="{}")
-    built = session.build([doubled(), broken])
-    assert isinstance(built[0], Built)
-    assert isinstance(built[1], Failure)
-    assert built[1].stage == "build"
-
-
-def test_a_slow_program_is_cut_short_after_one_call(session: RpcSession) -> None:
-    timed = time_once(session, doubled(), slow_s=0.0)
-    assert isinstance(timed, Timed)
-    assert len(timed.runs_s) == 1
-
-
 # -- what kernels do
-
-
-def test_a_kernel_that_crashes_is_a_failed_candidate_and_the_next_one_is_fine(session: RpcSession) -> None:
-    failed = time_once(session, crashing())
-    assert isinstance(failed, Failure)
-    assert failed.stage == "run"
-    assert isinstance(time_once(session, doubled()), Timed)
 
 
 @pytest.mark.slow
@@ -118,14 +78,6 @@ def test_a_kernel_that_hangs_ends_at_the_deadline_and_the_next_one_is_fine() -> 
         assert failed.stage == "timeout"
         assert isinstance(time_once(session, doubled()), Timed)
         assert time.monotonic() - start < 20
-
-
-def test_a_crash_in_a_race_is_one_program_s_failure(session: RpcSession) -> None:
-    built = [b for b in session.build([doubled(), crashing()]) if isinstance(b, Built)]
-    x = np.ones(64, np.float32)
-    fine, failed = session.race(built, [[x], [x]], 2)
-    assert isinstance(fine, Timed)
-    assert isinstance(failed, Failure)
 
 
 def test_a_program_with_wrong_numbers_is_timed_and_never_wins(

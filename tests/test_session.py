@@ -12,39 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from contracts import run_once, time_once
+from contracts import MachineContract, time_once
+from kernels import crashing, doubled, hanging, tripled
 
 from cprune.targets.errors import Bug, UserError, ours
 from cprune.targets.local import LocalSession
-from cprune.targets.session import Built, Failure, Program, Timed, arguments
+from cprune.targets.session import Built, Failure, Program, Timed
 from cprune.targets.target import Target, Timing, find
-
-
-def program(compute: Any, shape: tuple[int, ...] = (64,)) -> Program:
-    import tvm
-    from tvm import te
-
-    x = te.placeholder(shape, name="x")
-    func = te.create_prim_func([x, compute(te, x)]).with_attr("global_symbol", "main")
-    return Program(tvm.ir.save_json(tvm.IRModule({"main": func})), (shape, shape))
-
-
-def doubled() -> Program:
-    return program(lambda te, x: te.compute((64,), lambda i: x[i] * 2.0, name="y"))
-
-
-def crashing() -> Program:
-    return program(lambda te, x: te.compute((64,), lambda i: x[i + 2_000_000_000], name="y"))
-
-
-def hanging() -> Program:
-    def compute(te: Any, x: Any) -> Any:
-        k = te.reduce_axis((0, 2_000_000_000), "k")
-        return te.compute((64,), lambda i: te.sum(x[(i * 7 + k) % 64], axis=k), name="y")
-
-    return program(compute)
 
 
 @pytest.fixture
@@ -53,38 +28,8 @@ def own(target: Target) -> Any:
         yield made
 
 
-def test_a_program_is_timed_and_its_output_comes_back(session: LocalSession) -> None:
-    timed = time_once(session, doubled())
-    assert isinstance(timed, Timed)
-    assert len(timed.runs_s) == 2
-    assert all(0 < run < 1e-2 for run in timed.runs_s)
-    given = arguments(doubled().shapes, 5)
-    raced = run_once(session, doubled(), given)
-    assert isinstance(raced, Timed)
-    assert np.array_equal(raced.output, 2 * given[0])  # type: ignore[arg-type]
-
-
-def tripled() -> Program:
-    return program(lambda te, x: te.compute((64,), lambda i: x[i] * 3.0, name="y"))
-
-
-def test_programs_race_in_turns_on_their_own_arguments(session: LocalSession) -> None:
-    ones, twos = np.ones(64, np.float32), np.full(64, 2, np.float32)
-    entries = session.build([doubled(), tripled()])
-    first, second = session.race(entries, [[ones], [twos]], 4)  # type: ignore[arg-type]
-    assert isinstance(first, Timed)
-    assert isinstance(second, Timed)
-    assert (len(first.runs_s), len(second.runs_s)) == (4, 4)
-    assert first.output is not None
-    assert second.output is not None
-    assert (first.output[0], second.output[0]) == (2.0, 6.0)
-
-
-def test_a_crash_in_a_race_is_one_programs_failure(own: LocalSession) -> None:
-    ones = [np.ones(64, np.float32)]
-    entries = own.build([doubled(), crashing(), tripled()])
-    answers = own.race(entries, [ones] * 3, 2)  # type: ignore[arg-type]
-    assert [type(answer) for answer in answers] == [Timed, Failure, Timed]
+class TestSession(MachineContract):
+    """This machine does what every machine does."""
 
 
 def test_what_was_built_is_built_again_when_the_worker_was_replaced(own: LocalSession) -> None:
@@ -95,11 +40,6 @@ def test_what_was_built_is_built_again_when_the_worker_was_replaced(own: LocalSe
     assert isinstance(answers[-1], Timed)
 
 
-def test_one_program_that_cannot_be_built_spoils_no_other(session: LocalSession) -> None:
-    answers = session.build([doubled(), Program('{"not": "a module"}', ((1,), (1,))), tripled()])
-    assert [type(answer) for answer in answers] == [Built, Failure, Built]
-
-
 def test_a_build_that_never_ends_is_one_programs_failure(own: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
     # The worker meets a module whose build does not come back; the real thing is a compiler in an endless loop.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "endless_build"))
@@ -108,18 +48,6 @@ def test_a_build_that_never_ends_is_one_programs_failure(own: LocalSession, monk
     answers = own.build([doubled(), endless, tripled()])
     assert [type(answer) for answer in answers] == [Built, Failure, Built]
     assert answers[1].stage == "timeout"  # type: ignore[union-attr]
-
-
-def test_the_machine_code_comes_back_as_text_where_it_is_asked_for(session: LocalSession) -> None:
-    (built,) = session.build([doubled()], assembly=True)
-    assert isinstance(built, Built)
-    assert "ret" in built.assembly
-
-
-def test_a_slow_program_is_cut_short_after_one_call(session: LocalSession) -> None:
-    timed = time_once(session, doubled(), slow_s=1e-12)
-    assert isinstance(timed, Timed)
-    assert len(timed.runs_s) == 1
 
 
 def test_a_kernel_that_crashes_is_a_failed_candidate_and_the_next_one_is_fine(own: LocalSession) -> None:
@@ -147,19 +75,13 @@ def test_a_worker_killed_from_outside_is_replaced(own: LocalSession) -> None:
     assert isinstance(answers[-1], Timed)
 
 
-def test_a_program_that_cannot_be_built_is_a_failed_candidate(session: LocalSession) -> None:
-    failed = time_once(session, Program('{"not": "a module"}', ((1,), (1,))))
-    assert isinstance(failed, Failure)
-    assert failed.stage == "build"
-
-
 def test_the_worker_ends_with_a_parent_that_is_killed_while_a_kernel_hangs() -> None:
     # The parent says which process its worker is, asks it to run a kernel without an end, and is then killed.
     code = """
         import sys, threading
         sys.path.insert(0, "tests")
         from contracts import time_once
-        from test_session import doubled, hanging
+        from kernels import doubled, hanging
         from cprune.targets.local import LocalSession
         from cprune.targets.target import find
         session = LocalSession(find("local"))

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 from contracts import time_once
+from kernels import doubled
 from rpc_rig import KEY, SERVE, Server, free_port
-from test_session import doubled
 
 from cprune.targets import link
 from cprune.targets.remote import tracker

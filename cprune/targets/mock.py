@@ -1,4 +1,4 @@
-"""A session answered by a function: recorded tables and scripted failures for tests of everything above it."""
+"""A session answered by functions: recorded tables and scripted failures for tests of everything above it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,39 @@ from collections.abc import Callable, Sequence
 from cprune.targets.session import Array, Built, Failure, Model, Program, Timed
 
 Answer = Callable[[Program, "Sequence[Array] | None"], "Timed | Failure"]
+Outputs = Callable[[Model, Sequence[Array]], "tuple[Array, ...] | Failure"]
+
+
+def _no_program(program: Program, given: Sequence[Array] | None) -> Timed | Failure:
+    return Failure("run", "this mock session was not told what a program takes")
+
+
+def _no_latency(model: Model) -> float | Failure:
+    return Failure("run", "this mock session was not told what a model takes")
+
+
+def _no_outputs(model: Model, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
+    return Failure("run", "this mock session was not told what a model computes")
 
 
 class MockSession:
     """Session whose timings are `answer(program, arguments)`; `asked` counts those without arguments.
 
-    Every program's assembly is `assembly`.  It holds no models.
+    Every program's assembly is `assembly`.  A held model takes `latency_s(model)` seconds, asked for anew in every
+    round, and computes `outputs(model, inputs)`.
     """
 
-    def __init__(self, answer: Answer, assembly: str = "") -> None:
-        self.answer, self.assembly, self.asked, self.closed = answer, assembly, 0, False
+    def __init__(
+        self,
+        answer: Answer = _no_program,
+        assembly: str = "",
+        *,
+        latency_s: Callable[[Model], float | Failure] = _no_latency,
+        outputs: Outputs = _no_outputs,
+    ) -> None:
+        self.answer, self.assembly, self.latency_s, self.outputs = answer, assembly, latency_s, outputs
+        self.asked, self.closed = 0, False
+        self.models: dict[str, Model] = {}
 
     def build(
         self, programs: Sequence[Program], *, assembly: bool = False, keep: Sequence[Built] = ()
@@ -34,21 +57,36 @@ class MockSession:
         return [self.answer(built.program, args) for built, args in zip(entries, given, strict=True)]
 
     def load(self, key: str, model: Model) -> Failure | None:
-        """Return a failure: a table cannot run a model."""
-        return Failure("load", "a mock session holds no models")
+        """Hold the model: a function needs no building."""
+        self.models[key] = model
+        return None
 
     def run(self, key: str, inputs: Sequence[Array]) -> tuple[Array, ...] | Failure:
-        """Return a failure."""
-        return Failure("run", "a mock session holds no models")
+        """Return what the function says of a held model."""
+        return self._absent([key]) or self.outputs(self.models[key], inputs)
 
     def time_models(
         self, keys: Sequence[str], inputs: Sequence[Array], rounds: int, run_ms: float
     ) -> dict[str, tuple[float, ...]] | Failure:
-        """Return a failure."""
-        return Failure("run", "a mock session holds no models")
+        """Return what the function says of each held model in each round."""
+        absent = self._absent(keys)
+        if absent is not None:
+            return absent
+        seconds: dict[str, list[float]] = {key: [] for key in keys}
+        for _ in range(rounds):
+            for key in keys:
+                latency_s = self.latency_s(self.models[key])
+                if isinstance(latency_s, Failure):
+                    return latency_s
+                seconds[key].append(latency_s)
+        return {key: tuple(values) for key, values in seconds.items()}
+
+    def _absent(self, keys: Sequence[str]) -> Failure | None:
+        return next((Failure("run", f"no model {key!r} is held") for key in keys if key not in self.models), None)
 
     def drop(self, key: str) -> None:
-        """Do nothing."""
+        """Forget the held model."""
+        self.models.pop(key, None)
 
     def close(self) -> None:
         """Note that it was closed."""
