@@ -13,8 +13,7 @@ from typing import Any
 
 from cprune.targets.errors import BrokenWorld, CpruneError, UserError
 
-__version__ = "0.1.0"
-__all__ = ["BrokenWorld", "CpruneError", "UserError", "__version__", "load", "open_compiled", "prune"]
+__all__ = ["BrokenWorld", "CpruneError", "UserError", "load", "open_compiled", "prune"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from cprune.compiling.deploy import open_compiled
 
         return open_compiled
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cprune")
     raise AttributeError(f"module 'cprune' has no attribute {name!r}")

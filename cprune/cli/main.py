@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from cprune import __version__
 from cprune.cli import devices, doctor, export, lists, model, records, runs
 from cprune.targets.errors import CpruneError
 
@@ -42,7 +41,9 @@ app.add_typer(devices.app, name="devices")
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"cprune {__version__}")
+        from importlib.metadata import version
+
+        typer.echo(f"cprune {version('cprune')}")
         raise typer.Exit
 
 
