@@ -205,7 +205,7 @@ def test_the_package_never_imports_its_experiments_or_tests() -> None:
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("targets", "progress"),
-    ("files", "plain", "user_code", "tuner"),
+    ("files", "user_code", "tuner"),
     ("network", "runs"),
     ("channels", "compiling", "models", "training"),
     ("method",),

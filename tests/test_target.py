@@ -107,13 +107,15 @@ def test_a_file_may_give_the_whole_compiler(tmp_path: Path) -> None:
     [
         ("like =", "is no TOML file"),
         ('like = "linux-arm64"\nthread = 2', "'thread'\nDid you mean 'threads'?"),
-        ('like = "linux-arm64"\nthreads = "two"', "threads = 'two' should be a number"),
+        ('like = "linux-arm64"\nthreads = "two"', "the setting threads must be a whole number, not 'two'"),
         ('like = "linux-arm64"\nthreads = 0', "threads = 0: at least 1 is needed"),
-        ('like = "linux-arm64"\nkey = 7', "key = 7 should be a text"),
-        ('like = "linux-arm64"\ntransport = "ssh"', "unknown transport 'ssh'"),
+        ('like = "linux-arm64"\nkey = 7', "the setting key must be a text, not 7"),
+        ('like = "linux-arm64"\ntransport = "ssh"', "the setting transport must be one of local, rpc, not 'ssh'"),
         ('like = "linux-arm64"\n[timing]\nrepeats = 0', "timing.repeats = 0"),
+        ('like = "linux-arm64"\n[timing]\nrepeats = 2.5', "repeats must be a whole number, not 2.5"),
         ('like = "linux-arm64"\n[timing]\nrepeat = 5', "'repeat'\nDid you mean 'repeats'?"),
         ('like = "linux-arm64"\n[compiler]\nmcpu = "x"', "[compiler] is TVM's target"),
+        ('liek = "linux-arm64"', "'liek'\nDid you mean 'like'?"),
         ('like = "phone"', "unknown target 'phone'"),
     ],
 )

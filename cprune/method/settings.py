@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cprune.plain import read
 from cprune.targets.errors import UserError, unknown
+from cprune.targets.plain import read
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, TypeAlias
 
-from cprune.plain import read, to_plain
 from cprune.targets.interval import Comparison, Interval
+from cprune.targets.plain import read, to_plain
 
 Verdict = Literal["accepted", "rejected", "excluded"]
 Status = Literal["pruned", "stepped-back", "unpruned"]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NOISY = 0.15  # rounds that spread by more than this share of the median say that something else is running
+NOISY = 0.15  # rounds, or runs of one program, that spread by more of the median: something else is running
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cprune.targets.errors import UserError, unknown
+from cprune.targets.plain import read
 from cprune.targets.presets import CPUS, KINDS, no_cuda
 
 if sys.version_info >= (3, 11):
@@ -65,7 +66,7 @@ class Timing:
         """Refuse numbers that make no sense.  Raises UserError."""
         for field, least in (("repeats", 1), ("min_run_ms", 0), ("deadline_s", 0.1), ("cooldown_s", 0), ("hot_c", 0)):
             value = getattr(self, field)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= least:
+            if not value >= least:
                 raise UserError(f"timing.{field} = {value!r}: a number of at least {least} is needed")
 
 
@@ -86,7 +87,7 @@ class Target:
     vector: int
     vector_registers: int
     cpu: str
-    transport: str = "local"
+    transport: Literal["local", "rpc"] = "local"
     timing: Timing = Timing()
     key: str = ""
     tracker: str = ""
@@ -105,8 +106,8 @@ class Target:
     @property
     def fingerprint(self) -> str:
         """Return 12 hex digits that differ when timings are not comparable: processor, target, threads, TVM."""
-        told = [self.compiler, self.threads, self.cpu, self.transport, tvm_version()]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        identity = [self.compiler, self.threads, self.cpu, self.transport, tvm_version()]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for `run.json`."""
@@ -134,14 +135,14 @@ def find(name: str | Target = "local", threads: int | None = None) -> Target:
     """
     if threads is not None and threads < 1:
         raise UserError(f"--threads {threads}: at least 1 is needed")
-    found = name if isinstance(name, Target) else _named(name)
+    target = name if isinstance(name, Target) else _named(name)
     if threads is None:
-        return found
-    if found.transport == "local" and threads > cores():
+        return target
+    if target.transport == "local" and threads > cores():
         raise UserError(
             f"--threads {threads}: this machine lets cprune use {cores()} cores", f"Type --threads 1 to {cores()}."
         )
-    return with_threads(found, threads)
+    return with_threads(target, threads)
 
 
 def _named(name: str) -> Target:
@@ -174,77 +175,63 @@ def with_threads(target: Target, threads: int) -> Target:
 
 
 def _remote(kind: str, cpu: str) -> Target:
-    made = KINDS[kind]
-    if cpu and cpu not in made.cpus:
+    machine = KINDS[kind]
+    if cpu and cpu not in machine.cpus:
         raise (
-            unknown(f"processor of {kind}", cpu, made.cpus)
-            if made.cpus
+            unknown(f"processor of {kind}", cpu, machine.cpus)
+            if machine.cpus
             else UserError(f"{kind} has no processors to choose from", f"Type --target {kind}.")
         )
     threads = CPUS[cpu].cores if cpu else 4
     compiler = {
         "kind": "llvm",
-        "mtriple": made.triple,
-        "mcpu": CPUS[cpu].mcpu if cpu else made.mcpu,
+        "mtriple": machine.triple,
+        "mcpu": CPUS[cpu].mcpu if cpu else machine.mcpu,
         "num-cores": threads,
-        **({"mattr": list(made.attributes)} if made.attributes else {}),
+        **({"mattr": list(machine.attributes)} if machine.attributes else {}),
     }
     name = f"{kind}:{cpu}" if cpu else kind
     text = json.dumps(compiler, sort_keys=True)
-    return Target(name, text, threads, made.vector, made.vector_registers, cpu or made.mcpu, "rpc", key=kind)
+    return Target(name, text, threads, machine.vector, machine.vector_registers, cpu or machine.mcpu, "rpc", key=kind)
 
 
 def _from_file(path: Path) -> Target:
     """Return the target that a TOML file describes."""
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the target file {path} ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no TOML file ({error})") from error
-    return from_dict(told, str(path))
+    return from_dict(values, str(path))
 
 
-def from_dict(told: Mapping[str, Any], where: str) -> Target:
+def from_dict(values: Mapping[str, object], where: str) -> Target:
     """Return the target of a TOML file's content, or of a `to_dict`.  `where` names it in a UserError."""
-    known = {f.name for f in fields(Target)} | {"like", "fingerprint"}
-    for key in told:
-        if key not in known:
-            raise unknown(f"setting in {where}:", key, known - {"fingerprint"})
-    base = find(str(told.get("like", "local")))
-    given = {key: value for key, value in told.items() if key not in ("like", "fingerprint", "compiler", "timing")}
-    for key, value in list(given.items()):
-        wanted = type(getattr(base, key))
-        if wanted is float and isinstance(value, int):
-            value = given[key] = float(value)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise UserError(f"{where}: {key} = {value!r} should be {'a text' if wanted is str else 'a number'}")
-        if wanted is int and value < 1:
-            raise UserError(f"{where}: {key} = {value!r}: at least 1 is needed")
-    if given.get("transport", base.transport) not in ("local", "rpc"):
-        raise unknown("transport", str(given["transport"]), ("local", "rpc"))
-    made = replace(base, **given)
-    if "timing" in told:
-        made = replace(made, timing=_timing(told["timing"], where))
-    if "compiler" in told:
-        made = replace(made, compiler=_compiler(told["compiler"], where))
-    return with_threads(made, made.threads)
+    known = {field.name for field in fields(Target)} | {"like"}
+    for name in values:
+        if name not in known | {"fingerprint"}:
+            raise unknown(f"setting in {where}:", name, known)
+    settings = {**find(str(values.get("like", "local"))).to_dict(), **values}
+    settings["compiler"] = _compiler(settings["compiler"], where)
+    settings["timing"] = _timing(settings["timing"], where)
+    target = read(Target, {field.name: settings[field.name] for field in fields(Target)}, where=where)
+    for name in ("threads", "vector", "vector_registers"):
+        if getattr(target, name) < 1:
+            raise UserError(f"{where}: {name} = {getattr(target, name)}: at least 1 is needed")
+    return with_threads(target, target.threads)
 
 
-def _timing(told: Any, where: str) -> Timing:
-    if not isinstance(told, dict):
+def _timing(values: object, where: str) -> Mapping[str, object]:
+    if not isinstance(values, Mapping):
         raise UserError(f"{where}: [timing] is a table of numbers")
-    known = {f.name for f in fields(Timing)}
-    for key in told:
-        if key not in known:
-            raise unknown(f"setting in [timing] of {where}:", key, known)
-    return Timing(**told)
+    return vars(read(Timing, values, where=f"[timing] of {where}"))
 
 
-def _compiler(told: Any, where: str) -> str:
-    if not isinstance(told, dict) or not isinstance(told.get("kind"), str):
+def _compiler(values: object, where: str) -> str:
+    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
         raise UserError(f'{where}: [compiler] is TVM\'s target, with at least kind = "llvm"')
-    return json.dumps(told, sort_keys=True)
+    return json.dumps(values, sort_keys=True)
 
 
 @cache

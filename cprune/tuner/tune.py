@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from cprune.targets.interval import NOISY
 from cprune.targets.session import Session
 from cprune.targets.target import Target
 from cprune.tuner.batch import try_batch
@@ -23,8 +24,6 @@ from cprune.tuner.records.store import Store
 from cprune.tuner.rig import Rig
 from cprune.tuner.search.strategy import DEFAULT, strategy
 from cprune.tuner.task import OpenTask, stalled
-
-NOISY = 0.15  # leaders whose runs spread by more than this say that something else is running
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from cprune.files import read_json
-from cprune.plain import read
 from cprune.runs.events import Event, Start, Status, Step
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
 from cprune.targets.interval import Interval
+from cprune.targets.plain import read
 
 T = TypeVar("T")
 
