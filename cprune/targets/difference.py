@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def apart(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Return the largest difference, as a share of the largest magnitude in `wanted` (of 1 where that is smaller).
+def apart(output: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Return the largest difference, as a share of the largest magnitude in `reference` (of 1 where that is smaller).
 
     Infinite if the shapes differ, or NaN and infinities do not stand in the same places.  They may stand there: inputs
     are drawn without regard to what an operator can take, and the root of a negative number is NaN.
     """
-    if found.shape != wanted.shape:
+    if output.shape != reference.shape:
         return float("inf")
-    exact = np.complex128 if np.iscomplexobj(found) or np.iscomplexobj(wanted) else np.float64
-    a, b = found.astype(exact), wanted.astype(exact)
+    exact = np.complex128 if np.iscomplexobj(output) or np.iscomplexobj(reference) else np.float64
+    a, b = output.astype(exact), reference.astype(exact)
     alike = (a == b) | (np.isnan(a) & np.isnan(b))  # also infinities of one sign
     if alike.all():
         return 0.0

@@ -40,46 +40,46 @@ class Linker:
     def link(self, objects: Sequence[str], output: str, deadline_s: float = 60.0) -> None:
         """Write `output`.  Raises OSError or ValueError with what the linker said."""
         flags = [f"-Wl,{','.join(FLAGS)}", "-nostdlib"] if self.driver else ["--hash-style=both", *FLAGS]
-        made = subprocess.run(
+        done = subprocess.run(
             [*self.command, "-shared", *flags, "-o", output, *objects],
             capture_output=True,
             text=True,
             timeout=deadline_s,
             check=False,
         )
-        if made.returncode:
-            said = (made.stderr or made.stdout).strip().splitlines() or ["no message"]
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise ValueError(f"{self.name}: {said[0][:300]}")
 
 
 def linkers(triple: str) -> list[Linker]:
     """Return the linkers for a triple that this machine has, in the order in which they are preferred."""
     machine = triple.split("-")[0]
-    found = []
+    available = []
     ndk = os.environ.get("TVM_NDK_CC")
     if ndk and "android" in triple and shutil.which(ndk):
-        found.append(Linker("the NDK ($TVM_NDK_CC)", (ndk,), driver=True))
+        available.append(Linker("the NDK ($TVM_NDK_CC)", (ndk,), driver=True))
     lld = shutil.which("ld.lld")
     if lld:
-        found.append(Linker("ld.lld", (lld,)))
+        available.append(Linker("ld.lld", (lld,)))
     if importlib.util.find_spec("ziglang") is not None:
-        found.append(Linker("ziglang", (sys.executable, "-m", "ziglang", "ld.lld")))
+        available.append(Linker("ziglang", (sys.executable, "-m", "ziglang", "ld.lld")))
     names = [f"{machine}-linux-gnu-gcc", *(("gcc",) if platform.machine() == machine else ())]
     gcc = next((name for name in names if shutil.which(name)), None)
     if gcc:
-        found.append(Linker(gcc, (gcc,), driver=True))
-    return found
+        available.append(Linker(gcc, (gcc,), driver=True))
+    return available
 
 
 def linker(triple: str) -> Linker:
     """Return the preferred linker.  UserError with how to get one if there is none."""
-    found = linkers(triple)
-    if not found:
+    available = linkers(triple)
+    if not available:
         raise UserError(
             f"no linker for {triple} on this machine",
             "Install one: pip install 'cprune[android]' (ziglang), or your system's lld. cprune doctor tells more.",
         )
-    return found[0]
+    return available[0]
 
 
 def host_compiler() -> str:
@@ -122,8 +122,8 @@ def machine_of(library: Path) -> int:
 
 def check_machine(library: Path, triple: str) -> None:
     """Raise ValueError if `library` was not made for the machine of `triple`."""
-    wanted = MACHINES.get(triple.split("-")[0])
-    found = machine_of(library)
-    if wanted is not None and found != wanted:
+    expected = MACHINES.get(triple.split("-")[0])
+    machine = machine_of(library)
+    if expected is not None and machine != expected:
         names = {number: name for name, number in MACHINES.items()}
-        raise ValueError(f"{library.name} is for {names.get(found, f'machine {found}')}, the device is {triple}")
+        raise ValueError(f"{library.name} is for {names.get(machine, f'machine {machine}')}, the device is {triple}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.process import MODEL_DEADLINE_S, START_DEADLINE_S, Process
@@ -98,14 +97,14 @@ class LocalSession:
         assert isinstance(answer, (Timed, Failure))
         return answer
 
-    def race(self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
+    def race(self, entries: Sequence[Built], inputs: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
         """See `Session.race`.  If the worker dies of one program, each is run alone."""
         timing = self.target.timing
-        answers: Any = self._absent(entries)
+        answers: list[Timed | Failure] | Failure | None = self._absent(entries)
         if answers is None:
             args = (
                 [b.handle for b in entries],
-                [list(a) for a in given],
+                [list(a) for a in inputs],
                 rounds,
                 timing.min_run_ms / 1e3,
                 timing.cooldown_s,
@@ -114,9 +113,9 @@ class LocalSession:
         if isinstance(answers, Failure):
             if len(entries) == 1:
                 return [answers]
-            return [self.race([b], [a], rounds)[0] for b, a in zip(entries, given, strict=True)]
-        found: list[Timed | Failure] = answers
-        return found
+            return [self.race([b], [a], rounds)[0] for b, a in zip(entries, inputs, strict=True)]
+        assert answers is not None
+        return answers
 
     def load(self, key: str, model: Model) -> Failure | None:
         """See `Session.load`."""

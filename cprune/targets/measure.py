@@ -42,14 +42,14 @@ def compare(
             raise BrokenWorld(f"a compiled model stopped running ({runs.stage}): {runs.reason}")
         for key in pool:
             pool[key] += runs[key]
-        found = Comparison(
+        comparison = Comparison(
             interval([1e3 * s for s in pool[old]]),
             interval([1e3 * s for s in pool[new]]),
             interval([b / a for a, b in zip(pool[old], pool[new], strict=True)]),
         )
-        if not found.noisy and (beta is None or found.faster(beta) or found.ratio.low > beta):
+        if not comparison.noisy and (beta is None or comparison.faster(beta) or comparison.ratio.low > beta):
             break
-    return found
+    return comparison
 
 
 @dataclass(frozen=True)

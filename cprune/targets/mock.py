@@ -10,7 +10,7 @@ Answer = Callable[[Program, "Sequence[Array] | None"], "Timed | Failure"]
 Outputs = Callable[[Model, Sequence[Array]], "tuple[Array, ...] | Failure"]
 
 
-def _no_program(program: Program, given: Sequence[Array] | None) -> Timed | Failure:
+def _no_program(program: Program, inputs: Sequence[Array] | None) -> Timed | Failure:
     return Failure("run", "this mock session was not told what a program takes")
 
 
@@ -52,9 +52,9 @@ class MockSession:
         self.asked += len(entries)
         return [self.answer(built.program, None) for built in entries]
 
-    def race(self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
+    def race(self, entries: Sequence[Built], inputs: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
         """Return what the function says of each, output included."""
-        return [self.answer(built.program, args) for built, args in zip(entries, given, strict=True)]
+        return [self.answer(built.program, args) for built, args in zip(entries, inputs, strict=True)]
 
     def load(self, key: str, model: Model) -> Failure | None:
         """Hold the model: a function needs no building."""

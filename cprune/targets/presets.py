@@ -62,9 +62,9 @@ def no_cuda() -> str:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         count = ctypes.c_int(0)
-        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+        usable = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
     except (OSError, AttributeError):
         return "no NVIDIA driver on this machine (libcuda.so.1 is missing)"
-    if not found:
+    if not usable:
         return "the NVIDIA driver of this machine knows no GPU"
     return f"{count.value} GPU(s) here, but cprune's programs are for processors: it cannot tune for a GPU yet"

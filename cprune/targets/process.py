@@ -118,10 +118,10 @@ class Process:
         self._connection = mine
         self.lives += 1
         try:
-            found = mine.recv() if mine.poll(self.start_deadline_s) else None
+            greeting = mine.recv() if mine.poll(self.start_deadline_s) else None
         except (EOFError, OSError):
-            found = None
-        wrong = "did not start" if found is None else self.greeted(found)
+            greeting = None
+        wrong = "did not start" if greeting is None else self.greeted(greeting)
         if wrong:
             self._end()
             raise BrokenWorld(f"the measuring process {wrong}. Try: python -m {self.module}")

@@ -87,7 +87,7 @@ class Session(Protocol):
         A first call slower than `slow_s` seconds ends the timing there: that one run is returned.
         """
 
-    def race(self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
+    def race(self, entries: Sequence[Built], inputs: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
         """Time built programs in turns, one run each a round, each on its own arguments (without the output).
 
         The outputs come back as well.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,29 @@ class Arguments:
 
     def of(self, shapes: Shapes) -> list[Any]:
         """Return tensors of these shapes, the output last."""
-        found = self._kept.pop(shapes, None)
-        if found is None:
-            made = [*arguments(shapes, 0), np.zeros(shapes[-1], np.float32)]
-            found = [self._tensor(array) for array in made]
+        tensors = self._kept.pop(shapes, None)
+        if tensors is None:
+            arrays = [*arguments(shapes, 0), np.zeros(shapes[-1], np.float32)]
+            tensors = [self._tensor(array) for array in arrays]
             if len(self._kept) == ARGUMENTS_KEPT:
                 del self._kept[next(iter(self._kept))]
-        self._kept[shapes] = found  # the last one was used last
-        return found
+        self._kept[shapes] = tensors  # the last one was used last
+        return tensors
 
 
 Prepare = Callable[[], tuple[Any, list[Any]]]
 """Returns a loaded library and its arguments, the output last.  What it raises is a Failure("load") or a bug."""
+
+
+@dataclass
+class _Racer:
+    """A program that ran once: how long a call took alone, what it computed, and its runs so far."""
+
+    library: Any
+    args: list[Any]
+    alone_s: float
+    output: Array
+    runs_s: list[float]
 
 
 def race(
@@ -54,30 +66,35 @@ def race(
 
     The order is reversed every other round, so that a drift hits all alike.  A `fatal` failure is that of all.
     """
-    found: list[Any] = []
+    racers: list[_Racer | Failure] = []
     for prepare in entries:
-        try:
-            stage = "load"
-            library, args = prepare()
-            stage = "run"
-            alone = once(library, device, args)
-            found.append((library, args, alone, args[-1].numpy().copy(), []))
-        except Exception as error:
-            found.append(failure(stage, error))
-            if fatal(found[-1]):
-                return found[-1]  # type: ignore[no-any-return]
+        racer = _begun(prepare, device)
+        if isinstance(racer, Failure) and fatal(racer):
+            return racer
+        racers.append(racer)
     for index in range(rounds):
-        for which in range(len(found)) if index % 2 else reversed(range(len(found))):
-            if isinstance(found[which], Failure):
+        for which in range(len(racers)) if index % 2 else reversed(range(len(racers))):
+            racer = racers[which]
+            if isinstance(racer, Failure):
                 continue
-            library, args, alone, _, seconds = found[which]
             try:
-                seconds += runs(library, device, args, 1, run_s, alone, cooldown_s)
+                racer.runs_s += runs(racer.library, device, racer.args, 1, run_s, racer.alone_s, cooldown_s)
             except Exception as error:
-                found[which] = failure("run", error)
-                if fatal(found[which]):
-                    return found[which]  # type: ignore[no-any-return]
-    return [f if isinstance(f, Failure) else Timed(tuple(f[4]), f[3]) for f in found]
+                failed = racers[which] = failure("run", error)
+                if fatal(failed):
+                    return failed
+    return [racer if isinstance(racer, Failure) else Timed(tuple(racer.runs_s), racer.output) for racer in racers]
+
+
+def _begun(prepare: Prepare, device: Any) -> _Racer | Failure:
+    stage = "load"
+    try:
+        library, args = prepare()
+        stage = "run"
+        alone_s = once(library, device, args)
+        return _Racer(library, args, alone_s, args[-1].numpy().copy(), [])
+    except Exception as error:
+        return failure(stage, error)
 
 
 ROUNDS_IN_PLACE = 5
@@ -102,7 +119,7 @@ def models_in_turns(
     for key in keys:
         move(key)
     numbers = {key: max(1, min(1000, int(run_s / max(seconds(key, 1), 1e-7)))) for key in keys}
-    found: dict[str, list[float]] = {key: [] for key in keys}
+    rounds_s: dict[str, list[float]] = {key: [] for key in keys}
     for index in range(rounds + 1):
         order = keys if index % 2 else keys[::-1]
         if index and index % ROUNDS_IN_PLACE == 0:
@@ -110,7 +127,7 @@ def models_in_turns(
                 move(key)
         for key in order:
             time.sleep(cooldown_s)
-            spent = seconds(key, numbers[key])
+            spent_s = seconds(key, numbers[key])
             if index:
-                found[key].append(spent)
-    return {key: tuple(values) for key, values in found.items()}
+                rounds_s[key].append(spent_s)
+    return {key: tuple(values) for key, values in rounds_s.items()}

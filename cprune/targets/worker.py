@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ import tvm_ffi
 
 from cprune.targets.process import answer, begun, failure
 from cprune.targets.serve import timed
-from cprune.targets.session import Failure, Model, Program, Timed
+from cprune.targets.session import Array, Failure, Model, Program, Timed
 from cprune.targets.target import cores
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
@@ -26,9 +27,9 @@ from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 def main() -> None:
     """Serve until the parent closes the pipe."""
     connection, threads = begun(sys.argv[1]), int(sys.argv[2])
-    found = int(tvm.get_global_func("runtime.NumThreads")())
-    connection.send(found)
-    if found != threads:
+    pool_threads = int(tvm.get_global_func("runtime.NumThreads")())
+    connection.send(pool_threads)
+    if pool_threads != threads:
         return
     answer(connection, Worker())
 
@@ -77,15 +78,15 @@ class Worker:
             return failure("run", error)
 
     def race(
-        self, handles: list[int], given: list[list[Any]], rounds: int, run_s: float, cooldown_s: float = 0.0
+        self, handles: list[int], inputs: list[list[Array]], rounds: int, run_s: float, cooldown_s: float = 0.0
     ) -> list[Timed | Failure] | Failure:
         """Time programs in turns and return their outputs."""
 
-        def entry(handle: int, arrays: list[Any]) -> Prepare:
+        def entry(handle: int, arrays: list[Array]) -> Prepare:
             library, program = self.programs[handle]
             return lambda: (library, [*(tvm.runtime.tensor(a) for a in arrays), _zeros(program)])
 
-        return race(list(map(entry, handles, given)), self.device, rounds, run_s, cooldown_s)
+        return race(list(map(entry, handles, inputs)), self.device, rounds, run_s, cooldown_s)
 
     def load(self, key: str, model: Model, target: str) -> Failure | None:
         """Build a whole model; its kernels on all cores."""
@@ -106,13 +107,13 @@ class Worker:
         self.uses[key] = {kernel.name for kernel in model.kernels}
         return None
 
-    def _caller(self, key: str, inputs: list[Any]) -> Any:
+    def _caller(self, key: str, inputs: list[Array]) -> Callable[[], Any]:
         machine, weights = self.models[key]
         main = machine["main"]
         args = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs] + weights
         return lambda: main(*args)
 
-    def run(self, key: str, inputs: list[Any]) -> Any:
+    def run(self, key: str, inputs: list[Array]) -> tuple[Array, ...] | Failure:
         """Run a held model once."""
         try:
             output = self._caller(key, inputs)()
@@ -121,11 +122,11 @@ class Worker:
             return failure("run", error)
 
     def time_models(
-        self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float = 0.0
-    ) -> Any:
+        self, keys: list[str], inputs: list[Array], rounds: int, run_s: float, cooldown_s: float = 0.0
+    ) -> dict[str, tuple[float, ...]] | Failure:
         """Time the held models in turns."""
         try:
-            callers: dict[str, Any] = {}
+            callers: dict[str, Callable[[], Any]] = {}
 
             def move(key: str) -> None:
                 machine, weights = self.models[key]

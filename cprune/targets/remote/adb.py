@@ -69,22 +69,22 @@ def push(
             _quiet(phone, "reverse", "--remove", f"tcp:{tracker.port}")
 
 
-def _serials(wanted: Sequence[str]) -> list[str]:
-    """Return the serial numbers of the phones to use."""
+def _serials(chosen: Sequence[str]) -> list[str]:
+    """Return the serial numbers of the phones to use: those of `chosen`, all if it is empty."""
     lines = _adb(["devices"], DEADLINE_S).splitlines()[1:]
     states = {parts[0]: parts[1] for line in lines if len(parts := line.split()) >= 2}
     for serial, state in states.items():
-        if state == "unauthorized" and (not wanted or serial in wanted):
+        if state == "unauthorized" and (not chosen or serial in chosen):
             raise UserError(f"the phone {serial} does not allow USB debugging", "Unlock it and accept this computer.")
     ready = [serial for serial, state in states.items() if state == "device"]
-    missing = [serial for serial in wanted if serial not in ready]
+    missing = [serial for serial in chosen if serial not in ready]
     if missing or not ready:
         known = f"adb sees {', '.join(ready)}" if ready else "adb sees none"
         raise UserError(
             f"no phone {', '.join(missing)}: {known}" if missing else "adb sees no phone",
             "Connect it, switch on USB debugging, and look at: adb devices",
         )
-    return [serial for serial in ready if not wanted or serial in wanted]
+    return [serial for serial in ready if not chosen or serial in chosen]
 
 
 def _started(

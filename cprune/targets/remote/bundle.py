@@ -116,13 +116,13 @@ def _wheels(keep: Path, root: Path, python: str, say: Callable[[str], None]) -> 
     import zipfile
 
     here = ("apache-tvm", "apache-tvm-ffi", "numpy")
-    wanted = [f"{name}=={version(name)}" for name in here] + list(WHEELS)
+    requirements = [f"{name}=={version(name)}" for name in here] + list(WHEELS)
     folder = keep / f"wheels-{python}-{version('apache-tvm')}-{version('numpy')}"
     if not (folder / ".complete").exists():
         say("downloading TVM for arm64")
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-                   "--python-version", python, *platforms, "--dest", str(folder), *wanted]  # fmt: skip
+                   "--python-version", python, *platforms, "--dest", str(folder), *requirements]  # fmt: skip
         _run(command, "download the aarch64 wheels")
         (folder / ".complete").touch()
     site = root / "site"

@@ -19,7 +19,7 @@ from cprune.targets.errors import type_and_first_line
 from cprune.targets.process import answer, begun, failure
 from cprune.targets.remote.device import broke
 from cprune.targets.serve import timed
-from cprune.targets.session import Failure, Timed
+from cprune.targets.session import Array, Failure, Shapes, Timed
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
 HELD = 64
@@ -49,7 +49,7 @@ class Client:
         self.session: Any = None
         self.device = self.connect()
 
-    def connect(self) -> Any:
+    def connect(self) -> dict[str, Any]:
         """Get a session, the first one or another one after that broke; return what the device says of itself."""
         from tvm import rpc
 
@@ -60,19 +60,19 @@ class Client:
         self.session = rpc.connect_tracker(*self.place).request(self.key, session_timeout=0)
         self.cpu = self.session.cpu(0)
         tell, self.measure = self._ours("cprune.device"), self._ours("cprune.time")
-        told = json.loads(tell()) if tell is not None else {"cpu": "", "machine": "", "tvm": ""}
+        facts: dict[str, Any] = json.loads(tell()) if tell is not None else {"cpu": "", "machine": "", "tvm": ""}
         if self.threads:  # 1: the pool prefers large cores
             self.session.get_function("runtime.config_threadpool")(1, self.threads)
         count = self.session.get_function("runtime.NumThreads")
-        told["threads"] = int(count())
-        told["connect_s"] = time.perf_counter() - start
+        facts["threads"] = int(count())
+        facts["connect_s"] = time.perf_counter() - start
         trips = []
         for _ in range(5):
             start = time.perf_counter()
             count()
             trips.append(time.perf_counter() - start)
-        told["round_trip_ms"] = 1e3 * min(trips)
-        return told
+        facts["round_trip_ms"] = 1e3 * min(trips)
+        return facts
 
     def _ours(self, name: str) -> Any:
         """Return a function of our server; None where a stock one runs there, or TVM's in C++."""
@@ -81,7 +81,7 @@ class Client:
         except Exception:
             return None
 
-    def again(self) -> Any:
+    def again(self) -> dict[str, Any] | Failure:
         """Get another session after the first one broke; a Failure if there is none."""
         try:
             return self.connect()
@@ -91,8 +91,8 @@ class Client:
     def state(self) -> dict[str, Any] | Failure:
         """Return what the device says of itself now (clock, temperature)."""
         try:
-            told: dict[str, Any] = json.loads(self.session.get_function("cprune.device")())
-            return told
+            facts: dict[str, Any] = json.loads(self.session.get_function("cprune.device")())
+            return facts
         except Exception as error:
             return failure("run", error)
 
@@ -107,13 +107,13 @@ class Client:
                 del self.loaded[next(iter(self.loaded))]
         return self.loaded[path]
 
-    def _tensor(self, array: Any) -> Any:
+    def _tensor(self, array: Array) -> Any:
         import tvm
 
         return tvm.runtime.tensor(np.ascontiguousarray(array), self.cpu)
 
     def time(
-        self, path: str, shapes: Any, repeats: int, min_run_s: float, slow_s: float, cooldown_s: float
+        self, path: str, shapes: Shapes, repeats: int, min_run_s: float, slow_s: float, cooldown_s: float
     ) -> Timed | Failure:
         """Run once, then time, on random arguments that stay on the device.
 
@@ -130,26 +130,32 @@ class Client:
             name = os.path.basename(path)
             self.session.upload(path, name)
             stage = "run"
-            told = json.loads(self.measure(name, *numbers, *args))
+            answered = json.loads(self.measure(name, *numbers, *args))
         except Exception as error:
             return failure(stage, error)
-        return Failure(told[0], told[1]) if told[0] in ("load", "run") else Timed(tuple(told))
+        return Failure(*answered) if answered[0] in ("load", "run") else Timed(tuple(answered))
 
     def race(
-        self, paths: list[str], given: list[list[Any]], shapes: list[Any], rounds: int, run_s: float, cooldown_s: float
+        self,
+        paths: list[str],
+        inputs: list[list[Array]],
+        shapes: list[Shapes],
+        rounds: int,
+        run_s: float,
+        cooldown_s: float,
     ) -> list[Timed | Failure] | Failure:
         """Time programs in turns and return their outputs; one Failure for all if the connection broke."""
 
-        def entry(path: str, arrays: list[Any], form: Any) -> Prepare:
+        def entry(path: str, arrays: list[Array], form: Shapes) -> Prepare:
             def prepare() -> tuple[Any, list[Any]]:
                 output = np.zeros(form[-1], np.float32)
                 return self._module(path), [self._tensor(a) for a in (*arrays, output)]
 
             return prepare
 
-        return race(list(map(entry, paths, given, shapes)), self.cpu, rounds, run_s, cooldown_s, broke)
+        return race(list(map(entry, paths, inputs, shapes)), self.cpu, rounds, run_s, cooldown_s, broke)
 
-    def load(self, key: str, path: str, weights: tuple[Any, ...]) -> Failure | None:
+    def load(self, key: str, path: str, weights: tuple[Array, ...]) -> Failure | None:
         """Upload a whole model with its weights."""
         from tvm.runtime.vm import VirtualMachine
 
@@ -160,7 +166,7 @@ class Client:
             return failure("load", error)
         return None
 
-    def run(self, key: str, inputs: list[Any]) -> Any:
+    def run(self, key: str, inputs: list[Array]) -> tuple[Array, ...] | Failure:
         """Run a held model once."""
         if key not in self.models:
             return GONE
@@ -173,18 +179,20 @@ class Client:
         except Exception as error:
             return failure("run", error)
 
-    def time_models(self, keys: list[str], inputs: list[Any], rounds: int, run_s: float, cooldown_s: float) -> Any:
+    def time_models(
+        self, keys: list[str], inputs: list[Array], rounds: int, run_s: float, cooldown_s: float
+    ) -> dict[str, tuple[float, ...]] | Failure:
         """Time the held models in turns."""
         if not self.models.keys() >= set(keys):
             return GONE
         try:
-            given = [self._tensor(a) for a in inputs]  # sent once, however often the weights move
+            tensors = [self._tensor(a) for a in inputs]  # sent once, however often the weights move
 
             def move(key: str) -> None:
                 machine, weights = self.models[key]
                 weights = [w.copyto(self.cpu) for w in weights]
                 self.models[key] = (machine, weights)
-                machine.set_input("main", *given, *weights)
+                machine.set_input("main", *tensors, *weights)
                 machine.invoke_stateful("main")
 
             def seconds(key: str, number: int) -> float:

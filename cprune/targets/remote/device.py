@@ -87,7 +87,7 @@ class Device:
         if silent:
             self._process.close()
         end = time.monotonic() + BACK_S
-        while not any(found.key == self.key and found.free for found in self._known()):
+        while not any(queue.key == self.key and queue.free for queue in self._known()):
             if time.monotonic() > end:
                 raise Gone(f"its session ended, and no device registered again within {BACK_S:g} s")
             time.sleep(0.1)
@@ -122,13 +122,13 @@ class Device:
     def race(
         self,
         libraries: Sequence[str],
-        given: Sequence[Sequence[Array]],
+        inputs: Sequence[Sequence[Array]],
         shapes: Sequence[Shapes],
         rounds: int,
         timing: Timing,
     ) -> list[Timed | Failure] | Failure:
         """Time programs in turns; see `Session.race`.  One Failure if the session on the device ended of them."""
-        arrays = [list(arguments) for arguments in given]
+        arrays = [list(each) for each in inputs]
         args = (list(libraries), arrays, list(shapes), rounds, timing.min_run_ms / 1e3, timing.cooldown_s)
         answers: list[Timed | Failure] | Failure = self.ask("race", args, timing.deadline_s * len(libraries))
         return answers
@@ -172,12 +172,12 @@ def free_devices(
 ) -> tuple[list[Device], str]:
     """Return every free device of a key, held, and why there is none (else "")."""
     try:
-        found = next((f for f in tracker.summary(where) if f.key == key), None)
+        queue = next((q for q in tracker.summary(where) if q.key == key), None)
     except BrokenWorld as error:
         return [], str(error)
-    if found is None or not found.devices:  # the tracker remembers keys of devices that left
+    if queue is None or not queue.devices:  # the tracker remembers keys of devices that left
         return [], f"no device is registered under the key {key!r} at the tracker {where}"
-    if not found.free:
+    if not queue.free:
         return [], f"every device under the key {key!r} is in use"
 
     def started(index: int) -> Device | None:
@@ -189,9 +189,9 @@ def free_devices(
             return None
         return device
 
-    with ThreadPoolExecutor(found.free) as pool:
-        held = [device for device in pool.map(started, range(found.free)) if device is not None]
-    return held, "" if held else f"no device under the key {key!r} answers"
+    with ThreadPoolExecutor(queue.free) as pool:
+        devices = [device for device in pool.map(started, range(queue.free)) if device is not None]
+    return devices, "" if devices else f"no device under the key {key!r} answers"
 
 
 def silent(failure: Failure) -> bool:

@@ -17,12 +17,12 @@ def listed(option: str, say: Callable[[str], None]) -> tuple[str, list[dict[str,
     where = tracker.address(option)
     rows: list[dict[str, Any]] = []
     for known in tracker.summary(where):
-        held, _ = free_devices(where, known.key, 0, say) if known.free else ([], "")
-        for device in held:
+        devices, _ = free_devices(where, known.key, 0, say) if known.free else ([], "")
+        for device in devices:
             rows.append({"key": known.key, "state": "free", **device.facts})
-        for device in held:
+        for device in devices:
             device.close()
-        silent = known.free - len(held)
+        silent = known.free - len(devices)
         rows += [{"key": known.key, "state": "does not answer"}] * silent
         rows += [{"key": known.key, "state": "in use"}] * max(0, known.devices - known.free)
     return str(where), rows

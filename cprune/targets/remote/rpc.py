@@ -96,36 +96,36 @@ class RpcSession:
         """
         return Batch(entries, self._libraries, self.target.timing, slow_s).timed(self._pool, self._heat)
 
-    def race(self, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
+    def race(self, entries: Sequence[Built], inputs: Sequence[Sequence[Array]], rounds: int) -> list[Timed | Failure]:
         """See `Session.race`: all on one device, and the fastest once more on another one where there is one.
 
         If the device's session dies of one program, each is run alone.
         """
-        answers = self._pool.on_one(lambda device: self._race_on(device, entries, given, rounds))
+        answers = self._pool.on_one(lambda device: self._race_on(device, entries, inputs, rounds))
         if isinstance(answers, Failure):
             if len(entries) == 1:
                 return [answers]
-            return [self.race([b], [a], rounds)[0] for b, a in zip(entries, given, strict=True)]
+            return [self.race([b], [a], rounds)[0] for b, a in zip(entries, inputs, strict=True)]
         medians_s = [(statistics.median(t.runs_s), i) for i, t in enumerate(answers) if isinstance(t, Timed)]
         if medians_s and len(self._pool.devices) > 1:
             _, fastest = min(medians_s)
-            answers[fastest] = self._checked_elsewhere(entries[fastest], given[fastest], answers[fastest])
+            answers[fastest] = self._checked_elsewhere(entries[fastest], inputs[fastest], answers[fastest])
         return answers
 
     def _race_on(
-        self, device: Device, entries: Sequence[Built], given: Sequence[Sequence[Array]], rounds: int
+        self, device: Device, entries: Sequence[Built], inputs: Sequence[Sequence[Array]], rounds: int
     ) -> list[Timed | Failure] | Failure:
         libraries = [self._libraries.path(built.handle) for built in entries]
         shapes = [built.program.shapes for built in entries]
-        return self._heat.steady(device, lambda: device.race(libraries, given, shapes, rounds, self.target.timing))
+        return self._heat.steady(device, lambda: device.race(libraries, inputs, shapes, rounds, self.target.timing))
 
-    def _checked_elsewhere(self, winner: Built, given: Sequence[Array], here: Timed | Failure) -> Timed | Failure:
+    def _checked_elsewhere(self, winner: Built, inputs: Sequence[Array], here: Timed | Failure) -> Timed | Failure:
         """Run the winner on a second device: another result is a failure, another speed is told."""
         first, second = self._pool.devices[:2]
         assert isinstance(here, Timed)
         assert here.output is not None
         try:
-            answers = self._race_on(second, [winner], [given], 3)
+            answers = self._race_on(second, [winner], [inputs], 3)
         except Gone as error:
             self._pool.lose(second, str(error))
             return here

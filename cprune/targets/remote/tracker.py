@@ -63,12 +63,12 @@ class Free:
 
 def summary(where: Address, deadline_s: float = DEADLINE_S) -> list[Free]:
     """Return what the tracker knows.  Raises BrokenWorld if there is none, or it does not answer."""
-    told = _asked(where, deadline_s)
+    state = _asked(where, deadline_s)
     servers: dict[str, int] = {}
-    for server in told.get("server_info", []):
+    for server in state.get("server_info", []):
         key = str(server.get("key", "")).partition(":")[2]
         servers[key] = servers.get(key, 0) + 1
-    queues = told.get("queue_info", {})
+    queues = state.get("queue_info", {})
     return [
         Free(key, servers.get(key, 0), int(queue.get("free", 0)), int(queue.get("pending", 0)))
         for key in sorted({*servers, *queues})
@@ -88,24 +88,24 @@ def _asked(where: Address, deadline_s: float) -> dict[str, Any]:
             size = struct.unpack("<i", _received(connection, 4))[0]
             if not 0 <= size < 1 << 24:
                 raise BrokenWorld(f"what listens at {where} is no TVM tracker")
-            code, told = json.loads(_received(connection, size))
+            code, state = json.loads(_received(connection, size))
     except (OSError, struct.error) as error:
         raise BrokenWorld(
             f"no tracker answers at {where} ({error}). Start one: cprune tracker --port {where.port}"
         ) from error
     except (ValueError, TypeError) as error:
         raise BrokenWorld(f"what listens at {where} is no TVM tracker ({error})") from error
-    return told if code == 0 and isinstance(told, dict) else {}
+    return state if code == 0 and isinstance(state, dict) else {}
 
 
 def _received(connection: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        part = connection.recv(size - len(found))
+    received = b""
+    while len(received) < size:
+        part = connection.recv(size - len(received))
         if not part:
             raise OSError("the connection was closed")
-        found += part
-    return found
+        received += part
+    return received
 
 
 class Tracker:
