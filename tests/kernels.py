@@ -22,6 +22,10 @@ def doubled() -> Program:
     return program(lambda te, x: te.compute((64,), lambda i: x[i] * 2.0, name="y"))
 
 
+def tripled() -> Program:
+    return program(lambda te, x: te.compute((64,), lambda i: x[i] * 3.0, name="y"))
+
+
 def crashing() -> Program:
     return program(lambda te, x: te.compute((64,), lambda i: x[i + 2_000_000_000], name="y"))
 
@@ -32,10 +36,6 @@ def hanging() -> Program:
         return te.compute((64,), lambda i: te.sum(x[(i * 7 + k) % 64], axis=k), name="y")
 
     return program(compute)
-
-
-def tripled() -> Program:
-    return program(lambda te, x: te.compute((64,), lambda i: x[i] * 3.0, name="y"))
 
 
 def scaling(factor: float) -> Model:
