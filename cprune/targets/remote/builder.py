@@ -1,7 +1,7 @@
 """The process that builds for another machine: `python -m cprune.targets.remote.builder FD TRIPLE`.
 
 Every program becomes a shared library in a folder, on all cores of this machine.  A compiler that crashes or hangs is
-the parent's to notice (`rpc.py`).
+the parent's to notice (`libraries.py`).
 """
 
 from __future__ import annotations

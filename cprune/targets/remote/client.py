@@ -2,7 +2,8 @@
 
 It gets a session from the tracker, greets with what the device says of itself (or {"error": …}) and answers requests
 until the pipe closes.  Every call into TVM's RPC may block for ever when a device freezes: that is why this is a
-process of its own, which the parent ends at a deadline (`rpc.py`).  When it ends, the device's server ends the session.
+process of its own, which the parent ends at a deadline (`device.py`).  When it ends, the device's server ends the
+session.
 """
 
 from __future__ import annotations
