@@ -389,7 +389,7 @@ class TestWholeRun:
         assert f'class="status {mood}"' in folder.report_html.read_text()
 
     def test_only_a_run_that_stepped_back_chose_its_model_with_the_test_set(self, folder: RunFolder) -> None:
-        told = "the test set had a say in which model is the final one"
+        told = "that set had a say in which model is the final one"
         assert told not in page(folder).sections["measured"]
         write_json(folder.result, {**RESULT, "status": "stepped-back"})
         assert told in page(folder).sections["measured"]
@@ -481,6 +481,52 @@ class TestDamage:
         folder.result.write_text("{")
         with pytest.raises(UserError, match=r"result\.json"):
             write_report(folder)
+
+
+class TestRunOfTheLoop:
+    """What the loop wrote on fakes, whose models take 1 ms a channel: 64 + 128 of them at the start."""
+
+    @pytest.fixture(scope="class")
+    def stepped_back(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Page]:
+        """Return the report before and after the end of three accepted steps, two of which the test set refuses."""
+        from fakes import DEFAULT, EXAMPLE, FakeBench, FakeTrainer, tiny
+
+        from cprune.method.ending import finish
+        from cprune.method.kept import FolderKeeper
+        from cprune.method.loop import Loop
+        from cprune.method.result import analysis, result_of
+        from cprune.method.state import RunState
+        from cprune.progress import Progress
+
+        folder = RunFolder.create(tmp_path_factory.mktemp("loop") / "run", CONFIG)
+        trainer = FakeTrainer(lambda _: 0.9, testing=lambda model: 0.9 if model.stem >= 48 else 0.1)
+        settings = replace(DEFAULT, max_steps=3)
+        state = RunState(tiny(), EXAMPLE, trainer, FakeBench(), settings, FolderKeeper(folder), Progress())
+        loop = Loop(state)
+        loop.begin()
+        write_json(folder.analysis, analysis(loop.before, loop.before, settings))
+        assert [step.verdict for step in loop.steps()] == ["accepted"] * 3
+        before = page(folder)
+        outcome = finish(state, loop.current)
+        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
+        write_json(folder.result, result_of(outcome, CONFIG))
+        return before, page(folder)
+
+    def test_before_the_end_it_says_where_the_run_is(self, stepped_back: tuple[Page, Page]) -> None:
+        before, _ = stepped_back
+        assert "1.33× as fast as at the start" in before.sections["head"]  # 192 channels, 144 after three times 16
+        assert "stem 48 → 32" in before.sections["steps"]
+        assert "limit: 89.00 %" in before.sections["course"]
+        assert "so far" in before.sections["measured"]
+
+    def test_at_the_end_it_says_what_came_of_it(self, stepped_back: tuple[Page, Page]) -> None:
+        _, after = stepped_back
+        for fact in ("stepped-back", "1.09×", "176.0 ms", "before: 192.0 ms", "90.00 %"):  # one step is left
+            assert fact in after.sections["head"]
+        assert after.sections["summary"].count("stepping back") == 2
+        assert "3 accepted, 0 rejected, 0 excluded" in after.sections["summary"]
+        assert "2 of 4 layers are narrower" in after.sections["channels"]  # stem and b go together
+        assert "time in all" in after.sections["measured"]
 
 
 class TestHostileText:

@@ -213,8 +213,8 @@ def _measured(run: Run) -> Section:
     ]
     if run.result and run.result.status == "stepped-back":
         paragraphs.append(
-            "This run stepped back, so the test set had a say in which model is the final one, and the accuracy on it"
-            " may flatter that model a little."
+            "This run stepped back.  Where a model failed on the test set (the notes say so), that set had a say in"
+            " which model is the final one, and may flatter it a little."
         )
     if (setup.cpu or "").startswith("emulated"):
         paragraphs.insert(0, "The device was EMULATED: its latencies say nothing of a real one.")
