@@ -192,7 +192,7 @@ class Worker:
         features = hidden(library.inspect_source("asm")) if self.keep_hidden else None
         start = time.perf_counter()
         try:
-            given = [self.tvm.runtime.tensor(a) for a in programs.given(self.w, candidate, self.plain)]
+            given = [self.tvm.runtime.tensor(a) for a in programs.inputs_of(self.w, candidate, self.plain)]
             out = self.tvm.runtime.tensor(self.np.zeros(self.w.arguments()[-1], self.np.float32))
             library["main"](*given, out)
             found = out.numpy()

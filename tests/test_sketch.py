@@ -82,7 +82,7 @@ def test_points_of_the_space_compute_what_pytorch_computes(
     given = arguments(workload.arguments(), 3)
     wanted = reference.expected(workload, given)
     for candidate in [*points[:4], *filtering[:3]]:
-        timed = run_once(session, programs.program(workload, candidate), programs.given(workload, candidate, given))
+        timed = run_once(session, programs.program(workload, candidate), programs.inputs_of(workload, candidate, given))
         assert isinstance(timed, Timed), (candidate, timed)
         assert timed.output is not None
         assert reference.agrees(timed.output, wanted) == "", candidate

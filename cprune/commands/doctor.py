@@ -162,7 +162,7 @@ def _kernel(target: Target) -> Iterator[Check]:
 
 
 def _raced(session: Session, built: Built, candidate: Any, plain: Any) -> Timed | Failure:
-    return session.race([built], [programs.given(KERNEL, candidate, plain)], ROUNDS)[0]
+    return session.race([built], [programs.inputs_of(KERNEL, candidate, plain)], ROUNDS)[0]
 
 
 def _clock(runs_s: tuple[float, ...]) -> Check:

@@ -75,7 +75,7 @@ def _race(
         else:
             answers[text] = built
     entries = {text: built for text, built in leading.items() if text in candidates}
-    inputs = [programs.given(workload, candidates[text], plain) for text in entries]
+    inputs = [programs.inputs_of(workload, candidates[text], plain) for text in entries]
     answers |= zip(entries, rig.session.race(list(entries.values()), inputs, RACE_ROUNDS), strict=True)
     rig.clock.measuring += time.perf_counter() - start
     return answers

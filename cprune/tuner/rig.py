@@ -132,8 +132,8 @@ class Rig:
 
     def hold(self, task: str, built: Mapping[str, Built], leaders: Collection[str]) -> None:
         """Let those that lead a task stay built: of the ones that stayed until now and of these."""
-        held = {**self.leading(task), **built}
-        self._leading[task] = {text: entry for text, entry in held.items() if text in leaders}
+        candidates = {**self.leading(task), **built}
+        self._leading[task] = {text: entry for text, entry in candidates.items() if text in leaders}
 
     def let_go(self, task: str) -> None:
         """Let go of a task's programs: it is tuned."""

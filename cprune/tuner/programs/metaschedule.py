@@ -55,7 +55,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
     if "trace" in knobs:
         from tvm.s_tir.schedule import Trace
 
-        Trace.apply_json_to_schedule(json.loads(knobs["trace"]), schedule)
+        Trace.apply_json_to_schedule(json.loads(str(knobs["trace"])), schedule)
     else:
         _plain(schedule, knobs["parallel"] != "none")
     return schedule
@@ -120,20 +120,20 @@ def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[
         context = ms.TuneContext(
             mod=source, target=kind, space_generator=space_of_cpu, rand_state=seed + 1, num_threads=1
         )
-    found: list[str] = []
+    traces: list[str] = []
     for index, space in enumerate(list(context.generate_design_space()) * points):
-        if len(found) == points:
+        if len(traces) == points:
             break
         schedule = Schedule(source, seed=seed * 1000 + index + 1, debug_mask="none")
         try:
             Trace(space.trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
             if all(post.apply(schedule) for post in context.space_generator.postprocs):
-                found.append(json.dumps(_plain_values(schedule.trace.as_json())))
+                traces.append(json.dumps(_plain_values(schedule.trace.as_json())))
         except Exception as error:
             if ours(error):
                 raise
             continue  # a random point that does not fit: the space is larger than the program
-    return found
+    return traces
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
 
 def filtering(candidate: Candidate) -> int:
     """Return the m of a Winograd program F(m x m, 3 x 3), 0 for any other."""
-    return int(dict(candidate.knobs).get("winograd", 0))
+    return candidate.number("winograd", 0)
 
 
 def shapes(workload: Workload, candidate: Candidate) -> tuple[Shape, ...]:
@@ -66,7 +66,7 @@ def arranged(workload: Workload, candidate: Candidate, weight: Array) -> Array:
     return winograd.transformed(reference.unpack_conv_weight(weight, workload).numpy(), workload, m)
 
 
-def given(workload: Workload, candidate: Candidate, arguments: Sequence[Array]) -> list[Array]:
+def inputs_of(workload: Workload, candidate: Candidate, arguments: Sequence[Array]) -> list[Array]:
     """Return the arguments (without the output) of this candidate's program for those of the workload."""
     if not filtering(candidate):
         return list(arguments)

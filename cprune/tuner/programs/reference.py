@@ -136,8 +136,8 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
     """Return the value of an Elementwise expression over plain tensors."""
     op, *rest = e
     if op == "in":
-        found: Tensor = inputs[rest[0]]
-        return found
+        tensor: Tensor = inputs[rest[0]]
+        return tensor
     if op == "cat":
         axis, parts = rest
         return torch.cat([evaluate(part, inputs) for part, _ in parts], axis)

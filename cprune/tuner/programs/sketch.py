@@ -154,9 +154,9 @@ def _schedule_conv(s: Any, w: Conv2d, knobs: Candidate) -> None:
         s.unroll(loop)
     s.vectorize(spatial[-1])
     kernel_h, kernel_w = reduced[:2] if w.depthwise else reduced[1:3]
-    if knobs["unroll"] >= 1:
+    if knobs.number("unroll") >= 1:
         s.unroll(kernel_w)
-    if knobs["unroll"] >= 2:
+    if knobs.number("unroll") >= 2:
         s.unroll(kernel_h)
     s.decompose_reduction(conv, reduced[0])
     if knobs["pad"] == "none":
@@ -198,9 +198,9 @@ def _schedule_dense(s: Any, knobs: Candidate) -> None:
     o_out, o_in = s.split(o, [None, knobs["oc_tile"]])
     k_out, k_in = s.split(k, [None, knobs["k_tile"]])
     s.reorder(o_out, n_out, k_out, k_in, n_in, o_in, b)
-    held = s.cache_write(acc, 0, "local")
-    s.reverse_compute_at(held, n_out, preserve_unit_loops=True)
-    *_, h_n, h_o, h_b = s.get_loops(held)
+    sums = s.cache_write(acc, 0, "local")
+    s.reverse_compute_at(sums, n_out, preserve_unit_loops=True)
+    *_, h_n, h_o, h_b = s.get_loops(sums)
     for loop in (n_in, o_in, k_in, h_n, h_o):
         s.unroll(loop)
     s.vectorize(b)
@@ -354,11 +354,11 @@ def _moved(index: tuple[Any, ...], shape: tuple[int, ...], other: tuple[int, ...
     flat: Any = 0
     for i, extent in zip(index, shape, strict=True):
         flat = flat * extent + i
-    found: list[Any] = []
+    place: list[Any] = []
     for extent in reversed(other):
-        found.append(flat % extent)
+        place.append(flat % extent)
         flat = flat // extent
-    return tuple(reversed(found))
+    return tuple(reversed(place))
 
 
 def _schedule_elementwise(s: Any, knobs: Candidate) -> None:

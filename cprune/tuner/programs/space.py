@@ -21,7 +21,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from cprune.targets.target import Target
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, padded
@@ -29,7 +28,7 @@ from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Poo
 WINOGRAD_BYTES = 4 << 20
 """No piece of a Winograd program holds more transformed input than this."""
 
-Knobs = tuple[tuple[str, Any], ...]
+Knobs = tuple[tuple[str, int | str], ...]
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,21 @@ class Candidate:
 
     knobs: Knobs
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> int | str:
         return dict(self.knobs)[name]
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """Return the knob `name`, a number; `default` for a candidate that has no such knob."""
+        value = dict(self.knobs).get(name, default)
+        assert isinstance(value, int)
+        return value
 
     def text(self) -> str:
         """Return the canonical JSON text for the store."""
         return json.dumps(dict(self.knobs), sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def of(cls, **knobs: Any) -> Candidate:
+    def of(cls, **knobs: int | str) -> Candidate:
         """Return the candidate with these knobs."""
         return cls(tuple(sorted(knobs.items())))
 
@@ -130,9 +135,9 @@ def _winograd(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[
                 if pieces % threads and pieces < 4 * threads:
                     continue  # a thread would wait for the others
                 for oc in (d for d in (1, 2, 4) if chunks % (d * groups) == 0):
-                    held = [p for p in divisors(tiles) if oc * p <= limit]
-                    for p in held:
-                        if oc * p >= min(8, oc * held[-1]):
+                    p_tiles = [p for p in divisors(tiles) if oc * p <= limit]
+                    for p in p_tiles:
+                        if oc * p >= min(8, oc * p_tiles[-1]):
                             yield Candidate.of(winograd=m, oc_tile=oc, p_tile=p, rows=band, oc_groups=groups)
 
 
@@ -178,11 +183,11 @@ def channel_splits(workload: Workload, candidate: Candidate) -> tuple[tuple[int,
     see `cprune.method.channel_step`).  Other workloads than convolutions and dense layers have none.
     """
     if isinstance(workload, Conv2d):
-        tile = candidate["oc_tile"] * dict(candidate.knobs).get("oc_groups", 1)
+        tile = candidate.number("oc_tile") * candidate.number("oc_groups", 1)
         split = (workload.out_channels // workload.out_block // tile, tile, workload.out_block)
         return (split, split)
     if isinstance(workload, Dense):
-        tile = candidate["oc_tile"]
+        tile = candidate.number("oc_tile")
         blocks = padded(workload.out_features, workload.block) // workload.block
         return ((blocks // tile, tile, workload.block),)
     return ()

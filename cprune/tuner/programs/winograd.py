@@ -94,10 +94,10 @@ class _Kernel:
     """One program while it is written."""
 
     def __init__(self, w: Conv2d, knobs: Candidate) -> None:
-        self.w, self.m = w, int(knobs["winograd"])
+        self.w, self.m = w, knobs.number("winograd")
         self.side = self.m + 2
-        self.oc_tile, self.p_tile = knobs["oc_tile"], knobs["p_tile"]
-        self.rows, self.groups = knobs["rows"], knobs["oc_groups"]
+        self.oc_tile, self.p_tile = knobs.number("oc_tile"), knobs.number("p_tile")
+        self.rows, self.groups = knobs.number("rows"), knobs.number("oc_groups")
         self.bands = -(-w.out_height // self.m) // self.rows
         self.columns = -(-w.out_width // self.m)
         self.tiles = self.rows * self.columns
@@ -181,21 +181,21 @@ class _Kernel:
     def _multiply(self, e: Any, chunk: Any, first: Any, spread: Any, products: Any) -> None:
         """Write one point's products of a register tile: all input channels summed."""
         w, block = self.w, self.w.out_block
-        held = self._alloc((self.oc_tile, self.p_tile, block), "local")
+        sums = self._alloc((self.oc_tile, self.p_tile, block), "local")
         tile = [(o, p) for o in range(self.oc_tile) for p in range(self.p_tile)]
         for place in tile:
-            self._vector(block, held, place, lambda b: ZERO)
+            self._vector(block, sums, place, lambda b: ZERO)
         with T.serial(0, self.in_chunks) as c, T.serial(0, w.in_block) as k:
             channel = c * w.in_block + k
             for o, p in tile:
                 self._vector(
                     block,
-                    held,
+                    sums,
                     (o, p),
-                    lambda b: held[o, p, b] + spread[e, c, first + p, k] * self.weight[chunk + o, e, channel, b],
+                    lambda b: sums[o, p, b] + spread[e, c, first + p, k] * self.weight[chunk + o, e, channel, b],
                 )
         for o, p in tile:
-            self._vector(block, products, (e, o, p), lambda b: held[o, p, b])
+            self._vector(block, products, (e, o, p), lambda b: sums[o, p, b])
 
     def _collect(self, n: Any, chunk: Any, o: int, p: Any, y: Any, z: Any, products: Any) -> None:
         """Transform one tile's products back, and write its outputs."""

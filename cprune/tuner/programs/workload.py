@@ -226,7 +226,7 @@ class Tir:
 
 
 Workload = Conv2d | Dense | Pool2d | Mean | Elementwise | Tir
-KINDS: Mapping[str, type[Any]] = {
+KINDS: Mapping[str, type[Workload]] = {
     "conv2d": Conv2d,
     "dense": Dense,
     "pool2d": Pool2d,
@@ -269,12 +269,12 @@ def describe(workload: Workload) -> str:
     if isinstance(workload, Mean):
         return f"mean {workload.channels} ch {workload.height}x{workload.width}"
     if isinstance(workload, Elementwise):
-        names = sorted({str(op) for op in _operators(workload.expression)} - {"in"})
+        names = sorted(set(_operators(workload.expression)) - {"in"})
         return "elementwise " + ("+".join(names) or "layout")
     return workload.name
 
 
-def _operators(expression: Any) -> list[Any]:
+def _operators(expression: object) -> list[str]:
     if not isinstance(expression, tuple) or not expression:
         return []
     here = [expression[0]] if isinstance(expression[0], str) else []

@@ -5,6 +5,7 @@ SQLite and PostgreSQL are looked after here; any other database that SQLAlchemy 
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ def _without_password(text: str) -> str:
     return f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else text
 
 
-def _sqlite_connected(connection: Any, _: object) -> None:
+def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:
     """Set up a SQLite connection: our own transactions, write-ahead log, every commit synced to the disk."""
     connection.isolation_level = None  # the driver would begin transactions late, after the first read
     cursor = connection.cursor()

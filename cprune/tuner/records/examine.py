@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from cprune.tuner.programs.workload import KINDS, from_key
 from cprune.tuner.records.record import Record
@@ -102,7 +102,7 @@ def strict_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _no_number(name: str) -> Any:
+def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
 
 
@@ -143,12 +143,12 @@ def _examine_task(text: str) -> str:
     return str(kind)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Tell whether `value` is what the field of a workload holds: plain numbers, words, and tuples of those."""
     if hint is Any:
         return True
     if get_origin(hint) is not tuple:
-        return type(value) is hint and (hint is not int or 0 <= value < _MOST)
+        return type(value) is hint and (type(value) is not int or 0 <= value < _MOST)
     if not isinstance(value, tuple):
         return False
     parts = get_args(hint)
@@ -157,7 +157,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return len(value) == len(parts) and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
 
 
-def _examine_knobs(kind: str, candidate: dict[str, Any]) -> None:
+def _examine_knobs(kind: str, candidate: dict[str, object]) -> None:
     for name, value in candidate.items():
         least = 0 if name == "unroll" else 1
         word = isinstance(value, str)
@@ -172,7 +172,7 @@ def _examine_knobs(kind: str, candidate: dict[str, Any]) -> None:
             raise ValueError(f"candidate: the knob {name!r} is a number")
 
 
-def _examine_trace(text: Any) -> None:
+def _examine_trace(text: str) -> None:
     try:
         instructions, _ = strict_json(text)
         named = [(name, attributes) for name, _, attributes, _ in instructions]
@@ -185,7 +185,7 @@ def _examine_trace(text: Any) -> None:
             raise ValueError(f"candidate: its trace holds the annotation {str(attributes)[:60]}, which is not allowed")
 
 
-def _harmless(attributes: Any) -> bool:
+def _harmless(attributes: object) -> bool:
     if not (isinstance(attributes, list) and len(attributes) == 1 and isinstance(attributes[0], str)):
         return False
     return attributes[0] in _ANNOTATIONS or attributes[0].startswith("meta_schedule.")

@@ -5,7 +5,7 @@ off is known as such:
 
     {"format": "cprune-records", "version": 1, "records": 2}
 
-Every other line is one record with all fields of `cprune.tuner.records.store.Record` under their names; `task`,
+Every other line is one record with all fields of `cprune.tuner.records.record.Record` under their names; `task`,
 `candidate` and `hidden` are JSON *text*, spelled as in the store, since their spelling is the key of a record.
 
 Whatever comes in is looked at (`examine.py`).  A file with anything wrong in it is refused whole, before anything is
@@ -22,7 +22,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.tuner.records.examine import OtherVersion, examine, strict_json
@@ -172,7 +172,7 @@ def _parsed(line: bytes) -> Record:
     return record
 
 
-def _typed(name: str, value: Any) -> None:
+def _typed(name: str, value: object) -> None:
     number = (int, float)
     if name == "runs_s":
         good = isinstance(value, list) and all(type(run) in number for run in value)

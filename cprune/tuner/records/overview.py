@@ -30,17 +30,17 @@ class Row:
     def best_to_dict(self) -> dict[str, Any]:
         """Return the fastest candidate as `cprune records best --json` prints it."""
         best = self.best
-        found = {"candidate": knobs(best), "checked": best.checked, "runs": len(best.runs_s)} if best else {}
-        return {**_identity(self), **_speed(best), **found, "task": self.task}
+        program = {"candidate": knobs(best), "checked": best.checked, "runs": len(best.runs_s)} if best else {}
+        return {**_identity(self), **_speed(best), **program, "task": self.task}
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
     """Return a row for each task and target of `records`, in order of first record.  Holds one record of each."""
-    found: dict[tuple[str, str], Row] = {}
+    row_of: dict[tuple[str, str], Row] = {}
     for record in records:
         key = record.task, record.target
-        row = found.get(key) or Row(record.task, record.target, 0, 0, None, record.created)
-        found[key] = Row(
+        row = row_of.get(key) or Row(record.task, record.target, 0, 0, None, record.created)
+        row_of[key] = Row(
             record.task,
             record.target,
             row.tried + 1,
@@ -48,7 +48,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
             fastest([row.best, record] if row.best else [record]),
             max(row.last, record.created),
         )
-    return list(found.values())
+    return list(row_of.values())
 
 
 def description(task: str) -> str:
@@ -59,7 +59,7 @@ def description(task: str) -> str:
         return _printable(task[:60])
 
 
-def knobs(record: Record) -> Any:
+def knobs(record: Record) -> dict[str, int | str] | str:
     """Return the candidate of `record` as plain values; as text if it is no JSON object."""
     try:
         return dict(Candidate.parse(record.candidate).knobs)

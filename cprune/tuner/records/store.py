@@ -154,7 +154,7 @@ class Store:
                 raise UserError(
                     f"{self.name} is no record store: it has no tables of cprune", "Name another one: --records STORE"
                 )
-            self._change(schema.create, lambda found: found is not None)
+            self._change(schema.create, lambda version: version is not None)
             with self._transaction() as connection:
                 version = schema.version_of(connection)
         if version is not None and version > SCHEMA:
@@ -171,7 +171,7 @@ class Store:
                     raise
 
     def _migrate(self) -> None:
-        self._change(schema.migrate, lambda found: found == SCHEMA)
+        self._change(schema.migrate, lambda version: version == SCHEMA)
         self._version = SCHEMA
 
     def _change(self, change: Callable[[sa.Connection], None], done: Callable[[int | None], bool]) -> None:
@@ -192,16 +192,16 @@ class Store:
         return self._select().where(about.task_key == digest(task), about.target == target)
 
     def _records(self, rows: Iterable[sa.Row[Any]]) -> list[Record]:
-        found = []
+        records = []
         for row in rows:
             try:
-                found.append(_record(row))
+                records.append(_record(row))
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"{self.name} holds a row that is no record (id {row.id}: {error})",
                     "Delete that row from the table cprune_records, or name another store",
                 ) from error
-        return found
+        return records
 
     def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self._translated(), self._transaction() as connection:
@@ -253,7 +253,7 @@ class Store:
             raise BrokenWorld(f"the record store {self.name} failed: {error}") from error
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record) -> dict[str, object]:
     return {
         "key": record.key,
         "task_key": digest(record.task),

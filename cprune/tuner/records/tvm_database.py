@@ -35,20 +35,20 @@ class Exported:
     left_out: Mapping[str, int]
 
 
-def compilers(targets: Iterable[str], given: str | None) -> dict[str, str]:
+def compilers(targets: Iterable[str], compiler: str | None) -> dict[str, str]:
     """Return the TVM target, as JSON text, of each of these fingerprints.
 
-    This machine's are known, whatever their number of threads; any other must be `given`.  Raises UserError if it is
-    not, if it is no target of TVM, or if it is given for more than one fingerprint.
+    This machine's are known, whatever their number of threads; any other must be said by `compiler`.  Raises UserError
+    if it is not, if it is no target of TVM, or if it is said for more than one fingerprint.
     """
     targets = list(targets)
-    if given is not None:
+    if compiler is not None:
         if len(targets) > 1:
             raise UserError(
                 f"--target-tvm describes one target, and there are records of {len(targets)}: {', '.join(targets)}",
                 "Choose one with --target FINGERPRINT.",
             )
-        return dict.fromkeys(targets, _valid(given))
+        return dict.fromkeys(targets, _valid(compiler))
     cores = os.cpu_count() or 1
     here = {}
     for threads in range(1, cores + 1):
@@ -77,13 +77,13 @@ def write_folder(folder: Path, records: Iterable[Record], compiler_of: Mapping[s
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
-        told = _write(temporary, records, compiler_of)
+        exported = _write(temporary, records, compiler_of)
         os.replace(temporary, folder)
     except OSError as error:
         raise BrokenWorld(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return told
+    return exported
 
 
 def _valid(text: str) -> str:

@@ -124,14 +124,14 @@ def _read(assembly: str) -> _Code:
     frame = False  # whether the frame pointer is one, and not a register like any other
     for raw in assembly.splitlines():
         line = raw.partition(comment)[0].strip()
-        found = _LABEL.match(line)
-        if found:
-            label = found[1]
+        at_label = _LABEL.match(line)
+        if at_label:
+            label = at_label[1]
             labels[label] = len(code.fma)
             if not label.startswith((".", "L")):
                 code.functions.append(len(code.fma))
                 frame = False
-            line = line[found.end() :].strip()
+            line = line[at_label.end() :].strip()
         if not line or line.startswith("."):
             continue
         name, _, operands = line.replace("\t", " ").partition(" ")
@@ -235,17 +235,17 @@ def _hottest(code: _Code) -> tuple[int, int]:
 
 def _innermost(loops: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return those of the sorted loops that hold no other one."""
-    found = []
+    innermost = []
     for index, (start, end) in enumerate(loops):
         for other_start, other_end in loops[index + 1 :]:
             if other_start > end:
-                found.append((start, end))
+                innermost.append((start, end))
                 break
             if other_end <= end:
                 break
         else:
-            found.append((start, end))
-    return found
+            innermost.append((start, end))
+    return innermost
 
 
 def _depth(loops: Sequence[tuple[int, int]]) -> int:

@@ -108,15 +108,15 @@ def _decisions(text: str) -> dict[str, float]:
 
     A trace is [instructions, [[number of the instruction, decision], …]]; a decision is a number or a list of them.
     """
-    found = {"length": float(len(text))}
+    numbers = {"length": float(len(text))}
     try:
         _, decisions = json.loads(text)
         for index, decision in decisions:
             for i, value in enumerate(decision if isinstance(decision, list) else [decision]):
-                found[f"{int(index):03}.{i}"] = float(value)
+                numbers[f"{int(index):03}.{i}"] = float(value)
     except (TypeError, ValueError):
         pass
-    return found
+    return numbers
 
 
 def hidden_table(features: Sequence[Hidden | None]) -> Table:
@@ -132,12 +132,12 @@ def aligned(table: Table, names: Sequence[str]) -> Floats:
 
     A column that it lacks is NaN; a word's column is 0 if the table knows the knob by other words.
     """
-    found = {name: i for i, name in enumerate(table.names)}
+    column_of = {name: i for i, name in enumerate(table.names)}
     known = {name.partition("=")[0] for name in table.names if "=" in name}
     out = np.full((len(table), len(names)), np.nan, dtype=np.float32)
     for j, name in enumerate(names):
-        if name in found:
-            out[:, j] = table.values[:, found[name]]
+        if name in column_of:
+            out[:, j] = table.values[:, column_of[name]]
         elif "=" in name and name.partition("=")[0] in known:
             out[:, j] = 0.0
     return out
@@ -159,18 +159,18 @@ def _bytes(shape: Sequence[int]) -> int:
 
 
 def _shape(w: Workload) -> dict[str, float]:
-    found = {f"shape.kind={name}": float(type(w) is kind) for name, kind in KINDS.items()}
+    columns = {f"shape.kind={name}": float(type(w) is kind) for name, kind in KINDS.items()}
     for field in fields(w):
         for name, value in _numbers(f"shape.{field.name}", getattr(w, field.name)):
-            found[name] = value
+            columns[name] = value
     size = sum(_bytes(shape) for shape in w.arguments())
-    found["shape.macs"] = float(np.log2(1 + w.macs))
-    found["shape.bytes"] = float(np.log2(1 + size))
-    found["shape.macs_per_byte"] = w.macs / max(1, size)
-    return found
+    columns["shape.macs"] = float(np.log2(1 + w.macs))
+    columns["shape.bytes"] = float(np.log2(1 + size))
+    columns["shape.macs_per_byte"] = w.macs / max(1, size)
+    return columns
 
 
-def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
+def _numbers(name: str, value: object) -> list[tuple[str, float]]:
     """Return the columns of one field: numbers, words and short tuples of numbers; programs and trees have none."""
     if isinstance(value, (int, float)):
         return [(name, float(np.log2(1 + max(0.0, float(value)))))]
@@ -230,14 +230,14 @@ def _conv(w: Conv2d, k: _Knobs, machine: Machine) -> dict[str, Column]:
     Winograd's candidates (those with a knob `winograd`) have the same columns, as far as they mean something there;
     candidates of a family that is not known here have none.
     """
-    found = _direct(w, k, machine)
+    columns = _direct(w, k, machine)
     other = ~k.has("oc_tile", "oh_tile", "ow_tile")
     if other.any():
         winograd = _winograd(w, k, machine)
         fast = k.has("winograd", "oc_tile", "p_tile")
-        for name, column in found.items():
+        for name, column in columns.items():
             column[other] = np.where(fast, winograd.get(name, np.nan), np.nan)[other]
-    return found
+    return columns
 
 
 def _direct(w: Conv2d, k: _Knobs, machine: Machine) -> dict[str, Column]:
@@ -325,7 +325,7 @@ def _winograd(w: Conv2d, k: _Knobs, machine: Machine) -> dict[str, Column]:
     }
 
 
-def _reach(outputs: Any, stride: int, kernel: int, dilation: int) -> Any:
+def _reach(outputs: Column, stride: int, kernel: int, dilation: int) -> Column:
     """Return the inputs along one axis that so many outputs read."""
     return (outputs - 1) * stride + dilation * (kernel - 1) + 1
 
