@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +99,7 @@ class Store:
 
     def of_task(self, task: str, target: str) -> list[Record]:
         """Return all records of the workload text `task` on the target fingerprint `target`, oldest first."""
-        return self._records(self._read(self._about(task, target)))
+        return _records(self.name, self._read(self._about(task, target)))
 
     def all(self, target: str | None = None) -> list[Record]:
         """Return all records of all tasks (on `target`, if given), oldest first."""
@@ -116,7 +116,7 @@ class Store:
             if target is not None:
                 query = query.where(schema.records.c.target == target)
             rows = self._read(query)
-            yield from self._records(rows)
+            yield from _records(self.name, rows)
             if len(rows) < _PAGE:
                 return
             last = rows[-1].id
@@ -191,18 +191,6 @@ class Store:
         about = schema.records.c
         return self._select().where(about.task_key == digest(task), about.target == target)
 
-    def _records(self, rows: Iterable[sa.Row[Any]]) -> list[Record]:
-        records = []
-        for row in rows:
-            try:
-                records.append(_record(row))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{self.name} holds a row that is no record (id {row.id}: {error})",
-                    "Delete that row from the table cprune_records, or name another store",
-                ) from error
-        return records
-
     def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self._translated(), self._transaction() as connection:
             return connection.execute(query).all()
@@ -215,13 +203,8 @@ class Store:
         for start in range(0, len(keys), _CHUNK):
             query = sa.select(table).where(table.c.key.in_(keys[start : start + _CHUNK])).with_for_update()
             rows = connection.execute(query).all()
-            stored |= zip((row.key for row in rows), self._records(rows), strict=True)
-        known, changed = set(stored), dict[str, Record]()
-        for record in records:
-            old = stored.get(record.key)
-            if old is None or better_informed(record, old):
-                hidden = record.hidden or (old.hidden if old else "")
-                stored[record.key] = changed[record.key] = replace(record, hidden=hidden)
+            stored |= zip((row.key for row in rows), _records(self.name, rows), strict=True)
+        known, changed = set(stored), _changed(stored, records)
         new_rows = [_row(record) for key, record in changed.items() if key not in known]
         if new_rows:
             connection.execute(table.insert(), new_rows)
@@ -253,6 +236,17 @@ class Store:
             raise BrokenWorld(f"the record store {self.name} failed: {error}") from error
 
 
+def _changed(stored: Mapping[str, Record], records: Iterable[Record]) -> dict[str, Record]:
+    """Return by key what is to be written so that each key holds the best informed record."""
+    best, changed = dict(stored), dict[str, Record]()
+    for record in records:
+        old = best.get(record.key)
+        if old is None or better_informed(record, old):
+            hidden = record.hidden or (old.hidden if old else "")
+            best[record.key] = changed[record.key] = replace(record, hidden=hidden)
+    return changed
+
+
 def _row(record: Record) -> dict[str, object]:
     return {
         "key": record.key,
@@ -268,6 +262,20 @@ def _row(record: Record) -> dict[str, object]:
         "created": record.created,
         "hidden": record.hidden,
     }
+
+
+def _records(store: str, rows: Iterable[sa.Row[Any]]) -> list[Record]:
+    """Return the records of rows.  Raises UserError, which names the store, for a row that is none."""
+    records = []
+    for row in rows:
+        try:
+            records.append(_record(row))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{store} holds a row that is no record (id {row.id}: {error})",
+                "Delete that row from the table cprune_records, or name another store",
+            ) from error
+    return records
 
 
 def _record(row: sa.Row[Any]) -> Record:
