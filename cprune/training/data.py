@@ -78,10 +78,10 @@ class Data:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What the model says about its data: (C, H, W) and the number of classes, where known."""
+class _ModelFacts:
+    """What is known of the model: (C, H, W) of its input and the number of classes it tells apart."""
 
-    model_input: tuple[int, int, int] | None
+    input_shape: tuple[int, int, int] | None
     classes: int | None
 
 
@@ -97,28 +97,28 @@ def load_data(
 
     UserError for anything that is missing, damaged, empty, not a number, mislabelled or of another shape.
     """
-    wanted = _Wanted(model_input, classes)
+    model = _ModelFacts(model_input, classes)
     kind, separator, rest = spec.partition(":")
     readers: Mapping[str, Callable[[], Arrays]] = {
         "npz": lambda: npz.read(Path(rest)),
-        "folder": lambda: folder.read(Path(rest), seed, wanted.model_input),
+        "folder": lambda: folder.read(Path(rest), seed, model.input_shape),
     }
     if separator and kind in readers:
         if not rest:
             raise UserError(f"the data {spec!r} name no place", f"Type {kind}: and a path right behind it.")
-        return _assembled(spec, readers[kind](), seed, wanted)
+        return _assembled(spec, readers[kind](), seed, model)
     if separator and kind == "cifar10":
         raise UserError(
             "the batches of CIFAR-10 are pickles, which cprune does not open",
             "Save them once with numpy.savez as x_train, y_train, x_test, y_test (uint8 [N, 32, 32, 3]); type npz:FILE",
         )
     if separator:
-        found = user_code.call(spec, user_code.function(spec))
-        if isinstance(found, Data):
-            return _checked(found, wanted)
-        return _assembled(spec, function.arrays(found, spec), seed, wanted)
+        returned = user_code.call(spec, user_code.function(spec))
+        if isinstance(returned, Data):
+            return _checked(returned, model)
+        return _assembled(spec, function.arrays(returned, spec), seed, model)
     if user_code.plain(spec) == "fashionmnist":
-        return _assembled("fashion-mnist", npz.read(FASHION_MNIST), seed, wanted)
+        return _assembled("fashion-mnist", npz.read(FASHION_MNIST), seed, model)
     raise _unknown(spec)
 
 
@@ -150,7 +150,7 @@ def _unknown(spec: str) -> UserError:
 # From arrays to data
 
 
-def _assembled(name: str, arrays: Arrays, seed: int, wanted: _Wanted) -> Data:
+def _assembled(name: str, arrays: Arrays, seed: int, model: _ModelFacts) -> Data:
     mean, std = arrays.mean, arrays.std
     train = _split(arrays.train, mean, std)
     if arrays.held_out is not None:
@@ -163,11 +163,12 @@ def _assembled(name: str, arrays: Arrays, seed: int, wanted: _Wanted) -> Data:
                 "Give more training images, or x_val and y_val.",
             )
         train, held_out = train.take(kept), train.take(taken)
-    given = arrays.classes if arrays.classes is not None else wanted.classes
-    classes = int(train.labels.max()) + 1 if given is None else given
+    classes = arrays.classes if arrays.classes is not None else model.classes
+    if classes is None:
+        classes = int(train.labels.max()) + 1
     data = Data(name, train, held_out, _split(arrays.test, mean, std), classes, arrays.augment)
     parts = (arrays.train, arrays.held_out or arrays.train, arrays.test)
-    return _checked(data, wanted, tuple((part.name, part.labels_name) for part in parts))
+    return _checked(data, model, tuple((part.name, part.labels_name) for part in parts))
 
 
 def _split(part: Part, mean: tuple[float, ...], std: tuple[float, ...]) -> Split:
@@ -239,7 +240,7 @@ _OWN_NAMES = (
 )
 
 
-def _checked(data: Data, wanted: _Wanted, names: tuple[tuple[str, str], ...] = _OWN_NAMES) -> Data:
+def _checked(data: Data, model: _ModelFacts, names: tuple[tuple[str, str], ...] = _OWN_NAMES) -> Data:
     """Return `data` if its parts agree with each other and with the model; `names` are for messages."""
     for (name, labels_name), split in zip(names, (data.train, data.held_out, data.test), strict=True):
         if len(split) == 0:
@@ -256,7 +257,7 @@ def _checked(data: Data, wanted: _Wanted, names: tuple[tuple[str, str], ...] = _
                 "Give both in one form.",
             )
         shape = tuple(split.images.shape[1:])
-        expected = (("the model takes", wanted.model_input), ("the training images are", data.input_shape))
+        expected = (("the model takes", model.input_shape), ("the training images are", data.input_shape))
         for whose, other in expected:
             if other is not None and shape != other:
                 raise UserError(
@@ -269,9 +270,9 @@ def _checked(data: Data, wanted: _Wanted, names: tuple[tuple[str, str], ...] = _
                 f"there are {data.classes} classes, labels run from 0 to {data.classes - 1}",
                 "Number the classes from 0, and choose a model with as many outputs.",
             )
-    if wanted.classes is not None and wanted.classes != data.classes:
+    if model.classes is not None and model.classes != data.classes:
         raise UserError(
-            f"the data {data.name!r} have {data.classes} classes, the model has {wanted.classes} outputs",
+            f"the data {data.name!r} have {data.classes} classes, the model has {model.classes} outputs",
             "Choose data and a model that belong together.",
         )
     return data

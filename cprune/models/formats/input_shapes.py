@@ -9,11 +9,10 @@ from cprune.targets.errors import UserError, unknown
 
 def by_name(shapes: Mapping[str, Sequence[int]], names: Sequence[str], path: str) -> dict[str, Sequence[int]]:
     """Return the shapes by the names of a file's inputs; "" means the only one.  UserError for a name that is none."""
-    found = {(names[0] if name == "" and len(names) == 1 else name): shape for name, shape in shapes.items()}
-    for name in found:
+    shape_of = {(names[0] if name == "" and len(names) == 1 else name): shape for name, shape in shapes.items()}
+    for name in shape_of:
         if not name:
-            told = f"{path} has {len(names)} inputs: {', '.join(names)}"
-            raise UserError(told, "Say which: --input NAME=1,3,32,32")
+            raise UserError(f"{path} has {len(names)} inputs: {', '.join(names)}", "Say which: --input NAME=1,3,32,32")
         if name not in names:
             raise unknown(f"input of {path}", name, names)
-    return found
+    return shape_of

@@ -11,7 +11,7 @@ import json
 import math
 import operator
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,9 @@ class _Reader:
         self.root, _, name = models[0].partition("/models/")
         self.name = name.removesuffix(".json")
         self.program = self.json(models[0])
-        found = self.program["schema_version"]["major"]
-        if found != SCHEMA:
-            raise UserError(f"it has schema {found} of torch.export, this version of cprune reads {SCHEMA}", _ADVICE)
+        schema = self.program["schema_version"]["major"]
+        if schema != SCHEMA:
+            raise UserError(f"it has schema {schema} of torch.export, this version of cprune reads {SCHEMA}", _ADVICE)
 
     def bytes(self, name: str) -> bytes:
         info = self.members.get(name)
@@ -96,17 +96,17 @@ class _Reader:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters, buffers and constants; two names of one payload are one tensor."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for folder in ("weights", "constants"):
             listed = f"{self.root}/data/{folder}/{self.name}_{folder}_config.json"
             config = self.json(listed)["config"] if listed in self.members else {}
-            made: dict[str, Tensor] = {}
+            by_payload: dict[str, Tensor] = {}
             for name, about in config.items():
                 key = json.dumps([about["path_name"], about["tensor_meta"]], sort_keys=True)
-                if key not in made:
-                    made[key] = self.tensor(name, about, f"{self.root}/data/{folder}/{about['path_name']}")
-                found[name] = made[key]
-        return found
+                if key not in by_payload:
+                    by_payload[key] = self.tensor(name, about, f"{self.root}/data/{folder}/{about['path_name']}")
+                tensors[name] = by_payload[key]
+        return tensors
 
     def tensor(self, name: str, about: Mapping[str, Any], member: str) -> Tensor:
         if about["use_pickle"] or about["tensor_meta"] is None:
@@ -148,37 +148,37 @@ class _Reader:
         missing = sorted(set(targets.values()) - set(tensors))
         if missing:
             raise UserError(f"the weights lack the tensor {missing[0]!r}")
-        made, names = self.graph(graph, targets)
+        fx_graph, names = self.graph(graph, targets)
         shapes = by_name(shapes, names, "the file")
         out_spec = json.loads(module["module_call_graph"][0]["signature"]["out_spec"])[1]
         own = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
-        network = network_of(made, targets, own, constants, lambda flat: _structure(out_spec, list(flat)))
+        network = network_of(fx_graph, targets, own, constants, lambda flat: _structure(out_spec, list(flat)))
         inputs = tuple(_example(name, graph["tensor_values"][name], shapes) for name in names)
-        compare(network, _AsItIs(made, targets, tensors), inputs)
+        compare(network, _AsItIs(fx_graph, targets, tensors), inputs)
         return Opened(network, inputs, self.path.name, input_names=tuple(names))
 
-    def graph(self, told: Mapping[str, Any], targets: Mapping[str, str]) -> tuple[fx.Graph, list[str]]:
+    def graph(self, stored: Mapping[str, Any], targets: Mapping[str, str]) -> tuple[fx.Graph, list[str]]:
         """Return the graph with ATen's operators as they are in the file, and the names of the user's inputs."""
-        made = fx.Graph()
+        graph = fx.Graph()
         values: dict[str, fx.Node] = {}
         inputs = []
-        for given in told["inputs"]:
-            name = given["as_tensor"]["name"] if "as_tensor" in given else ""
+        for spec in stored["inputs"]:
+            name = spec["as_tensor"]["name"] if "as_tensor" in spec else ""
             if not name:
-                raise UserError(f"the model takes an input that is no tensor ({next(iter(given))})")
-            values[name] = made.placeholder(name)
+                raise UserError(f"the model takes an input that is no tensor ({next(iter(spec))})")
+            values[name] = graph.placeholder(name)
             values[name].name = name
             if name not in targets:
                 inputs.append(name)
-                values[name].meta["shape"] = _open_shape(told["tensor_values"][name])
-        for node in told["nodes"]:
+                values[name].meta["shape"] = _open_shape(stored["tensor_values"][name])
+        for node in stored["nodes"]:
             target = _target(str(node["target"]))
             args, kwargs = _arguments(target, node["inputs"], values)
-            called = made.call_function(target, args, kwargs)
+            called = graph.call_function(target, args, kwargs)
             called.meta["stack_trace"] = str(node.get("metadata", {}).get("stack_trace") or "")
-            _name_outputs(made, called, node["outputs"], values)
-        made.output(tuple(_value(out, values) for out in told["outputs"]))
-        return made, inputs
+            _name_outputs(graph, called, node["outputs"], values)
+        graph.output(tuple(_value(out, values) for out in stored["outputs"]))
+        return graph, inputs
 
 
 class _AsItIs(nn.Module):
@@ -188,32 +188,32 @@ class _AsItIs(nn.Module):
         super().__init__()
         self.steps = fx.Interpreter(fx.GraphModule(nn.Module(), graph))
         self.order = [targets.get(node.name) for node in graph.nodes if node.op == "placeholder"]
-        self.held = tensors
+        self.tensors = tensors
 
     def forward(self, *inputs: Tensor) -> Any:
-        given = iter(inputs)
-        return self.steps.run(*(next(given) if name is None else self.held[name].detach() for name in self.order))
+        rest = iter(inputs)
+        return self.steps.run(*(next(rest) if name is None else self.tensors[name].detach() for name in self.order))
 
 
-def _target(name: str) -> Any:
+def _target(name: str) -> Callable[..., Any]:
     """Return the function that a node names: an ATen overload, arithmetic on sizes, or a check (left out later)."""
     if name in _SIZES:
         return _SIZES[name]
     prefix, _, rest = name.partition("torch.ops.aten.")
     op, _, overload = rest.partition(".")
-    found = None
+    function = None
     if not prefix and op.isidentifier() and overload.isidentifier() and not op.startswith("__"):
-        found = getattr(getattr(torch.ops.aten, op, None), overload, None)
-    if not isinstance(found, torch._ops.OpOverload) or op == "from_file":
+        function = getattr(getattr(torch.ops.aten, op, None), overload, None)
+    if not isinstance(function, torch._ops.OpOverload) or op == "from_file":
         raise UserError(f"the model uses the operator {name}, which is not one of ATen's")
-    return found
+    return function
 
 
 def _arguments(
-    target: Any, given: Sequence[Mapping[str, Any]], values: Mapping[str, fx.Node]
+    target: Callable[..., Any], arguments: Sequence[Mapping[str, Any]], values: Mapping[str, fx.Node]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and named arguments: by position as far as none is left out."""
-    named = {str(item["name"]): _value(item["arg"], values) for item in given}
+    named = {str(item["name"]): _value(item["arg"], values) for item in arguments}
     if not isinstance(target, torch._ops.OpOverload):
         return tuple(named.values()), {}
     args = []
@@ -224,8 +224,8 @@ def _arguments(
     return tuple(args), named
 
 
-def _value(told: Mapping[str, Any], values: Mapping[str, fx.Node]) -> Any:
-    ((kind, value),) = told.items()
+def _value(argument: Mapping[str, Any], values: Mapping[str, fx.Node]) -> Any:
+    ((kind, value),) = argument.items()
     if kind in ("as_tensor", "as_name"):
         return values[value if kind == "as_name" else value["name"]]
     if kind == "as_none":
@@ -284,8 +284,8 @@ def _example(name: str, meta: Mapping[str, Any], shapes: Mapping[str, Sequence[i
     return torch.zeros(sizes, dtype=dtype)
 
 
-def _hint(told: Mapping[str, Any]) -> int:
-    hint = told.get("hint") or {}
+def _hint(expression: Mapping[str, Any]) -> int:
+    hint = expression.get("hint") or {}
     return int(hint.get("as_int", 1))
 
 

@@ -50,44 +50,44 @@ def read(path: Path) -> Arrays:
         raise UserError(f"{path} is no .npz file, or is cut short: {error}", "Copy or write it again.") from error
 
 
-def arrays(found: Mapping[str, Any], where: str) -> Arrays:
+def arrays(content: Mapping[str, Any], where: str) -> Arrays:
     """Return the `Arrays` of a mapping with the names of an npz file; `where` names it in messages."""
-    missing = [name for name in NEEDED if name not in found]
-    missing += [b for a, b in (("x_val", "y_val"), ("y_val", "x_val")) if a in found and b not in found]
+    missing = [name for name in NEEDED if name not in content]
+    missing += [b for a, b in (("x_val", "y_val"), ("y_val", "x_val")) if a in content and b not in content]
     if missing:
-        there = ", ".join(sorted(map(str, found))) or "nothing"
+        there = ", ".join(sorted(map(str, content))) or "nothing"
         raise UserError(f"{where} lacks {', '.join(missing)}; it holds {there}", _HINT)
-    held_out = _part(found, "val") if "x_val" in found else None
-    mean, std = _per_channel(found, "mean", where), _per_channel(found, "std", where)
+    held_out = _part(content, "val") if "x_val" in content else None
+    mean, std = _per_channel(content, "mean", where), _per_channel(content, "std", where)
     if len(mean) != len(std) or min(std, default=1.0) <= 0:
         raise UserError(
             f"{where}: mean {list(mean)} and std {list(std)} do not belong together",
             "Give both with one number a channel, for images scaled to 0 to 1, std above 0.",
         )
-    classes = _number(found, "classes", where)
+    classes = _number(content, "classes", where)
     if classes is not None and classes < 1:
         raise UserError(f"{where}: classes is {classes}", "Leave it out, or give the number of classes.")
-    augment = bool(_number(found, "augment", where))
-    return Arrays(_part(found, "train"), _part(found, "test"), held_out, mean, std, classes, augment)
+    augment = bool(_number(content, "augment", where))
+    return Arrays(_part(content, "train"), _part(content, "test"), held_out, mean, std, classes, augment)
 
 
-def _part(found: Mapping[str, Any], name: str) -> Part:
-    return Part(f"x_{name}", np.asarray(found[f"x_{name}"]), f"y_{name}", np.asarray(found[f"y_{name}"]))
+def _part(content: Mapping[str, Any], name: str) -> Part:
+    return Part(f"x_{name}", np.asarray(content[f"x_{name}"]), f"y_{name}", np.asarray(content[f"y_{name}"]))
 
 
-def _per_channel(found: Mapping[str, Any], name: str, where: str) -> tuple[float, ...]:
-    if name not in found:
+def _per_channel(content: Mapping[str, Any], name: str, where: str) -> tuple[float, ...]:
+    if name not in content:
         return ()
-    values: NDArray[Any] = np.asarray(found[name])
+    values: NDArray[Any] = np.asarray(content[name])
     if values.dtype.kind not in "fiu" or values.ndim > 1 or not np.isfinite(values).all():
         raise UserError(f"{where}: {name} must be one number a channel")
     return tuple(float(value) for value in values.reshape(-1))
 
 
-def _number(found: Mapping[str, Any], name: str, where: str) -> int | None:
-    if name not in found:
+def _number(content: Mapping[str, Any], name: str, where: str) -> int | None:
+    if name not in content:
         return None
-    value = np.asarray(found[name])
+    value = np.asarray(content[name])
     if value.size != 1 or value.dtype.kind not in "iub":
         raise UserError(f"{where}: {name} must be one whole number")
     return int(value.reshape(-1)[0])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cprune.models.formats.onnx.sizes import Sizes, ints
+from cprune.models.formats.onnx.sizes import Attributes, Operand, Sizes, ints
 
 
 class Unsupported(Exception):
@@ -24,21 +24,25 @@ class Call:
     `outputs` is how many outputs are wanted.
     """
 
-    inputs: Sequence[Any]
-    attributes: dict[str, Any]
+    inputs: Sequence[Operand | None]
+    attributes: Attributes
     opset: int
     outputs: int = 1
 
-    def at(self, index: int) -> Any:
+    def at(self, index: int) -> Operand | None:
         """Return an input as it is, None where it is missing."""
         return self.inputs[index] if index < len(self.inputs) else None
 
-    def tensor(self, index: int = 0) -> Tensor:
-        """Return an input as a tensor.  ValueError if it is missing."""
+    def operand(self, index: int = 0) -> Operand:
+        """Return an input as it is.  ValueError if it is missing."""
         value = self.at(index)
         if value is None:
             raise ValueError(f"lacks its input number {index}")
-        return as_tensor(value)
+        return value
+
+    def tensor(self, index: int = 0) -> Tensor:
+        """Return an input as a tensor.  ValueError if it is missing."""
+        return as_tensor(self.operand(index))
 
     def maybe(self, index: int) -> Tensor | None:
         """Return an input as a tensor, None where it is missing."""
@@ -46,11 +50,11 @@ class Call:
 
     def integer(self, name: str, default: int | None = None) -> int:
         """Return an attribute.  ValueError if it is missing and has no default."""
-        return int(self._given(name, default))
+        return int(self._attribute(name, default))
 
     def number(self, name: str, default: float | None = None) -> float:
         """Return an attribute.  ValueError if it is missing and has no default."""
-        return float(self._given(name, default))
+        return float(self._attribute(name, default))
 
     def text(self, name: str, default: str) -> str:
         """Return an attribute."""
@@ -58,13 +62,13 @@ class Call:
 
     def integers(self, name: str, default: Sequence[int] | None = None) -> list[int]:
         """Return an attribute.  ValueError if it is missing and has no default."""
-        return [int(value) for value in self._given(name, default)]
+        return [int(value) for value in self._attribute(name, default)]
 
     def axes(self, index: int = 1) -> list[int] | None:
         """Return the axes: an attribute in old opsets, an input in new ones."""
-        given = self.at(index)
-        if given is not None:
-            return [int(axis) for axis in ints(given)]
+        axes = self.at(index)
+        if axes is not None:
+            return [int(axis) for axis in ints(axes)]
         return self.integers("axes") if "axes" in self.attributes else None
 
     def refuse(self, *names: str) -> None:
@@ -73,21 +77,22 @@ class Call:
             if self.attributes.get(name):
                 raise Unsupported(f"has {name}={self.attributes[name]!r}")
 
-    def _given(self, name: str, default: Any) -> Any:
-        found = self.attributes.get(name, default)
-        if found is None:
+    def _attribute(self, name: str, default: object) -> Any:
+        value = self.attributes.get(name, default)
+        if value is None:
             raise ValueError(f"lacks the attribute {name}")
-        return found
+        return value
 
 
-Function = Callable[[Call], Any]
-"""Computes an operator: a tensor, `Sizes`, or a tuple of them."""
+Result = Operand | tuple[Operand | None, ...]
+"""What an operator makes: one, or several in the order of its outputs."""
+Function = Callable[[Call], Result]
+"""Computes an operator."""
 
 
-def as_tensor(value: Any) -> Tensor:
+def as_tensor(value: Operand) -> Tensor:
     """Return a value as a tensor."""
-    found: Tensor = value.tensor() if isinstance(value, Sizes) else value
-    return found
+    return value.tensor() if isinstance(value, Sizes) else value
 
 
 def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
@@ -107,6 +112,6 @@ def plane_axes(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
 
-def is_float(x: Any) -> bool:
+def is_float(x: object) -> bool:
     """Tell whether a value is a tensor of floating-point numbers."""
     return isinstance(x, torch.Tensor) and x.is_floating_point()

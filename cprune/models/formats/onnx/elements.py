@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cprune.models.formats.onnx.common import Call, Function, Unsupported, as_tensor, is_float, unary
-from cprune.models.formats.onnx.sizes import DTYPES, Sizes, number
+from cprune.models.formats.onnx.sizes import DTYPES, Number, Operand, Sizes, number
 
 
-def _operand(value: Any) -> Any:
+def _scalar_or_tensor(value: Operand) -> Tensor | float:
     """Return a tensor, or a Python number where there is but one: it fits every shape."""
     if isinstance(value, Sizes) and value.scalar and isinstance(value.values[0], (bool, int, float)):
         return value.values[0]
@@ -23,11 +23,11 @@ def _operand(value: Any) -> Any:
 
 def _two(function: Callable[[Any, Any], Tensor]) -> Function:
     def apply(call: Call) -> Tensor:
-        a, b = call.inputs
+        a, b = call.operand(0), call.operand(1)
         if isinstance(a, Tensor) and a.dim():
-            return function(a, _operand(b))
+            return function(a, _scalar_or_tensor(b))
         if isinstance(b, Tensor) and b.dim():
-            return function(_operand(a), b)
+            return function(_scalar_or_tensor(a), b)
         return function(as_tensor(a), as_tensor(b))
 
     return apply
@@ -44,9 +44,7 @@ def _div(a: Any, b: Any) -> Tensor:
 
 
 def _pow(call: Call) -> Tensor:
-    a, b = call.inputs
-    base = as_tensor(a)
-    power = _operand(b)
+    base, power = call.tensor(0), _scalar_or_tensor(call.operand(1))
     if isinstance(power, Tensor) and base.is_floating_point():
         power = power.to(base.dtype)
     return torch.pow(base, power).to(base.dtype)
@@ -58,20 +56,20 @@ def _mod(call: Call) -> Tensor:
 
 def _many(function: Callable[[Tensor, Tensor], Tensor], mean: bool = False) -> Function:
     def apply(call: Call) -> Tensor:
-        found = call.tensor(0)
+        total = call.tensor(0)
         for index in range(1, len(call.inputs)):
-            found = function(found, call.tensor(index))
-        return found / len(call.inputs) if mean else found
+            total = function(total, call.tensor(index))
+        return total / len(call.inputs) if mean else total
 
     return apply
 
 
 def _clip(call: Call) -> Tensor:
-    def bound(index: int, name: str) -> Any:
-        if index >= len(call.inputs) or call.inputs[index] is None:
-            found = call.attributes.get(name)
-            return None if found is None or abs(found) > 3e38 else found
-        value = call.inputs[index]
+    def bound(index: int, name: str) -> Tensor | Number | None:
+        value = call.at(index)
+        if value is None:
+            limit = call.attributes.get(name)
+            return None if limit is None or abs(limit) > 3e38 else limit
         return number(value) if isinstance(value, Sizes) else value
 
     x, low, high = call.tensor(), bound(1, "min"), bound(2, "max")
@@ -146,17 +144,17 @@ def _cast(call: Call) -> Tensor:
 
 
 def _where(call: Call) -> Tensor:
-    a, b = (_operand(value) for value in call.inputs[1:])
+    a, b = _scalar_or_tensor(call.operand(1)), _scalar_or_tensor(call.operand(2))
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         a = call.tensor(1)
-    return torch.where(as_tensor(call.inputs[0]), a, b)
+    return torch.where(call.tensor(0), a, b)
 
 
-def _dropout(call: Call) -> Any:
-    given, training = call.at(1), call.at(2)
+def _dropout(call: Call) -> Tensor | tuple[Tensor, Tensor]:
+    share, training = call.at(1), call.at(2)
     if training is not None and number(training):
         raise Unsupported("is in training mode")
-    ratio = call.number("ratio", 0.5) if given is None else float(number(given))
+    ratio = call.number("ratio", 0.5) if share is None else float(number(share))
     x = call.tensor()
     y = F.dropout(x, ratio, False)
     return (y, torch.ones_like(x, dtype=torch.bool)) if call.outputs > 1 else y
@@ -174,8 +172,8 @@ def _reduced(function: Callable[[Tensor, list[int], bool], Tensor]) -> Function:
         dims = [axis % x.dim() for axis in axes] if axes else list(range(x.dim()))
         if not dims:
             return function(x.unsqueeze(0), [0], False)
-        found = function(x, dims, bool(call.integer("keepdims", 1)))
-        return found if found.dtype == x.dtype else found.to(x.dtype)
+        y = function(x, dims, bool(call.integer("keepdims", 1)))
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     return apply
 
@@ -252,8 +250,8 @@ def _top_k(call: Call) -> tuple[Tensor, Tensor]:
     k = call.integer("k") if call.at(1) is None else int(number(call.at(1)))
     axis = call.integer("axis", -1)
     # Not topk: of equal numbers ONNX wants the first.
-    found = torch.sort(x, stable=True, dim=axis, descending=bool(call.integer("largest", 1)))
-    return found.values.narrow(axis, 0, k), found.indices.narrow(axis, 0, k)
+    ordered = torch.sort(x, stable=True, dim=axis, descending=bool(call.integer("largest", 1)))
+    return ordered.values.narrow(axis, 0, k), ordered.indices.narrow(axis, 0, k)
 
 
 ELEMENTS: dict[str, Function] = {

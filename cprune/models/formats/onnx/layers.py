@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,10 @@ from cprune.models.formats.onnx.common import Call, Function, Unsupported, padde
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-_MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_MAX_WITH_INDICES: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
+    1: F.max_pool1d_with_indices, 2: F.max_pool2d_with_indices, 3: F.max_pool3d_with_indices,
+}  # fmt: skip
 
 
 def _plane(call: Call, count: int) -> tuple[list[int], list[int]]:
@@ -30,10 +32,10 @@ def _pads(call: Call, x: Tensor, kernel: Sequence[int]) -> list[tuple[int, int]]
     strides, dilations = _plane(call, len(kernel))
     auto = call.text("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        found = []
+        sides = []
         for size, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-            found.append(_shared(max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size), auto == "SAME_UPPER"))
-        return found
+            sides.append(_shared(max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size), auto == "SAME_UPPER"))
+        return sides
     if auto == "VALID":
         return [(0, 0)] * len(kernel)
     pads = call.integers("pads", [0] * 2 * len(kernel))
@@ -56,10 +58,8 @@ def _conv(call: Call) -> Tensor:
     if not _even(pads):
         x, pads = padded(x, pads), [(0, 0)] * len(pads)
     before = [amount for amount, _ in pads]
-    found: Tensor = _CONV[len(pads)](
-        x, weight, call.maybe(2), strides, before, dilations, call.integer("group", 1)
-    )  # fmt: skip
-    return found
+    convolution: Callable[..., Tensor] = _CONV[len(pads)]
+    return convolution(x, weight, call.maybe(2), strides, before, dilations, call.integer("group", 1))
 
 
 def _conv_transpose(call: Call) -> Tensor:
@@ -67,6 +67,7 @@ def _conv_transpose(call: Call) -> Tensor:
     count = weight.dim() - 2
     strides, dilations = _plane(call, count)
     more, groups = call.integers("output_padding", [0] * count), call.integer("group", 1)
+    function: Callable[..., Tensor] = _CONV_TRANSPOSE[count]
     auto = call.text("auto_pad", "NOTSET")
     pads = call.integers("pads", [0] * 2 * count)
     sides = list(zip(pads[:count], pads[count:], strict=True))
@@ -74,20 +75,19 @@ def _conv_transpose(call: Call) -> Tensor:
         s * (n - 1) + (k - 1) * d + 1 + m
         for s, n, k, d, m in zip(strides, x.shape[2:], weight.shape[2:], dilations, more, strict=True)
     ]
-    wanted = call.integers("output_shape", [])[-count:]
-    if auto in ("SAME_UPPER", "SAME_LOWER") and not wanted:
-        wanted = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
-    if wanted:
-        sides = [_shared(f - w, auto == "SAME_UPPER") for f, w in zip(full, wanted, strict=True)]
+    plane = call.integers("output_shape", [])[-count:]
+    if auto in ("SAME_UPPER", "SAME_LOWER") and not plane:
+        plane = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
+    if plane:
+        sides = [_shared(f - p, auto == "SAME_UPPER") for f, p in zip(full, plane, strict=True)]
     if (
         _even(sides)
         and all(before >= 0 for before, _ in sides)
         and all(m < s for m, s in zip(more, strides, strict=True))
     ):
         before = [amount for amount, _ in sides]
-        found: Tensor = _CONV_TRANSPOSE[count](x, weight, bias, strides, before, more, groups, dilations)
-        return found
-    y: Tensor = _CONV_TRANSPOSE[count](x, weight, None, strides, 0, 0, groups, dilations)
+        return function(x, weight, bias, strides, before, more, groups, dilations)
+    y = function(x, weight, None, strides, 0, 0, groups, dilations)
     y = padded(y, [(-before, m - after) for (before, after), m in zip(sides, more, strict=True)])
     return y if bias is None else y + bias.reshape(-1, *[1] * count)
 
@@ -202,7 +202,7 @@ def _fit(pads: Sequence[tuple[int, int]], kernel: Sequence[int]) -> bool:
     return _even(pads) and all(before <= k // 2 for (before, _), k in zip(pads, kernel, strict=True))
 
 
-def _max_pool(call: Call) -> Any:
+def _max_pool(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     x, kernel = call.tensor(), call.integers("kernel_shape")
     strides, dilations = _plane(call, len(kernel))
     pads, ceil = _pads(call, x, kernel), bool(call.integer("ceil_mode", 0))
@@ -211,7 +211,8 @@ def _max_pool(call: Call) -> Any:
         call.refuse("storage_order")
         if not fits:
             raise Unsupported("returns indices of a padded plane")
-        y, index = function(x, kernel, strides, [before for before, _ in pads], dilations, ceil, True)
+        before = [amount for amount, _ in pads]
+        y, index = _MAX_WITH_INDICES[len(kernel)](x, kernel, strides, before, dilations, ceil)
         planes = torch.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], *[1] * len(kernel))
         return y, index + planes * math.prod(x.shape[2:])
     if integers:
@@ -271,9 +272,9 @@ def _recurrent(kind: str) -> Function:
         _check(hidden, (both, gates * rows, rows), "recurrent weight")
         x = x.flip(0) if direction == "reverse" else x
 
-        def sorted_gates(found: Tensor) -> Tensor:
-            parts = torch.split(found, rows)
-            return torch.cat([parts[i] for i in _ORDER[kind]]) if len(parts) > 1 else found
+        def sorted_gates(stacked: Tensor) -> Tensor:
+            parts = torch.split(stacked, rows)
+            return torch.cat([parts[i] for i in _ORDER[kind]]) if len(parts) > 1 else stacked
 
         bias = call.maybe(3)
         if bias is not None:
@@ -285,9 +286,9 @@ def _recurrent(kind: str) -> Function:
                 params += [sorted_gates(half) for half in bias[side].chunk(2)]
         states = []
         for index in (5, 6) if kind == "LSTM" else (5,):
-            given = call.maybe(index)
-            given = given.transpose(0, 1) if given is not None and first else given
-            states.append(x.new_zeros(both, x.shape[1], rows) if given is None else given)
+            state = call.maybe(index)
+            state = state.transpose(0, 1) if state is not None and first else state
+            states.append(x.new_zeros(both, x.shape[1], rows) if state is None else state)
             _check(states[-1], (both, x.shape[1], rows), "state")
         more = (params, bias is not None, 1, 0.0, False, both == 2, False)
         if kind == "LSTM":
@@ -303,7 +304,7 @@ def _recurrent(kind: str) -> Function:
     return apply
 
 
-def _check(x: Tensor, shape: tuple[Any, ...], what: str) -> None:
+def _check(x: Tensor, shape: tuple[int, ...], what: str) -> None:
     if tuple(x.shape) != shape:
         raise ValueError(f"has a {what} of {' x '.join(map(str, x.shape))}, not {' x '.join(map(str, shape))}")
 

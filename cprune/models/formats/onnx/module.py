@@ -7,20 +7,20 @@ report speaks of what the user knows.  Half precision is computed in float32.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cprune.models.formats.onnx.common import Unsupported
+from cprune.models.formats.onnx.common import Result, Unsupported, as_tensor
 from cprune.models.formats.onnx.operators import OPERATORS, REASONS
 from cprune.models.formats.onnx.read import Branch, OnnxGraph, Operator, branches
-from cprune.models.formats.onnx.sizes import Sizes
-from cprune.models.formats.onnx.tidy import as_given, compute, is_weight, tidied
+from cprune.models.formats.onnx.sizes import Operand, Sizes
+from cprune.models.formats.onnx.tidy import as_operand, compute, is_weight, tidied
 from cprune.targets.errors import UserError, first_line
 
 
@@ -31,17 +31,21 @@ class _Held:
     path: tuple[str, ...]
 
 
+_Source = str | _Held | Sizes | None
+"""Where an operator finds an input: the name of a value, a tensor of the module, numbers; None where it is missing."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """An operator made ready: every input is a value's name, a `_Held`, `Sizes`, or None where it is missing.
+    """An operator made ready.
 
     `call(function, …)` calls a function from a frame that bears the operator's name, see `_frame`.
     """
 
     operator: Operator
-    inputs: tuple[Any, ...]
+    inputs: tuple[_Source, ...]
     bodies: Mapping[str, _Body]
-    call: Any
+    call: Callable[..., Result]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class _Body:
     """Steps and where the results are."""
 
     steps: tuple[_Step, ...]
-    outputs: tuple[Any, ...]
+    outputs: tuple[_Source, ...]
 
 
 class OnnxModule(nn.Module):
@@ -63,22 +67,21 @@ class OnnxModule(nn.Module):
         tidy = tidied(graph, fixed or {})
         self._where, self._opset = graph.file, graph.opset
         _check_known(tidy.operators, graph.file)
-        self._names, self._held = _Names(), dict[Any, _Held]()
+        self._names, self._held = _Names(), dict[tuple[object, ...], _Held]()
         self._known, self._origin = tidy.known, tidy.origin
         self._inputs = tuple(value.name for value in graph.inputs if value.name not in (fixed or {}))
         self._body = self._ready(tidy.operators, [value.name for value in graph.outputs])
         del self._names, self._held, self._known, self._origin
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs: one tensor, or a tuple in the order of the file.
 
         Raises UserError, naming the operator, where it does not fit its input.
         """
         if len(inputs) != len(self._inputs):
             raise UserError(f"{self._where} takes {len(self._inputs)} input(s), {len(inputs)} were given")
-        values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True))
-        found = self._run(self._body, values)
-        tensors = [part.tensor() if isinstance(part, Sizes) else part for part in found]
+        values: dict[str, Operand | None] = dict(zip(self._inputs, inputs, strict=True))
+        tensors = [as_tensor(output) for output in self._run(self._body, values)]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     # -- making ready
@@ -96,14 +99,14 @@ class OnnxModule(nn.Module):
         end = Operator("", "output", tuple(outputs), (), {})
         return _Body(tuple(steps), tuple(self._source(end, index, name) for index, name in enumerate(outputs)))
 
-    def _source(self, operator: Operator, index: int, name: str) -> Any:
+    def _source(self, operator: Operator, index: int, name: str) -> _Source:
         if not name:
             return None
-        found = self._known.get(name)
-        if found is None:
+        known = self._known.get(name)
+        if known is None:
             return name
-        given = as_given(operator, index, found) if operator.kind != "output" else found
-        return given if isinstance(given, Sizes) else self._keep(operator, index, name, given)
+        operand = as_operand(operator, index, known) if operator.kind != "output" else known
+        return operand if isinstance(operand, Sizes) else self._keep(operator, index, name, operand)
 
     def _keep(self, operator: Operator, index: int, name: str, tensor: Tensor) -> _Held:
         """Return where a tensor is held; what two layers share stays one, but for vectors.
@@ -134,89 +137,96 @@ class OnnxModule(nn.Module):
 
     # -- running
 
-    def _run(self, body: _Body, values: dict[str, Any]) -> list[Any]:
+    def _run(self, body: _Body, values: dict[str, Operand | None]) -> list[Operand]:
         for step in body.steps:
-            given = [self._value(source, values) for source in step.inputs]
+            operands = [self._value(source, values) for source in step.inputs]
             try:
                 if step.bodies:
-                    found: Any = tuple(self._branch(step, given, values))
+                    result: Result = tuple(self._branch(step, operands, values))
                 else:
-                    found = step.call(compute, step.operator, given, self._opset)
+                    result = step.call(compute, step.operator, operands, self._opset)
             except UserError:
                 raise
             except (Unsupported, ValueError) as error:
                 raise UserError(f"{self._where}: the operator {step.operator} {first_line(error)}") from error
             except Exception as error:  # PyTorch's, about shapes and types
                 raise UserError(
-                    f"{self._where}: the operator {step.operator} fails on {_told(given)} ({first_line(error)})"
+                    f"{self._where}: the operator {step.operator} fails on {_described(operands)} ({first_line(error)})"
                 ) from error
-            parts = found if isinstance(found, tuple) else (found,)
+            parts = result if isinstance(result, tuple) else (result,)
             values.update(zip(step.operator.outputs, parts, strict=False))
-        return [self._value(source, values) for source in body.outputs]
+        outputs = []
+        for source in body.outputs:
+            output = self._value(source, values)
+            if output is None:
+                raise UserError(f"{self._where} is damaged: it has an output that nothing makes")
+            outputs.append(output)
+        return outputs
 
-    def _value(self, source: Any, values: Mapping[str, Any]) -> Any:
+    def _value(self, source: _Source, values: Mapping[str, Operand | None]) -> Operand | None:
         if isinstance(source, str):
             return values[source]
         if not isinstance(source, _Held):
             return source
-        owner: Any = self
-        for part in source.path:
-            owner = getattr(owner, part)
-        return owner
+        tensor: Tensor = attrgetter(".".join(source.path))(self)
+        return tensor
 
-    def _branch(self, step: _Step, given: Sequence[Any], values: dict[str, Any]) -> list[Any]:
+    def _branch(
+        self, step: _Step, operands: Sequence[Operand | None], values: dict[str, Operand | None]
+    ) -> list[Operand]:
         """Run one branch of an If whose condition follows from shapes."""
         if step.operator.kind != "If":
             raise Unsupported(REASONS.get(step.operator.kind, "has a graph inside"))
-        if not isinstance(given[0], Sizes):
+        condition = operands[0]
+        if not isinstance(condition, Sizes):
             raise Unsupported(
                 "chooses by the numbers of an input; give the model such an input as a constant, or without the choice"
             )
-        return self._run(step.bodies["then_branch" if given[0].values[0] else "else_branch"], values)
+        return self._run(step.bodies["then_branch" if condition.values[0] else "else_branch"], values)
 
 
 def _check_known(operators: Iterable[Operator], where: str) -> None:
     """Raise UserError for operators that are not done here, with the reasons."""
-    found: dict[str, Operator] = {}
+    unknown: dict[str, Operator] = {}
 
     def look(some: Iterable[Operator]) -> None:
         for operator in some:
             if operator.kind not in OPERATORS and operator.kind != "If":
-                found.setdefault(operator.kind, operator)
+                unknown.setdefault(operator.kind, operator)
             for branch in branches(operator):
                 look(branch.operators)
 
     look(operators)
-    for kind, operator in found.items():
+    for kind, operator in unknown.items():
         if kind in REASONS:
             raise UserError(f"{where}: the operator {operator} {REASONS[kind]}")
-    if found:
-        first = next(iter(found.values()))
+    if unknown:
+        first = next(iter(unknown.values()))
         raise UserError(
-            f"{where} uses operators that cprune does not know: {', '.join(sorted(found))} "
+            f"{where} uses operators that cprune does not know: {', '.join(sorted(unknown))} "
             f"(the first is {first}, which makes {first.outputs[0]!r})"
         )
 
 
-def _frame(operator: Operator, where: str) -> Any:
+def _frame(operator: Operator, where: str) -> Callable[..., Result]:
     """Return a function that calls another, in a frame named after the operator.
 
     `torch.export` keeps, for every node, the line of the `forward` that made it.  Here that is "conv1 in model.onnx:3",
     the third operator.
     """
     name = (operator.name or operator.kind).replace("/", ".").replace('"', "'").strip(".")
-    plain = (lambda function, *given: function(*given)).__code__
+    plain = (lambda function, *arguments: function(*arguments)).__code__
     file = f"{name} in {Path(where).name}"
     return FunctionType(plain.replace(co_name="forward", co_filename=file, co_firstlineno=max(operator.number, 1)), {})
 
 
-def _told(given: Sequence[Any]) -> str:
-    def one(value: Any) -> str:
+def _described(operands: Sequence[Operand | None]) -> str:
+    def one(value: Operand | None) -> str:
         if isinstance(value, Tensor):
             return f"{str(value.dtype).removeprefix('torch.')} {' x '.join(map(str, value.shape)) or 'scalar'}"
         return str(list(value.values)) if isinstance(value, Sizes) else "nothing"
 
-    return ", ".join(map(one, given)) or "nothing"
+    return ", ".join(map(one, operands)) or "nothing"
 
 
 class _Names:

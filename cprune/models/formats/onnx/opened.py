@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from cprune.models.opened import Opened
 from cprune.targets.errors import UserError, unknown
 
 Shapes = Mapping[str, Sequence[int]]
+Constant = object
+"""The value of an input for good: a number, nested lists of them, or an array."""
 MOST_NUMBERS = 2**28
 
 _DTYPES = {
@@ -26,7 +27,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def opened(path: Path, shapes: Shapes | None = None, fixed: Mapping[str, Any] | None = None) -> Opened:
+def opened(path: Path, shapes: Shapes | None = None, fixed: Mapping[str, Constant] | None = None) -> Opened:
     """Return the model in an ONNX file, its inputs noise (zeros where the file wants integers).
 
     `shapes` gives inputs a shape by name: needed where the file leaves a size open that is not the batch.  `fixed`
@@ -39,7 +40,7 @@ def opened(path: Path, shapes: Shapes | None = None, fixed: Mapping[str, Any] | 
     return model_of(read(Path(path)), shapes or {}, fixed or {})
 
 
-def model_of(graph: OnnxGraph, shapes: Shapes, fixed: Mapping[str, Any]) -> Opened:
+def model_of(graph: OnnxGraph, shapes: Shapes, fixed: Mapping[str, Constant]) -> Opened:
     """Return the model of a graph, see `opened`."""
     path = graph.file
     names = [value.name for value in graph.inputs]
@@ -55,17 +56,9 @@ def model_of(graph: OnnxGraph, shapes: Shapes, fixed: Mapping[str, Any]) -> Open
     examples = tuple(_example(value, shapes, path) for value in values)
     module = OnnxModule(graph, known).eval()
     with torch.no_grad():
-        found = module(*examples)
-    _check_outputs(graph, found)
+        module(*examples)
     input_names, output_names = tuple(v.name for v in values), tuple(v.name for v in graph.outputs)
     return Opened(module, examples, Path(path).name, input_names=input_names, output_names=output_names)
-
-
-def _check_outputs(graph: OnnxGraph, found: Any) -> None:
-    parts = found if isinstance(found, tuple) else (found,)
-    for value, part in zip(graph.outputs, parts, strict=True):
-        if not isinstance(part, Tensor):
-            raise UserError(f"{graph.file} returns {value.name!r}, which is no tensor")
 
 
 def _example(value: Value, shapes: Shapes, path: str) -> Tensor:
@@ -86,42 +79,43 @@ def _shape(value: Value, shapes: Shapes, path: str) -> list[int]:
         shape = [1 if i == 0 and size is None else size for i, size in enumerate(value.shape)]
         closed = [size for size in shape if size is not None]
         if len(closed) < len(shape):
-            raise UserError(f"the input {value.name!r} of {path} has open sizes ({_told(value)})", _how(value))
+            raise UserError(f"the input {value.name!r} of {path} has open sizes ({_sizes(value)})", _how(value))
         return closed
-    given = [int(size) for size in shapes[value.name]]
-    if any(size < 0 for size in given) or int(np.prod(given, dtype=object)) > MOST_NUMBERS:
-        raise UserError(f"the input {value.name!r} cannot have the shape {' x '.join(map(str, given))}", _how(value))
-    if value.shape is not None and (
-        len(given) != len(value.shape) or any(size not in (None, n) for n, size in zip(given, value.shape, strict=True))
-    ):
+    chosen = [int(size) for size in shapes[value.name]]
+    spelled = " x ".join(map(str, chosen))
+    if any(size < 0 for size in chosen) or int(np.prod(chosen, dtype=object)) > MOST_NUMBERS:
+        raise UserError(f"the input {value.name!r} cannot have the shape {spelled}", _how(value))
+    if not _fits(chosen, value):
         raise UserError(
-            f"the input {value.name!r} of {path} is {_told(value) or 'one number'}, not {' x '.join(map(str, given))}",
-            _how(value),
+            f"the input {value.name!r} of {path} is {_sizes(value) or 'one number'}, not {spelled}", _how(value)
         )
-    return given
+    return chosen
 
 
-def _fixed(value: Value, given: Any, path: str) -> Tensor:
+def _fits(shape: Sequence[int], value: Value) -> bool:
+    """Tell whether an input takes a shape: the sizes that the file leaves open may be any."""
+    return value.shape is None or (
+        len(shape) == len(value.shape) and all(size in (None, n) for n, size in zip(shape, value.shape, strict=True))
+    )
+
+
+def _fixed(value: Value, constant: Constant, path: str) -> Tensor:
     """Return the tensor for an input that has a value for good."""
     dtype = _DTYPES.get(value.dtype)
     try:
-        found = to_tensor(np.array(given), value.name, path).to(dtype)
+        tensor = to_tensor(np.array(constant), value.name, path).to(dtype)
     except (TypeError, ValueError, RuntimeError, UserError) as error:
-        raise UserError(f"the input {value.name!r} of {path} is {value.dtype}, not {given!r}") from error
-    if value.shape is not None and found.dim() != len(value.shape) and found.numel() == 1:
-        found = found.reshape([1] * len(value.shape))
-    fits = value.shape is None or (
-        found.dim() == len(value.shape)
-        and all(size in (None, n) for n, size in zip(found.shape, value.shape, strict=True))
-    )
-    if dtype is None or not fits:
+        raise UserError(f"the input {value.name!r} of {path} is {value.dtype}, not {constant!r}") from error
+    if value.shape is not None and tensor.dim() != len(value.shape) and tensor.numel() == 1:
+        tensor = tensor.reshape([1] * len(value.shape))
+    if dtype is None or not _fits(tensor.shape, value):
         raise UserError(
-            f"the input {value.name!r} of {path} is {value.dtype} {_told(value) or 'scalar'}, not {given!r}"
+            f"the input {value.name!r} of {path} is {value.dtype} {_sizes(value) or 'scalar'}, not {constant!r}"
         )
-    return found
+    return tensor
 
 
-def _told(value: Value) -> str:
+def _sizes(value: Value) -> str:
     return " x ".join("?" if size is None else str(size) for size in value.shape or ())
 
 

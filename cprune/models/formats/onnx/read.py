@@ -6,7 +6,7 @@ weights.  Shapes with names or unknown sizes are open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ class _Reader:
             self.taken.update(_text(name) for node in graph.node for name in node.output)
         own = set()  # ONNX wants a name to be made once
 
-        def made(name: str) -> str:
+        def new_name(name: str) -> str:
             if not name:
                 return ""
             if name in own:
@@ -179,18 +179,18 @@ class _Reader:
             name = graph.sparse_initializer[0].values.name
             raise UserError(f"{self.where} has sparse weights ({name!r}), which cprune does not read")
         for tensor in graph.initializer:
-            self.arrays[made(_text(tensor.name))] = self.array(tensor, _text(tensor.name))
-        inputs = tuple(made(_text(v.name)) for v in graph.input if _text(v.name) not in own)
+            self.arrays[new_name(_text(tensor.name))] = self.array(tensor, _text(tensor.name))
+        inputs = tuple(new_name(_text(v.name)) for v in graph.input if _text(v.name) not in own)
         operators = []
         for node in graph.node:
-            operator = self.operator(node, names, made)
+            operator = self.operator(node, names, new_name)
             if operator.kind == "Constant":
                 self.arrays[operator.outputs[0]] = self.constant(operator)
             else:
                 operators.append(operator)
         return Branch(tuple(operators), inputs, tuple(names.get(_text(v.name), _text(v.name)) for v in graph.output))
 
-    def operator(self, node: Any, names: Mapping[str, str], made: Any) -> Operator:
+    def operator(self, node: Any, names: Mapping[str, str], new_name: Callable[[str], str]) -> Operator:
         if node.domain not in DOMAINS:
             raise UserError(
                 f"{self.where} uses the operator {node.domain}.{node.op_type} ({node.name or node.output[0]!r}), "
@@ -201,7 +201,7 @@ class _Reader:
         number = self.count
         inputs = tuple(names.get(name, name) for name in map(_text, node.input))
         attributes = {_text(a.name): self.attribute(a, _text(node.name), names) for a in node.attribute}
-        outputs = tuple(made(_text(name)) for name in node.output)
+        outputs = tuple(new_name(_text(name)) for name in node.output)
         return Operator(_text(node.name), _text(node.op_type), inputs, outputs, attributes, number)
 
     def attribute(self, attribute: Any, name: str, names: Mapping[str, str]) -> Any:
@@ -231,10 +231,10 @@ class _Reader:
         raise UserError(f"{self.where} has a constant {operator.outputs[0]!r} without a value")
 
     def array(self, tensor: Any, name: str) -> Array:
-        found = np.array(_onnx().numpy_helper.to_array(tensor))  # a copy that can be written to, and is aligned
-        if found.dtype.kind == "f" and np.isnan(found).any():  # infinity may be a mask: weights are looked at later
+        array = np.array(_onnx().numpy_helper.to_array(tensor))  # a copy that can be written to, and is aligned
+        if array.dtype.kind == "f" and np.isnan(array).any():  # infinity may be a mask: weights are looked at later
             raise UserError(f"{self.where}: the tensor {name or tensor.name!r} holds NaN", "Export the model again.")
-        return found
+        return array
 
 
 def _check_order(operators: Iterable[Operator], known: set[str], where: str) -> None:
@@ -260,8 +260,8 @@ def _check_order(operators: Iterable[Operator], known: set[str], where: str) -> 
 
 def _is_choice(operator: Operator) -> bool:
     """Tell whether an If has what it needs."""
-    found = [operator.attributes.get(f"{which}_branch") for which in ("then", "else")]
-    counts = {len(branch.outputs) for branch in found if isinstance(branch, Branch) and not branch.inputs}
+    both = [operator.attributes.get(f"{which}_branch") for which in ("then", "else")]
+    counts = {len(branch.outputs) for branch in both if isinstance(branch, Branch) and not branch.inputs}
     return (
         all(operator.inputs[:1])
         and bool(operator.inputs)
@@ -303,8 +303,8 @@ def _beside(model: Any, path: Path) -> None:
     for tensor in _tensors(model.graph):
         if tensor.data_location != tensor.EXTERNAL:
             continue
-        told = {entry.key: entry.value for entry in tensor.external_data}
-        location = told.get("location", "")
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        location = place.get("location", "")
         target = (folder / location).resolve()
         if not location or Path(location).is_absolute() or folder not in target.parents:
             raise UserError(f"{path}: the weights of {tensor.name!r} lie outside its folder ({location!r})")
@@ -312,8 +312,8 @@ def _beside(model: Any, path: Path) -> None:
             raise UserError(
                 f"{path} keeps the weights of {tensor.name!r} in {location}, which is missing", "Copy that file too."
             )
-        end = int(told.get("offset") or 0) + int(told.get("length") or 0)
-        if int(told.get("offset") or 0) < 0 or end > target.stat().st_size:
+        end = int(place.get("offset") or 0) + int(place.get("length") or 0)
+        if int(place.get("offset") or 0) < 0 or end > target.stat().st_size:
             raise UserError(f"{target} is cut off: the weights of {tensor.name!r} end at byte {end}")
 
 
@@ -330,9 +330,9 @@ def _tensors(graph: Any) -> Iterator[Any]:
                 yield from _tensors(inner)
 
 
-def _text(found: str | bytes) -> str:
+def _text(name: str | bytes) -> str:
     """Return a name; protobuf hands over the bytes of one that is no UTF-8."""
-    return found if isinstance(found, str) else found.decode("utf-8", "backslashreplace")
+    return name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
 
 
 def _onnx() -> Any:

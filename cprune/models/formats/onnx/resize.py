@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cprune.models.formats.onnx.common import Call, Unsupported
-from cprune.models.formats.onnx.sizes import ints
+from cprune.models.formats.onnx.sizes import Number, ints
 
+Matrix = NDArray[np.float32]
 _HALF, _CORNERS = ({"coordinate_transformation_mode": how} for how in ("half_pixel", "align_corners"))
-_PYTORCH: dict[str, list[tuple[str, bool | None, dict[str, Any]]]] = {
+_PYTORCH: dict[str, list[tuple[str, bool | None, dict[str, str]]]] = {
     "nearest": [
         ("nearest", None, {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
         ("nearest-exact", None, {**_HALF, "nearest_mode": "round_prefer_ceil"}),
@@ -41,30 +41,30 @@ def resize(call: Call) -> Tensor:
     axes = [a % x.dim() for a in call.integers("axes", list(range(x.dim())))]
     if not sizes and not scales:
         raise Unsupported("has neither scales nor sizes")
-    factors, wanted = [1.0] * x.dim(), list(x.shape)
+    factors, shape = [1.0] * x.dim(), list(x.shape)
     if sizes:
         policy = call.text("keep_aspect_ratio_policy", "stretch")
         ratios = [size / x.shape[axis] for size, axis in zip(sizes, axes, strict=True)]
         if policy != "stretch":
             ratios = [min(ratios) if policy == "not_larger" else max(ratios)] * len(axes)
             sizes = [math.floor(x.shape[axis] * ratio + 0.5) for axis, ratio in zip(axes, ratios, strict=True)]
-        given = zip(axes, sizes, ratios, strict=True)
+        resized = zip(axes, sizes, ratios, strict=True)
     else:
         assert scales is not None
         sizes = [math.floor(x.shape[axis] * scale + 1e-6) for axis, scale in zip(axes, scales, strict=True)]
-        given = zip(axes, sizes, scales, strict=True)
-    for axis, size, factor in given:
+        resized = zip(axes, sizes, scales, strict=True)
+    for axis, size, factor in resized:
         if isinstance(x.shape[axis], int):
-            wanted[axis], factors[axis] = int(size), float(factor)
-    plane = [i for i, n in enumerate(x.shape) if isinstance(n, int) and (wanted[i] != n or factors[i] != 1)]
+            shape[axis], factors[axis] = int(size), float(factor)
+    plane = [i for i, n in enumerate(x.shape) if isinstance(n, int) and (shape[i] != n or factors[i] != 1)]
     if not plane:
         return x
     mode = call.text("mode", "nearest")
-    matrices = {i: _matrix(call, mode, old, int(x.shape[i]), wanted[i], factors[i]) for i in plane}
+    matrices = {i: _matrix(call, mode, old, int(x.shape[i]), shape[i], factors[i]) for i in plane}
     if x.dim() in (3, 4, 5) and plane[0] >= 2:
-        found = _by_pytorch(x, mode, wanted[2:], matrices)
-        if found is not None:
-            return found
+        interpolated = _by_pytorch(x, mode, shape[2:], matrices)
+        if interpolated is not None:
+            return interpolated
     for axis, matrix in matrices.items():
         if mode == "nearest":
             x = x.index_select(axis, torch.from_numpy(matrix.argmax(1)))
@@ -78,33 +78,32 @@ def upsample(call: Call) -> Tensor:
     return resize(Call(call.inputs, call.attributes, 10))
 
 
-def _maybe(call: Call, index: int) -> list[Any] | None:
+def _maybe(call: Call, index: int) -> list[Number] | None:
     return ints(call.at(index)) or None if call.at(index) is not None else None
 
 
-def _by_pytorch(x: Tensor, mode: str, wanted: Sequence[int], matrices: dict[int, NDArray[Any]]) -> Tensor | None:
+def _by_pytorch(x: Tensor, mode: str, plane: Sequence[int], matrices: dict[int, Matrix]) -> Tensor | None:
     """Return what one of PyTorch's operators makes, None if none has these matrices."""
     count = x.dim() - 2
 
-    def same(matrix: NDArray[Any], how: dict[str, Any]) -> bool:
+    def same(matrix: Matrix, how: dict[str, str]) -> bool:
         after, before = matrix.shape
-        found = _matrix(Call([], how, 13), mode, False, before, after, after / before)
-        return float(np.abs(found - matrix).max()) < 1e-4
+        theirs = _matrix(Call([], how, 13), mode, False, before, after, after / before)
+        return float(np.abs(theirs - matrix).max()) < 1e-4
 
     for name, corners, how in _PYTORCH[mode]:
         if (name != "bicubic" or count == 2) and all(same(matrix, how) for matrix in matrices.values()):
             its = _LINEAR[count] if name == "linear" else name
-            return F.interpolate(x, size=list(wanted), mode=its, align_corners=corners)
+            return F.interpolate(x, size=list(plane), mode=its, align_corners=corners)
     return None
 
 
-def _matrix(call: Call, mode: str, old: bool, before: int, after: int, factor: float) -> NDArray[Any]:
+def _matrix(call: Call, mode: str, old: bool, before: int, after: int, factor: float) -> Matrix:
     """Return the matrix [after, before] of one axis, by ONNX's definition."""
     places = _places(call, old, before, after, factor)
     if mode == "nearest":
         index = _rounded("floor" if old else call.text("nearest_mode", "round_prefer_floor"), places)
-        chosen: NDArray[Any] = np.eye(before, dtype=np.float32)[np.clip(index, 0, before - 1).astype(np.int64)]
-        return chosen
+        return np.eye(before, dtype=np.float32)[np.clip(index, 0, before - 1).astype(np.int64)]
     if call.integer("antialias", 0) and factor < 1:
         raise Unsupported("shrinks with antialias")
     if mode not in ("linear", "cubic"):
@@ -124,11 +123,11 @@ def _matrix(call: Call, mode: str, old: bool, before: int, after: int, factor: f
     return matrix
 
 
-def _places(call: Call, old: bool, before: int, after: int, factor: float) -> NDArray[Any]:
+def _places(call: Call, old: bool, before: int, after: int, factor: float) -> NDArray[np.float64]:
     """Return where among `before` numbers each of the `after` lies."""
     how = "asymmetric" if old else call.text("coordinate_transformation_mode", "half_pixel")
     index = np.arange(after, dtype=np.float64)
-    half: NDArray[Any] = (index + 0.5) / factor - 0.5
+    half: NDArray[np.float64] = (index + 0.5) / factor - 0.5
     if how == "half_pixel":
         return half
     if how == "pytorch_half_pixel":
@@ -146,7 +145,7 @@ def _places(call: Call, old: bool, before: int, after: int, factor: float) -> ND
     raise Unsupported(f"finds coordinates by {how}")
 
 
-def _rounded(how: str, places: NDArray[Any]) -> NDArray[Any]:
+def _rounded(how: str, places: NDArray[np.float64]) -> NDArray[np.float64]:
     if how == "floor":
         return np.floor(places + 1e-9)  # 2 / 0.6666667 lies a little below 3
     if how == "ceil":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cprune.models.formats.onnx.common import Call, Function, Unsupported, as_tensor
-from cprune.models.formats.onnx.sizes import DTYPES, Sizes, ints, number
+from cprune.models.formats.onnx.sizes import DTYPES, Number, Sizes, ints, number
 
 MOST_NUMBERS = 2**28
 """How many numbers an operator may make out of nothing: 1 GiB."""
@@ -18,10 +17,10 @@ MOST_NUMBERS = 2**28
 
 def _reshape(call: Call) -> Tensor:
     x = call.tensor(0)
-    wanted = ints(call.at(1)) if call.at(1) is not None else call.integers("shape")
+    shape = ints(call.at(1)) if call.at(1) is not None else call.integers("shape")
     if not call.integer("allowzero", 0):
-        wanted = [x.shape[i] if isinstance(size, int) and size == 0 else size for i, size in enumerate(wanted)]
-    return x.reshape(wanted)
+        shape = [x.shape[i] if isinstance(size, int) and size == 0 else size for i, size in enumerate(shape)]
+    return x.reshape(shape)
 
 
 def _flatten(call: Call) -> Tensor:
@@ -55,7 +54,7 @@ def _unsqueeze(call: Call) -> Tensor:
 
 
 def _concat(call: Call) -> Tensor:
-    return torch.cat([as_tensor(x) for x in call.inputs], call.integer("axis"))
+    return torch.cat([call.tensor(i) for i in range(len(call.inputs))], call.integer("axis"))
 
 
 def _split(call: Call) -> tuple[Tensor, ...]:
@@ -84,9 +83,9 @@ def _slice(call: Call) -> Tensor:
     return x
 
 
-def _part(x: Tensor, axis: int, start: Any, end: Any, step: int) -> Tensor:
+def _part(x: Tensor, axis: int, start: Number, end: Number, step: int) -> Tensor:
     if step > 0:
-        index: list[Any] = [slice(None)] * x.dim()
+        index = [slice(None)] * x.dim()
         index[axis] = slice(start, None if isinstance(end, int) and end >= 2**31 - 1 else end, step)
         return x[tuple(index)]
     size = x.shape[axis]
@@ -99,18 +98,18 @@ def _part(x: Tensor, axis: int, start: Any, end: Any, step: int) -> Tensor:
 
 
 def _gather(call: Call) -> Tensor:
-    x, index = call.tensor(0), call.at(1)
+    x, index = call.tensor(0), call.operand(1)
     axis = call.integer("axis", 0) % x.dim()
     if isinstance(index, Sizes) and index.scalar:
         return x.select(axis, index.values[0])
-    wanted = _from_start(as_tensor(index), x.shape[axis])
+    places = _from_start(as_tensor(index), x.shape[axis])
     if isinstance(index, Tensor) and axis == 0 and x.dim() == 2 and x.is_floating_point():
-        return F.embedding(wanted, x)
-    found = x.index_select(axis, wanted.reshape(-1))
-    return found.reshape(*x.shape[:axis], *wanted.shape, *x.shape[axis + 1 :])
+        return F.embedding(places, x)
+    parts = x.index_select(axis, places.reshape(-1))
+    return parts.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
 
 
-def _from_start(index: Tensor, size: Any) -> Tensor:
+def _from_start(index: Tensor, size: int) -> Tensor:
     """Return indices with those counted from the end (negative ones) counted from the start."""
     index = index.long()
     return torch.where(index < 0, index + size, index)
@@ -125,8 +124,7 @@ def _gather_nd(call: Call) -> Tensor:
     if call.integer("batch_dims", 0):
         raise Unsupported("looks up batch by batch (batch_dims)")
     x, index = call.tensor(0), call.tensor(1)
-    found: Tensor = x[tuple(index.long().unbind(-1))]
-    return found
+    return x[tuple(index.long().unbind(-1))]
 
 
 def _scatter_elements(call: Call) -> Tensor:
@@ -145,11 +143,11 @@ def _scatter_nd(call: Call) -> Tensor:
 
 
 def _expand(call: Call) -> Tensor:
-    x, wanted = call.tensor(0), ints(call.at(1))
-    rank = max(x.dim(), len(wanted))
+    x, shape = call.tensor(0), ints(call.at(1))
+    rank = max(x.dim(), len(shape))
     own = [1] * (rank - x.dim()) + list(x.shape)
-    given = [1] * (rank - len(wanted)) + wanted
-    return x.expand([g if isinstance(o, int) and o == 1 else o for o, g in zip(own, given, strict=True)])
+    larger = [1] * (rank - len(shape)) + shape
+    return x.expand([new if isinstance(o, int) and o == 1 else o for o, new in zip(own, larger, strict=True)])
 
 
 def _tile(call: Call) -> Tensor:
@@ -224,7 +222,7 @@ def _space_to_depth(call: Call) -> Tensor:
 
 
 def _shape(call: Call) -> Sizes:
-    x = call.at(0)
+    x = call.operand(0)
     sizes = list(x.shape) if isinstance(x, Tensor) else [] if x.scalar else [len(x.values)]
     return Sizes(tuple(sizes[call.integer("start", 0) : call.integer("end", len(sizes))]))
 
@@ -245,14 +243,14 @@ def _range(call: Call) -> Tensor:
     start, end, step = (number(x) for x in call.inputs)
     if step and abs((end - start) / step) > MOST_NUMBERS:
         raise Unsupported(f"counts from {start} to {end}")
-    return torch.arange(start, end, step, dtype=call.at(0).dtype)
+    return torch.arange(start, end, step, dtype=call.operand(0).dtype)
 
 
 def _eye_like(call: Call) -> Tensor:
     x, k = call.tensor(), call.integer("k", 0)
     rows, columns = x.shape
-    found = torch.arange(rows).unsqueeze(1) + k == torch.arange(columns)
-    return found.to(DTYPES.get(call.integer("dtype", 0), x.dtype))
+    diagonal = torch.arange(rows).unsqueeze(1) + k == torch.arange(columns)
+    return diagonal.to(DTYPES.get(call.integer("dtype", 0), x.dtype))
 
 
 def _one_hot(call: Call) -> Tensor:
@@ -271,14 +269,14 @@ def _trilu(call: Call) -> Tensor:
 
 
 def _grid_sample(call: Call) -> Tensor:
-    given = call.text("mode", "linear")
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(given, given)
+    how = call.text("mode", "linear")
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(how, how)
     corners = bool(call.integer("align_corners", 0))
     return F.grid_sample(call.tensor(0), call.tensor(1), mode, call.text("padding_mode", "zeros"), corners)
 
 
 SHAPES: dict[str, Function] = {
-    "Identity": lambda call: call.at(0),
+    "Identity": lambda call: call.operand(0),
     "Reshape": _reshape,
     "Flatten": _flatten,
     "Transpose": _transpose,

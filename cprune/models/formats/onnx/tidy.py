@@ -10,16 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.models.formats.onnx.common import Call
+from cprune.models.formats.onnx.common import Call, Result
 from cprune.models.formats.onnx.operators import OPERATORS
 from cprune.models.formats.onnx.read import Array, Branch, OnnxGraph, Operator, branches
-from cprune.models.formats.onnx.sizes import Sizes, computed
+from cprune.models.formats.onnx.sizes import Operand, Sizes, computed
 from cprune.targets.errors import UserError
 
 WEIGHTS = {
@@ -49,10 +48,10 @@ def tidied(graph: OnnxGraph, fixed: Mapping[str, Tensor]) -> Tidy:
     Raises UserError for constants of a type that PyTorch has not.
     """
     folder = _Folder(graph, fixed)
-    wanted = [value.name for value in graph.outputs]
-    operators = _alive(folder.folded(graph.operators), wanted)
-    operators = _Layers(folder.known, folder.origin, operators, wanted).made()
-    return Tidy(tuple(_alive(operators, wanted)), folder.known, folder.origin)
+    outputs = [value.name for value in graph.outputs]
+    operators = _alive(folder.folded(graph.operators), outputs)
+    operators = _Layers(folder.known, folder.origin, operators, outputs).joined()
+    return Tidy(tuple(_alive(operators, outputs)), folder.known, folder.origin)
 
 
 def is_weight(operator: Operator, index: int) -> bool:
@@ -60,19 +59,20 @@ def is_weight(operator: Operator, index: int) -> bool:
     return index in WEIGHTS.get(operator.kind, ())
 
 
-def as_given(operator: Operator, index: int, found: Tensor) -> Tensor | Sizes:
+def as_operand(operator: Operator, index: int, known: Tensor) -> Operand:
     """Return a known tensor as an operator takes it: numbers where it wants shapes, axes or a factor."""
-    numbers = found.numel() == 1 or operator.kind in _NUMBERS or not found.is_floating_point()
+    numbers = known.numel() == 1 or operator.kind in _NUMBERS or not known.is_floating_point()
     if is_weight(operator, index) or not numbers:
-        return found
-    return Sizes.of(found) or found
+        return known
+    return Sizes.of(known) or known
 
 
-def compute(operator: Operator, given: Sequence[Any], opset: int) -> Any:
-    """Return what an operator makes: a tensor, `Sizes`, or a tuple of them.  Raises whatever goes wrong."""
-    attributes = dict(operator.attributes)
-    found = computed(operator.kind, given, attributes)
-    return OPERATORS[operator.kind](Call(given, attributes, opset, len(operator.outputs))) if found is None else found
+def compute(operator: Operator, operands: Sequence[Operand | None], opset: int) -> Result:
+    """Return what an operator makes.  Raises whatever goes wrong."""
+    numbers = computed(operator.kind, operands, operator.attributes)
+    if numbers is not None:
+        return numbers
+    return OPERATORS[operator.kind](Call(operands, operator.attributes, opset, len(operator.outputs)))
 
 
 def to_tensor(array: Array, name: str, where: str) -> Tensor:
@@ -107,7 +107,7 @@ class _Folder:
                 left.append(operator)
         return left
 
-    def _inside(self, value: Any) -> Any:
+    def _inside(self, value: object) -> object:
         return replace(value, operators=tuple(self.folded(value.operators))) if isinstance(value, Branch) else value
 
     def _chosen(self, operator: Operator) -> list[Operator]:
@@ -122,15 +122,15 @@ class _Folder:
     def _fold(self, operator: Operator) -> bool:
         if operator.kind not in OPERATORS or not all(name in self.known for name in operator.inputs if name):
             return False
-        given = [as_given(operator, i, self.known[n]) if n else None for i, n in enumerate(operator.inputs)]
+        operands = [as_operand(operator, i, self.known[n]) if n else None for i, n in enumerate(operator.inputs)]
         try:
             with torch.no_grad():
-                found = compute(operator, given, self.graph.opset)
+                result = compute(operator, operands, self.graph.opset)
         except Exception:  # it will say so when the graph runs
             return False
-        parts = found if isinstance(found, tuple) else (found,)
+        parts = result if isinstance(result, tuple) else (result,)
         for name, part in zip(operator.outputs, parts, strict=False):
-            if name:
+            if name and part is not None:
                 self.known[name] = part.tensor() if isinstance(part, Sizes) else part.contiguous()
                 if operator.kind in _MOVES and operator.inputs:
                     self.origin[name] = self.origin.get(operator.inputs[0], operator.inputs[0])
@@ -139,15 +139,15 @@ class _Folder:
 
 def reads(operator: Operator) -> list[str]:
     """Return what an operator reads, the graphs inside it too."""
-    found = list(operator.inputs)
+    names = list(operator.inputs)
     for branch in branches(operator):
-        found += [name for inner in branch.operators for name in reads(inner)] + list(branch.outputs)
-    return found
+        names += [name for inner in branch.operators for name in reads(inner)] + list(branch.outputs)
+    return names
 
 
-def _alive(operators: Sequence[Operator], wanted: Iterable[str]) -> list[Operator]:
+def _alive(operators: Sequence[Operator], outputs: Iterable[str]) -> list[Operator]:
     """Return the operators that the outputs need."""
-    needed, kept = set(wanted), []
+    needed, kept = set(outputs), []
     for operator in reversed(operators):
         if needed.intersection(name for name in operator.outputs if name):
             needed.update(reads(operator))
@@ -166,26 +166,26 @@ class _Layers:
     """Makes linear layers of products with fixed weights, and biases of the sums behind layers."""
 
     def __init__(
-        self, known: dict[str, Tensor], origin: dict[str, str], operators: Sequence[Operator], wanted: Sequence[str]
+        self, known: dict[str, Tensor], origin: dict[str, str], operators: Sequence[Operator], outputs: Sequence[str]
     ) -> None:
         self.known, self.origin, self.operators = known, origin, operators
         self.uses = Counter(name for operator in operators for name in reads(operator))
-        self.uses.update(wanted)
+        self.uses.update(outputs)
 
-    def made(self) -> list[Operator]:
+    def joined(self) -> list[Operator]:
         """Return the operators that are left."""
-        made: list[Operator] = []
-        makers: dict[str, int] = {}  # where in `made` is what makes a value
+        left: list[Operator] = []
+        makers: dict[str, int] = {}  # where in `left` is what makes a value
         for operator in self.operators:
-            found = self._biased(operator, made, makers)
-            if found is None:
-                makers.update(dict.fromkeys(operator.outputs, len(made)))
-                made.append(self._linear(operator))
+            biased = self._biased(operator, left, makers)
+            if biased is None:
+                makers.update(dict.fromkeys(operator.outputs, len(left)))
+                left.append(self._linear(operator))
             else:
-                place, layer = found
-                made[place] = layer
+                place, layer = biased
+                left[place] = layer
                 makers[operator.outputs[0]] = place
-        return made
+        return left
 
     def _linear(self, operator: Operator) -> Operator:
         if operator.kind not in ("MatMul", "Gemm") or len(operator.inputs) < 2:
@@ -216,7 +216,7 @@ class _Layers:
         return derived
 
     def _biased(
-        self, operator: Operator, made: Sequence[Operator], makers: Mapping[str, int]
+        self, operator: Operator, left: Sequence[Operator], makers: Mapping[str, int]
     ) -> tuple[int, Operator] | None:
         """Return a layer with a bias and its place, if the operator adds a fixed vector to that layer's output."""
         if operator.kind != "Add":
@@ -225,7 +225,7 @@ class _Layers:
             vector = self.known.get(added)
             if value not in makers or vector is None or self.uses[value] != 1 or not vector.is_floating_point():
                 continue
-            layer = made[makers[value]]
+            layer = left[makers[value]]
             if layer.kind not in ("Conv", "ConvTranspose", "Linear") or any(layer.inputs[2:]):
                 continue
             weight = self.known.get(layer.inputs[1])

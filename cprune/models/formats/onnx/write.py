@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,11 +77,11 @@ def difference(path: Path, network: Network, inputs: Sequence[Tensor]) -> float:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
-        found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        outputs = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
     except Exception as error:  # it has an exception for everything, none of them public
         raise UserError(f"ONNX Runtime does not run {path} ({first_line(error)})") from error
     with torch.no_grad():
-        return same.difference(found, network.eval()(*inputs))
+        return same.difference(outputs, network.eval()(*inputs))
 
 
 def _check_names(kind: str, names: Sequence[str], count: int) -> None:
@@ -102,12 +101,13 @@ def _exported(
     try:
         program = exported(network, examples, open_batch)
         with quiet():
-            made: Any = torch.onnx.export(
+            written = torch.onnx.export(
                 program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False, optimize=True
             )
         with tempfile.TemporaryDirectory(prefix="cprune-onnx-") as folder:
             there = Path(folder) / "model.onnx"
-            made.save(str(there), external_data=False)
+            assert written is not None
+            written.save(str(there), external_data=False)
             onnx.checker.check_model(str(there), full_check=True)
             return there.read_bytes()
     except Exception as error:  # whatever export, onnxscript and onnx raise
