@@ -14,7 +14,7 @@ import pytest
 from cprune import progress
 from cprune.cli import main as cli
 from cprune.cli import show
-from cprune.progress import Silent
+from cprune.progress import Progress
 from cprune.targets.errors import BrokenWorld, nearest
 
 
@@ -209,7 +209,7 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_bar_is_gone_before_the_message_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
 
-    class Bar(Silent):
+    class Bar(Progress):
         def done(self) -> None:
             ended.append("bar")
 
