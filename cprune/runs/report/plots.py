@@ -93,7 +93,8 @@ def steps(points: Sequence[Point], limit: float | None, width: float) -> str:
     across = _Axis(min(places), max(places), left + 12, width - 12)
     size = 2.6 if len(points) <= width / 16 else 1.6
 
-    shapes = [*_rows(latencies, left, width, "Latency (ms)"), *_rows(accuracies, left, width, _ACCURACY)]
+    shapes = [*_rows(latencies, left, width, "Latency (ms)")]
+    shapes += _rows(accuracies, left, width, "Accuracy on held-out data (%)")
     band = [(across.at(point.index), interval) for point, interval in timed if point.verdict == "accepted"]
     edge = [f"{x} {latencies.at(interval.high)}" for x, interval in band]
     edge += [f"{x} {latencies.at(interval.low)}" for x, interval in reversed(band)]
@@ -102,15 +103,12 @@ def steps(points: Sequence[Point], limit: float | None, width: float) -> str:
     shapes += _course([(point, interval.median) for point, interval in timed], across, latencies, size)
     if limit is not None:
         y = accuracies.at(100 * limit)
-        shapes.append(f'<path class="limit" d="M{left} {y}H{width}"/>')
+        shapes.append(f'<path class="limit" d="M{left:.1f} {y}H{width}"/>')
         shapes.append(_text(left + 3, y + 11, f"limit: {100 * limit:.2f} %", "start", soft=True))
     shapes += _course(percents, across, accuracies, size)
     shapes += [_text(across.at(value), 310, text) for value, text in across.ticks(8, whole=True)]
     shapes.append(_text((left + width) / 2, 326, "steps tried", soft=True))
     return _svg(width, 330, "Latency and accuracy along the steps of the run", shapes)
-
-
-_ACCURACY = "Accuracy on held-out data (%)"
 
 
 def bars(bars: Sequence[Bar], unit: str, title: str, width: float) -> str:
