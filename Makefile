@@ -9,7 +9,7 @@ run: $(STAMP)
 
 # The slowest tests are named at the end; `make test ARGS='-m ""'` runs those that take minutes as well, as CI does.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not device" --durations=25 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not device" --durations=25 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

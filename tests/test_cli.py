@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,16 +51,12 @@ def test_a_command_about_a_model_has_the_shared_options_before_its_own(
     assert places == sorted(places)
 
 
-def test_help_and_import_are_quick() -> None:
-    for code in ("import cprune", "from cprune.cli.main import main; import sys; sys.argv[1:] = ['--help']; main()"):
-        best = min(_seconds(code) for _ in range(3))
-        assert best < 0.5, f"{code}: {best:.2f} s"
-
-
-def _seconds(code: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    return time.perf_counter() - start
+@pytest.mark.parametrize("code", ["import cprune", "from cprune.cli.main import main; main(['--help'])"])
+def test_help_and_import_load_nothing_that_takes_long(code: str) -> None:
+    code += "; import sys; print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    heavy = {"torch", "tvm", "xgboost", "sqlalchemy", "onnx", "onnxruntime", "networkx", "jinja2", "numpy", "PIL"}
+    assert not heavy & set(done.stderr.split())
 
 
 def test_a_mistyped_option_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:

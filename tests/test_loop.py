@@ -111,17 +111,6 @@ def test_the_report_is_one_file_without_references(pruned: Any) -> None:
     assert 'href="http' not in html
 
 
-def test_an_accuracy_that_never_holds_gives_the_unpruned_model_back(tmp_path: Path) -> None:
-    def evaluate(model: nn.Module) -> float:
-        return 0.9 if sum(p.numel() for p in model.parameters()) == FULL else 0.5
-
-    FULL = sum(p.numel() for p in tiny().parameters())
-    result = cprune.prune(tiny(), EXAMPLE, evaluate=evaluate, out=tmp_path / "run", **{**FAST, "max_steps": 2})
-    assert result.result["status"] == "unpruned"
-    assert result.result["steps"]["accepted"] == 0
-    assert sum(p.numel() for p in result.model.parameters()) == FULL
-
-
 def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'trials'"):
         cprune.prune(tiny(), EXAMPLE, evaluate=lambda _: 0.9, trails=3)
