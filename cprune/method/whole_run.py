@@ -52,8 +52,7 @@ def whole_run(
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings))
         for step in loop.steps():
-            on_step(step)
-            write_report(folder)
+            on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
         outcome = finish(run, loop.current)
         networks.save(outcome.network, folder.path)
         after = outcome.after.tuned
