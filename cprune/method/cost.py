@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cprune.runs.events import Event, SoFar, Start, Step
+from cprune.runs.events import Event, SoFar, cost_so_far
 
 KINDS = ("tune", "measure", "train", "evaluate", "other")
 PHASES = ("before", "loop", "final")
@@ -40,20 +40,13 @@ class Cost:
 
     @classmethod
     def of(cls, events: Iterable[Event], clock: Callable[[], float] = time.perf_counter) -> Cost:
-        """Return what the earlier lives of a run cost, by their events; the clock runs on from there.
-
-        Older journals have no `so_far`: in them the start and every step say what they cost themselves.
-        """
-        cost = cls(clock=clock)
-        for event in events:
-            if event.so_far is not None:
-                cost.seconds = {kind: event.so_far.seconds.get(kind, 0.0) for kind in KINDS}
-                cost.trials = {phase: event.so_far.trials.get(phase, 0) for phase in PHASES}
-            elif isinstance(event, (Start, Step)):
-                for kind in KINDS:
-                    cost.seconds[kind] += event.seconds.get(kind, 0.0)
-                cost.trials["before" if isinstance(event, Start) else "loop"] += event.trials
-        return cost
+        """Return what the earlier lives of a run cost, by their events; the clock runs on from there."""
+        earlier = cost_so_far(events)
+        return cls(
+            {kind: earlier.seconds.get(kind, 0.0) for kind in KINDS},
+            {phase: earlier.trials.get(phase, 0) for phase in PHASES},
+            clock,
+        )
 
     @contextmanager
     def spent(self, kind: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ final        at the end
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, TypeAlias
 
@@ -177,3 +177,21 @@ def of_line(values: Mapping[str, object]) -> Event | None:
         return None
     names = {declared.name for declared in fields(kind)}
     return read(kind, {name: value for name, value in values.items() if name in names}, "field")
+
+
+def cost_so_far(events: Iterable[Event]) -> SoFar:
+    """Return what a run has cost after `events`, all of its lives.
+
+    Older journals have no `so_far`: in them the start and every step say what they cost themselves.
+    """
+    seconds: dict[str, float] = {}
+    trials: dict[str, int] = {}
+    for event in events:
+        if event.so_far is not None:
+            seconds, trials = dict(event.so_far.seconds), dict(event.so_far.trials)
+        elif isinstance(event, (Start, Step)):
+            for kind, spent in event.seconds.items():
+                seconds[kind] = seconds.get(kind, 0.0) + spent
+            phase = "before" if isinstance(event, Start) else "loop"
+            trials[phase] = trials.get(phase, 0) + event.trials
+    return SoFar(seconds, trials)

@@ -6,13 +6,13 @@ may hold more than is read here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
 from cprune.files import read_json
-from cprune.runs.events import Event, Start, Status, Step
+from cprune.runs.events import Start, Status, Step, cost_so_far
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
 from cprune.targets.interval import Interval
@@ -194,7 +194,7 @@ def read_run(folder: RunFolder) -> Run:
         setup=_setup(config, str(folder.run_json)),
         start=next((event for event in events if isinstance(event, Start)), None),
         steps=tuple(event for event in events if isinstance(event, Step)),
-        seconds=_seconds(events) if result is None else result.seconds,
+        seconds=cost_so_far(events).seconds if result is None else result.seconds,
         result=result,
         analysis=_read(Analysis, analysis_values or {}, str(folder.analysis)),
     )
@@ -224,15 +224,3 @@ def _setup(config: Mapping[str, object], where: str) -> Setup:
 def _part(values: Mapping[str, object], name: str) -> Mapping[str, object]:
     part = values.get(name)
     return part if isinstance(part, Mapping) else {}
-
-
-def _seconds(events: Sequence[Event]) -> Mapping[str, float]:
-    """Return what a run has cost.  Older journals have no `so_far`: in them start and steps say what they cost."""
-    seconds: dict[str, float] = {}
-    for event in events:
-        if event.so_far is not None:
-            seconds = dict(event.so_far.seconds)
-        elif isinstance(event, (Start, Step)):
-            for kind, spent in event.seconds.items():
-                seconds[kind] = seconds.get(kind, 0.0) + spent
-    return seconds

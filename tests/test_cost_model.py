@@ -1,4 +1,4 @@
-"""The levels: what they learn from, when they are silent, that they are quick."""
+"""The levels: what they learn from, and when they are silent."""
 
 from __future__ import annotations
 
