@@ -20,7 +20,7 @@ from cprune.method.settings import Settings
 from cprune.method.subject import Subject, subject_of
 from cprune.method.whole_run import whole_run
 from cprune.models.source import Source
-from cprune.network import saving as networks
+from cprune.network import saving
 from cprune.network.capture import capture
 from cprune.progress import Progress
 from cprune.runs.events import Step
@@ -60,7 +60,7 @@ def load(folder: str | Path) -> nn.Module:
     where = RunFolder.open(folder)
     if not where.model_json.exists():
         raise where.unfinished()
-    return networks.load(where.path).eval()
+    return saving.load(where.path).eval()
 
 
 @front_door

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import masked, prune
-from cprune.models.formats.onnx import difference, opened, write
+from cprune.models.formats.onnx import opened, runtime_difference, write
 from cprune.models.formats.onnx.opened import model_of
 from cprune.models.formats.onnx.read import OLDEST_OPSET, graph_of
 from cprune.models.opened import Opened
@@ -194,7 +194,7 @@ def row(path: Path, shapes: Mapping[str, Any], fixed: Mapping[str, Any]) -> list
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
             batch = write(small, file, model.input_names, model.output_names, model.example_inputs)
-            cells.append(f"{difference(file, small, model.example_inputs):.1e}")
+            cells.append(f"{runtime_difference(file, small, model.example_inputs):.1e}")
             again = opened(file, {n: x.shape for n, x in zip(model.input_names, model.example_inputs, strict=True)})
             with torch.no_grad():
                 cells.append(f"{_apart(small, model.example_inputs, again.model(*model.example_inputs)):.1e}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
-from cprune.models.formats.onnx import difference, opened, write
+from cprune.models.formats.onnx import opened, runtime_difference, write
 from cprune.models.opened import Opened
 from cprune.network.capture import capture
 from cprune.network.network import Network
@@ -64,7 +64,7 @@ def names(path: Path) -> tuple[list[str], list[str], set[str]]:
 def test_a_file_read_pruned_and_written_keeps_names_and_computes_the_same(tmp_path: Path) -> None:
     model = residual(tmp_path / "whole.onnx")
     network = capture(model.model, model.example_inputs)
-    assert difference(tmp_path / "whole.onnx", network, model.example_inputs) < 1e-5
+    assert runtime_difference(tmp_path / "whole.onnx", network, model.example_inputs) < 1e-5
 
     graph = analyse(network, model.example_inputs, raise_bugs=True)
     assert [(group.id, group.channels) for group in graph.groups] == [("stem", 6)]
@@ -73,13 +73,13 @@ def test_a_file_read_pruned_and_written_keeps_names_and_computes_the_same(tmp_pa
     inputs, outputs, weights = names(tmp_path / "small.onnx")
     assert (inputs, outputs) == (["image:0"], ["scores/logits"])
     assert {"stem.weight", "body.weight", "body.bias", "head.weight", "head.bias"} <= weights
-    assert difference(tmp_path / "small.onnx", small, model.example_inputs) < 1e-5
+    assert runtime_difference(tmp_path / "small.onnx", small, model.example_inputs) < 1e-5
 
     again = opened(tmp_path / "small.onnx")
     for batch in (1, 3):
         x = torch.randn(batch, 3, 8, 8)
         torch.testing.assert_close(again.model(x), small(x))
-        assert difference(tmp_path / "small.onnx", small, (x,)) < 1e-5
+        assert runtime_difference(tmp_path / "small.onnx", small, (x,)) < 1e-5
     twice = capture(again.model, again.example_inputs)
     assert [(g.id, g.channels) for g in analyse(twice, again.example_inputs, raise_bugs=True).groups] == [("stem", 4)]
 
@@ -155,7 +155,7 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
     with torch.no_grad():
         dict(network.named_parameters())["head.bias"][0] += 0.5
         largest = float(network(*model.example_inputs).abs().max())
-    found = difference(tmp_path / "m.onnx", network, model.example_inputs)
+    found = runtime_difference(tmp_path / "m.onnx", network, model.example_inputs)
     assert 0.5 / (largest + 0.5) - 1e-3 <= found <= 0.501
 
 

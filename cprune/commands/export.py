@@ -25,7 +25,7 @@ from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.models.formats.write import save
 from cprune.models.source import of_run
-from cprune.network import saving as networks
+from cprune.network import saving
 from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
@@ -115,7 +115,7 @@ def _of_run(run: RunFolder, target: Target | None, out: Path, tuning: Tuning, pr
     """Write the compiled model of a run; return its name and the machine that it is for."""
     if not run.programs.exists():
         raise run.unfinished()
-    network, config = networks.load(run.path), run.config()
+    network, config = saving.load(run.path), run.config()
     stored = read_programs(run.programs)
     if not isinstance(stored["target"], dict):
         raise UserError(f"{run.programs} is damaged: it does not say for which machine it is")

@@ -16,7 +16,7 @@ from cprune.method.result import analysis, result_of
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.method.subject import Subject
-from cprune.network import saving as networks
+from cprune.network import saving
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Step
@@ -54,7 +54,7 @@ def whole_run(
         for step in loop.steps():
             on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
         outcome = finish(run, loop.current)
-        networks.save(outcome.network, folder.path)
+        saving.save(outcome.network, folder.path)
         after = outcome.after.tuned
         deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
         write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))

@@ -11,8 +11,7 @@ import torch
 
 from cprune.models.opened import Opened
 from cprune.models.zoo import load_model
-from cprune.network import open_batch
-from cprune.network import saving as networks
+from cprune.network import open_batch, saving
 from cprune.network.facts import class_count
 from cprune.runs.folder import RunFolder, read_programs
 from cprune.targets.errors import UserError
@@ -103,7 +102,7 @@ def of_run(folder: Path) -> Opened:
     config = where.config()
     if not where.model_json.exists():
         raise where.unfinished()
-    network = networks.load(where.path).eval()
+    network = saving.load(where.path).eval()
     noise = torch.Generator().manual_seed(0)
     if where.programs.exists():
         shapes = read_programs(where.programs)["inputs"]

@@ -76,7 +76,7 @@ def _onnx(
         count = len(tensors_of(network(*inputs)))
     names = input_names or _numbered("input", len(inputs)), output_names or _numbered("output", count)
     onnx_format.write(network, path, *names, inputs)
-    return onnx_format.difference(path, network, inputs)
+    return onnx_format.runtime_difference(path, network, inputs)
 
 
 def _numbered(name: str, count: int) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cprune.network import difference as same
+from cprune.files import atomic_write
+from cprune.network.difference import difference
 from cprune.network.network import Network
 from cprune.network.torch_export import batches, exported, quiet
 from cprune.targets.errors import UserError, first_line
@@ -54,13 +54,11 @@ def write(
         data = _exported(network, example_inputs, *names, open_batch)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    atomic_write(path, data)
     return any(open_batch)
 
 
-def difference(path: Path, network: Network, inputs: Sequence[Tensor]) -> float:
+def runtime_difference(path: Path, network: Network, inputs: Sequence[Tensor]) -> float:
     """Return how far ONNX Runtime's result of a file is from the network's.
 
     It is the largest difference, divided by the largest number of the result if that is above one.  UserError if the
@@ -81,7 +79,7 @@ def difference(path: Path, network: Network, inputs: Sequence[Tensor]) -> float:
     except Exception as error:  # it has an exception for everything, none of them public
         raise UserError(f"ONNX Runtime does not run {path} ({first_line(error)})") from error
     with torch.no_grad():
-        return same.difference(outputs, network.eval()(*inputs))
+        return difference(outputs, network.eval()(*inputs))
 
 
 def _check_names(kind: str, names: Sequence[str], count: int) -> None:
