@@ -185,7 +185,7 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path, afte
         assert len(store.all()) >= counted
     assert json.loads(printed)["steps"]["accepted"] == sum(e.verdict == "accepted" for e in steps)
     assert (out / "report.html").exists()
-    assert json.loads(printed)["seconds"]["total"] > before[-1]["so_far"]["seconds"]["total"]
+    assert json.loads(printed)["seconds"]["total"] > before[-1].so_far.seconds["total"]
 
 
 def test_a_folder_that_is_a_run_already_is_not_run_over(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_slow_line_does_not_reach_the_timings(cable: Cable, target: Target) ->
         (built,) = session.build([doubled()])
         assert isinstance(built, Built)
         good = median_s(session, built)
-        with Path(session._path(built.handle)).open("ab") as file:
+        with Path(session._libraries.path(built.handle)).open("ab") as file:
             file.write(bytes(1 << 20))
         (again,) = session.build([doubled()])
         assert isinstance(again, Built)
@@ -143,7 +143,7 @@ def test_a_connection_cut_while_a_library_is_sent_is_mended(cable: Cable, target
     with RpcSession(target, say=said.append) as session:
         (built,) = session.build([doubled()])
         assert isinstance(built, Built)
-        with Path(session._path(built.handle)).open("ab") as file:
+        with Path(session._libraries.path(built.handle)).open("ab") as file:
             file.write(bytes(30 << 20))
         cable.shaped("tbf", "rate", "50mbit", "burst", "64k", "latency", "400ms")  # five seconds to send
         cut = threading.Timer(1.0, cable.plugged, (False,))
