@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import postgres
@@ -9,6 +10,9 @@ import pytest
 
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target, Timing, find
+
+# Two workers of pytest share two cores, and the networks are small: waiting threads would only be in the way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

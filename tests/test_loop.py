@@ -65,6 +65,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[cprune.api.Result,
     return result, model, trained
 
 
+@pytest.mark.slow
 def test_the_pruned_model_is_smaller_and_faster_and_the_argument_untouched(pruned: Any) -> None:
     result, model, trained = pruned
     assert result.result["status"] == "pruned"
@@ -75,6 +76,7 @@ def test_the_pruned_model_is_smaller_and_faster_and_the_argument_untouched(prune
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny().parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_folder_gives_the_same_model_back(pruned: Any) -> None:
     result, _, _ = pruned
     again = cprune.load(result.folder)
@@ -82,6 +84,7 @@ def test_the_folder_gives_the_same_model_back(pruned: Any) -> None:
         assert torch.equal(again(EXAMPLE), result.model.eval()(EXAMPLE))
 
 
+@pytest.mark.slow
 def test_the_result_has_every_field_of_the_contract(pruned: Any) -> None:
     told = json.loads((pruned[0].folder / "result.json").read_text())
     assert {"status", "model", "target", "accuracy", "latency_ms", "speedup", "macs", "params", "trials", "seconds",
@@ -93,6 +96,7 @@ def test_the_result_has_every_field_of_the_contract(pruned: Any) -> None:
     assert told["steps"].keys() == {"accepted", "rejected", "excluded"}
 
 
+@pytest.mark.slow
 def test_every_step_of_the_journal_says_what_happened_and_why(pruned: Any) -> None:
     steps = [e for e in Journal(pruned[0].folder / "journal.jsonl").events() if isinstance(e, Step)]
     assert steps
@@ -104,6 +108,7 @@ def test_every_step_of_the_journal_says_what_happened_and_why(pruned: Any) -> No
             assert step.ratio.high < 1
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_without_references(pruned: Any) -> None:
     html = (pruned[0].folder / "report.html").read_text()
     assert "<svg" in html
@@ -194,6 +199,7 @@ def test_a_folder_that_is_a_run_already_is_not_run_over(tmp_path: Path) -> None:
         api.run(out=tmp_path / "run", settings=Settings(**FAST))
 
 
+@pytest.mark.slow
 def test_resuming_on_another_machine_is_refused(tmp_path: Path, pruned: Any) -> None:
     config = json.loads((pruned[0].folder / "run.json").read_text())
     config["data"] = "fashion-mnist"

@@ -96,6 +96,7 @@ def test_a_program_with_wrong_numbers_is_timed_and_never_wins(
     assert "differs from PyTorch" in wrong.reason
 
 
+@pytest.mark.slow
 def test_a_stock_server_serves_too_with_more_calls_over_the_network() -> None:
     with rig(0) as made:
         made.servers.append(Server(made.where, (sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1")))

@@ -40,6 +40,7 @@ def test_what_was_built_is_built_again_when_the_worker_was_replaced(own: LocalSe
     assert isinstance(answers[-1], Timed)
 
 
+@pytest.mark.slow
 def test_a_build_that_never_ends_is_one_programs_failure(own: LocalSession, monkeypatch: pytest.MonkeyPatch) -> None:
     # The worker meets a module whose build does not come back; the real thing is a compiler in an endless loop.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "endless_build"))
