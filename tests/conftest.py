@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import postgres
@@ -10,9 +9,6 @@ import pytest
 
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target, Timing, find
-
-# Two workers of pytest share two cores, and the networks are small: waiting threads would only be in the way.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +40,12 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest (with xdist: --no-loadscope-reorder)."""
+    """Begin with the files that take longest (with xdist: --no-loadscope-reorder), PyTorch with one thread.
+
+    Two workers of pytest share two cores, and the networks are small: waiting threads would only be in the way.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     place = {name: index for index, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
