@@ -51,6 +51,7 @@ MAY_NAME = {
             "cprune/channels/rules/*.py",
         ),
         *(
+            "cprune/channels/branches.py",
             "cprune/channels/groups.py",
             "cprune/channels/flow.py",
             "cprune/channels/surgery.py",

@@ -39,6 +39,15 @@ class Layer:
     calls: tuple[str, ...]
 
 
+def layer_name(weight: str) -> str:
+    """Return the name of the layer that a weight belongs to, by the weight's state-dict name.
+
+    It is the prefix; the name itself where the weight is called otherwise or is the model's own.
+    """
+    owner, _, leaf = weight.rpartition(".")
+    return owner if owner and leaf in ("weight", "computed_weight") else weight
+
+
 @dataclass(frozen=True)
 class Group:
     """Channels that can be removed one by one; removing one shrinks all of `layers` and `consumers` together.

@@ -11,7 +11,7 @@ import numpy as np
 
 from cprune.channels.cut import Cut, Repair, with_argument
 from cprune.channels.flow import Flow, NoRule, Rule, argument, called, named
-from cprune.channels.graph import Layer
+from cprune.channels.graph import Layer, layer_name
 from cprune.channels.labels import Array, Spread
 from cprune.network.node import Node, Ref
 
@@ -84,8 +84,7 @@ def _linear(flow: Flow, node: Node) -> tuple[Spread, ...]:
 
 def _add_layer(flow: Flow, node: Node, out_axis: int, in_axis: int | None) -> None:
     weight = str(flow.nodes[node.args[1].name].args[0])
-    owner, _, leaf = weight.rpartition(".")
-    name = owner if owner and leaf in ("weight", "computed_weight") else weight
+    name = layer_name(weight)
     calls = flow.layers[name].calls if name in flow.layers else ()
     flow.layers[name] = Layer(name, flow.one_name[weight], out_axis, in_axis, (*calls, node.name))
 
