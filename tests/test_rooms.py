@@ -56,6 +56,9 @@ MAY_NAME = {
             "cprune/channels/flow.py",
             "cprune/channels/surgery.py",
             "cprune/channels/importance.py",
+            "cprune/channels/statistics.py",
+            "cprune/channels/elimination.py",
+            "cprune/channels/compensation.py",
         ),
         *(
             "cprune/training/data.py",
@@ -73,6 +76,7 @@ MAY_NAME = {
             "cprune/compiling/workbench.py",
             "cprune/method/state.py",
             "cprune/method/subject.py",
+            "cprune/method/damage.py",
         ),
         *(
             "cprune/api.py",

@@ -33,14 +33,12 @@ def replacement(gram: Matrix, stays: NDArray[np.bool_], ridge: float = RIDGE) ->
     among, across = gram[np.ix_(kept, kept)], gram[np.ix_(kept, gone)]
     if not len(kept) or not len(gone) or not np.trace(among) > 0:
         return np.zeros((len(gone), len(kept)))
-    solved: Matrix = np.linalg.solve(_ridged(among, ridge), across)
-    return solved.T
+    return np.asarray(np.linalg.solve(_ridged(among, ridge), across).T, np.float64)
 
 
 def _ridged(gram: Matrix, ridge: float) -> Matrix:
     amount = max(ridge, LEAST_RIDGE) * np.trace(gram) / len(gram)
-    damped: Matrix = gram + amount * np.eye(len(gram))
-    return damped
+    return np.asarray(gram + amount * np.eye(len(gram)), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +88,7 @@ class Elimination:
         """Begin with all channels; `ridge` is relative to the mean of the Gram's diagonal."""
         self.columns = reader.columns.copy()
         self._energy = reader.energy
-        self._inverse: Matrix = np.linalg.inv(_ridged(reader.gram, ridge))
+        self._inverse = np.asarray(np.linalg.inv(_ridged(reader.gram, ridge)), np.float64)
         self._products: Matrix = reader.products.copy()
         self._stays = np.ones(len(reader.gram), dtype=np.bool_)
 
@@ -99,12 +97,12 @@ class Elimination:
         at = self.columns[channels]
         if at.shape[1] == 1:
             columns = at[:, 0]
-            lost = self._products[columns, columns] / self._inverse[columns, columns]
+            lost = np.asarray(self._products[columns, columns] / self._inverse[columns, columns], np.float64)
         else:
             blocks = at[:, :, None], at[:, None, :]
-            lost = np.trace(np.linalg.solve(self._inverse[blocks], self._products[blocks]), axis1=1, axis2=2)
-        shares: Matrix = np.maximum(lost, 0) / self._energy  # not below zero by rounding
-        return shares
+            inverted = np.linalg.solve(self._inverse[blocks], self._products[blocks])
+            lost = np.asarray(np.trace(inverted, axis1=1, axis2=2), np.float64)
+        return np.asarray(np.maximum(lost, 0) / self._energy, np.float64)  # not below zero by rounding
 
     def remove(self, channel: int) -> None:
         """Take a channel away and give its part to the inputs that stay."""

@@ -8,7 +8,7 @@ channel holds at each of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from cprune.channels.graph import Graph, Layer
 from cprune.channels.labels import Array
 from cprune.channels.least_squares import Matrix
 from cprune.network.network import Network
-from cprune.network.node import Ref
+from cprune.network.node import Node, operator_name
 
 SAMPLES = 4096
 """How many positions of a batch enter the moments of one value; a linear layer after `flatten` has one an image."""
@@ -63,7 +63,13 @@ def statistics(
     looked at, drawn by `seed`.  A layer that read nothing but NaN or infinity is left out.  `graph` must be
     `analyse(network, …)`.
     """
-    sums = {key: _Sums(axis, along) for key, (axis, along) in _read(network, graph).items()}
+    reads = _reads(network, graph)
+    sums = {
+        (value, axis): _Sums(axis, graph.axes[layer.weight, layer.in_axis])
+        for layer, values, axis in reads
+        if layer.in_axis is not None
+        for value in values
+    }
     by_value: dict[str, list[_Sums]] = {}
     for (value, _), one in sums.items():
         by_value.setdefault(value, []).append(one)
@@ -82,15 +88,27 @@ def statistics(
         return value
 
     with torch.no_grad():
-        for part in images.split(batch) if isinstance(images, Tensor) else images:
+        for part in torch.split(images, batch) if isinstance(images, Tensor) else images:
             chosen.clear()
             network.run_edited((part,), look)
-    found: dict[str, list[_Sums]] = {}
-    for layer in graph.layers.values():
-        for key in _keys(network, layer):
-            if key in sums and sums[key].count:
-                found.setdefault(layer.weight, []).append(sums[key])
-    return Statistics({weight: _moments(several) for weight, several in found.items()})
+    found: dict[str, Moments] = {}
+    for layer, values, axis in reads:
+        seen = [sums[value, axis] for value in values if sums[value, axis].count]
+        if seen:
+            found[layer.weight] = _moments(seen)
+    return Statistics(found)
+
+
+def _rows(value: Tensor, axis: int, some: Callable[[int], Tensor]) -> Tensor:
+    """Return a value as rows [positions, channels]; of many positions only those that `some(count)` names."""
+    moved = value.movedim(axis, -1)
+    shape = moved.shape[:-1]
+    count = math.prod(shape)
+    if count <= SAMPLES:
+        rows = moved.reshape(count, moved.shape[-1])
+    else:
+        rows = moved[torch.unravel_index(some(count).to(value.device), shape)]
+    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
 
 
 class _Sums:
@@ -98,7 +116,7 @@ class _Sums:
 
     def __init__(self, axis: int, along: Array) -> None:
         self.axis = axis
-        self.columns = _columns(along)
+        self.columns = columns(along)
         self.classes = along[self.columns[:, 0]]
         self.count = 0
         self.gram = np.zeros((len(self.columns), len(self.columns)))
@@ -134,30 +152,49 @@ def _moments(several: list[_Sums]) -> Moments:
     return Moments((gram + gram.T) / 2, mean, first.columns, first.classes)
 
 
-def _read(network: Network, graph: Graph) -> dict[tuple[str, str], tuple[int, Array]]:
-    """Return, by value and weight, the axis (from the end) along which a mixing layer reads channels of groups."""
+def columns(along: Array) -> Array:
+    """Return the positions of an axis as inputs [c, p]: p divides how often each class lies along it.
+
+    After `flatten` of a plane of 4 x 4, p is 16: input i has channel i's position t in column t.
+    """
+    _, counts = np.unique(along, return_counts=True)
+    each = int(np.gcd.reduce(counts))
+    found = np.argsort(along, kind="stable").reshape(-1, each)
+    return np.ascontiguousarray(found[np.argsort(found[:, 0])])
+
+
+def _reads(network: Network, graph: Graph) -> list[tuple[Layer, tuple[str, ...], int]]:
+    """Return a layer for every weight that mixes channels of groups, the values it reads, and the axis from the end.
+
+    Left out are weights that something else reads too, or that layers read in different ways.
+    """
     grouped = np.concatenate([*graph.classes.values(), np.zeros(0, dtype=np.int64)])
+    nodes = {node.name: node for node in network.nodes}
     tensors = network.tensors()
-    found: dict[tuple[str, str], tuple[int, Array]] = {}
+    by_weight: dict[str, list[Layer]] = {}
     for layer in graph.layers.values():
-        if layer.in_axis is None or not _mixes(network, layer):
+        by_weight.setdefault(layer.weight, []).append(layer)
+    found = []
+    for weight, layers in by_weight.items():
+        first, calls = layers[0], [nodes[call] for layer in layers for call in layer.calls]
+        if first.in_axis is None or any(layer.in_axis != first.in_axis for layer in layers):
             continue
-        along = graph.axes[layer.weight, layer.in_axis]
-        if not np.isin(along, grouped).any() or len(_columns(along)) > MOST_COLUMNS:
+        along = graph.axes[weight, first.in_axis]
+        if not np.isin(along, grouped).any() or len(columns(along)) > MOST_COLUMNS:
             continue
-        spatial = tensors[layer.weight].dim() - 2
-        for key in _keys(network, layer):
-            found[key] = (-1 - spatial, along)
+        if all(map(_mixes, calls)) and readers(network, weight) <= {node.name for node in calls}:
+            values = tuple(dict.fromkeys(node.args[0].name for node in calls))
+            found.append((first, values, 1 - tensors[weight].dim()))
     return found
 
 
-def _mixes(network: Network, layer: Layer) -> bool:
-    """Tell whether every output channel of a layer reads every input channel."""
-    calls = [node for node in network.nodes if node.name in layer.calls]
-    return all("linear" in node.op or argument(node, 6, "groups", 1) == 1 for node in calls)
+def _mixes(node: Node) -> bool:
+    """Tell whether every output channel of a layer's call reads every input channel."""
+    return operator_name(node) == "linear" or argument(node, 6, "groups", 1) == 1
 
 
-def _keys(network: Network, layer: Layer) -> list[tuple[str, str]]:
-    """Return the values that a layer reads, each with the layer's weight."""
-    calls = (node for node in network.nodes if node.name in layer.calls)
-    return [(node.args[0].name, layer.weight) for node in calls if isinstance(node.args[0], Ref)]
+def readers(network: Network, tensor: str) -> set[str]:
+    """Return the names of the nodes that read a tensor of the model, under any of its names."""
+    tensors = network.tensors()
+    params = {n.name for n in network.nodes if n.op == "param" and tensors[str(n.args[0])] is tensors[tensor]}
+    return {node.name for node in network.nodes if not params.isdisjoint(node.refs())}

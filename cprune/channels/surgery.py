@@ -34,7 +34,7 @@ def prune(network: Network, graph: Graph, removed: Removed) -> Network:
     `graph` must be `analyse(network, …)`; it says nothing about the result, whose channels are numbered anew.
     UserError if a group or channel does not exist, or if a group would lose all of its channels.
     """
-    cut = Cut(graph, _classes(graph, removed))
+    cut = Cut(graph, classes_of(graph, removed))
     tensors: dict[str, Tensor] = {}
     by_identity: dict[int, Tensor] = {}
     along: dict[str, list[tuple[int, Array]]] = {}
@@ -53,7 +53,7 @@ def masked(network: Network, graph: Graph, removed: Removed, *inputs: Tensor) ->
 
     Statistics over channels are taken over those that stay.
     """
-    cut = Cut(graph, _classes(graph, removed))
+    cut = Cut(graph, classes_of(graph, removed))
     statistics = {node.name: _of_the_kept(network, cut, node) for node in network.nodes if is_statistic(cut, node)}
 
     def zeroed(value: Tensor, spread: Spread) -> Tensor:
@@ -123,8 +123,8 @@ def _channel_axes(network: Network, graph: Graph, ref: Ref) -> list[tuple[int, A
     return [(axis, classes) for (other, axis), classes in graph.axes.items() if tensors[other] is tensor]
 
 
-def _classes(graph: Graph, removed: Removed) -> Array:
-    """Return the classes of these channels."""
+def classes_of(graph: Graph, removed: Removed) -> Array:
+    """Return the classes of these channels; UserError if there is no such channel, or if a group would lose all."""
     chosen: list[int] = []
     for group_id, channels in removed.items():
         group = graph.group(group_id)
