@@ -26,8 +26,7 @@ def winner(rig: Rig, workload: Workload) -> Record:
     Raises BrokenWorld if not one program of the task works.
     """
     while True:
-        working = (r for r in ranked(rig.known(key(workload))) if rig.makes(workload, r))
-        leaders = list(itertools.islice(working, FINALISTS))
+        leaders = _leaders(rig, workload)
         if not leaders:
             raise BrokenWorld(
                 f"not one program of the task '{describe(workload)}' works on {rig.target.name}; "
@@ -36,6 +35,17 @@ def winner(rig: Rig, workload: Workload) -> Record:
         if all(r.checked for r in leaders):
             return leaders[0]
         rig.store.add(_raced(rig, workload, leaders))
+
+
+def settled(rig: Rig, workload: Workload) -> Record | None:
+    """Return what `winner` would without a race; None where it would have to run one."""
+    leaders = _leaders(rig, workload)
+    return leaders[0] if leaders and all(r.checked for r in leaders) else None
+
+
+def _leaders(rig: Rig, workload: Workload) -> list[Record]:
+    working = (r for r in ranked(rig.known(key(workload))) if rig.makes(workload, r))
+    return list(itertools.islice(working, FINALISTS))
 
 
 def _raced(rig: Rig, workload: Workload, leaders: Sequence[Record]) -> list[Record]:

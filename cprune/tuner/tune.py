@@ -19,7 +19,7 @@ from cprune.targets.target import Target
 from cprune.tuner.batch import try_batch
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, key
-from cprune.tuner.race import winner
+from cprune.tuner.race import settled, winner
 from cprune.tuner.records.store import Store
 from cprune.tuner.rig import Rig
 from cprune.tuner.search.strategy import DEFAULT, strategy
@@ -90,6 +90,15 @@ class Tuner:
         records = self._rig.known(task)
         return 0 if stalled(records) else max(0, min(trials, size) - len(records))
 
+    def known(self, workload: Workload, trials: int) -> Best | None:
+        """Return what `tune` would return without trying or racing anything; None where it would have to."""
+        best = self._settled.get((key(workload), trials))
+        if best is None and not self.left(workload, trials):
+            record = settled(self._rig, workload)
+            if record is not None:
+                best = Best(record.task, Candidate.parse(record.candidate), record.latency_s, 0)
+        return best and replace(best, measured=0)
+
     def tune(
         self,
         workload: Workload,
@@ -117,9 +126,9 @@ class Tuner:
         best: dict[str, Best] = {}
         open_tasks: list[OpenTask] = []
         for job in jobs:
-            settled = self._settled.get((key(job.workload), trials))
-            if settled is not None:
-                best[settled.task] = replace(settled, measured=0)
+            known = self._settled.get((key(job.workload), trials))
+            if known is not None:
+                best[known.task] = replace(known, measured=0)
             else:
                 open_tasks.append(self._task(job, trials))
         for task in open_tasks:  # every task first gets what no task goes without

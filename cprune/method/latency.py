@@ -1,0 +1,206 @@
+"""The latency of any allocation of widths: tables that are measured where somebody looks, and estimated elsewhere.
+
+The table of a task has an entry for every pair (input channels, output channels) that the layout tells apart.  Entries
+are tuned from the program of the nearest wider one and kept in the record store, so that none is measured twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cprune.channels.graph import Graph
+from cprune.compiling.narrowing import narrowed
+from cprune.compiling.tuned import Tuned
+from cprune.method.terms import Term, Widths, terms
+from cprune.targets.target import Target
+from cprune.tuner.estimate import Entry, estimate, family, size
+from cprune.tuner.programs.workload import Workload, key
+from cprune.tuner.tune import Best, Job
+
+EIGHTHS = 8
+TRIALS = 3
+
+
+class Tunes(Protocol):
+    """What a table asks of `cprune.tuner.tune.Tuner`."""
+
+    target: Target
+
+    def known(self, workload: Workload, trials: int) -> Best | None:
+        """Return what was tuned before, None if something would have to be measured."""
+
+    def tune_all(
+        self,
+        jobs: Sequence[Job],
+        trials: int,
+        time_limit_s: float = float("inf"),
+        on_trial: Callable[[], object] = lambda: None,
+    ) -> dict[str, Best]:
+        """Return the fastest program of every job by task key."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """An entry that was measured after it had been estimated."""
+
+    workload: Workload
+    estimated_s: float
+    measured_s: float
+
+
+class LatencyTable:
+    """The latencies of a tuned network's calls by the widths of its groups; `graph` is `analyse` of that network.
+
+    `later` lists the entries that were estimated before they were measured, to see how far estimates are off.
+    """
+
+    def __init__(self, tuned: Tuned, graph: Graph, tuner: Tunes, trials: int = TRIALS) -> None:
+        self.terms, self.layout = terms(tuned.lowered, graph), tuned.lowered.layout
+        self.full: Mapping[str, int] = {group.id: group.channels for group in graph.groups}
+        self.later: list[Later] = []
+        self._tuner, self._trials = tuner, trials
+        self._best: dict[str, Best | None] = {}
+        self._families: dict[str, list[Entry]] = {}
+        self._seconds: dict[tuple[str, int, int], float] = {}
+        self._described = frozenset(term.call for term in self.terms if self._is_described(term))
+        for term in self.terms:
+            self._note(term.workload, tuned.best[key(term.workload)])
+
+    def seconds(self, term: Term, widths: Widths) -> float:
+        """Return the latency of a call at these widths (a group that is left out has its full width).
+
+        Measured where it is, else estimated; a call that no widths describe scales with its channels.
+        """
+        ins, outs = self._channels(term, widths)
+        place = (term.call, ins, outs)
+        if place not in self._seconds:
+            self._seconds[place] = self._looked_up(term, ins, outs)
+        return self._seconds[place]
+
+    def forecast_s(self, widths: Widths, gone: Collection[str] = ()) -> float:
+        """Return the sum over all calls but those whose layers, or themselves (by the value written), are `gone`."""
+        out = set(gone)
+        stay = (t for t in self.terms if t.call not in out and not out.intersection(t.layers))
+        return sum(self.seconds(term, widths) for term in stay)
+
+    def measured(self, term: Term, widths: Widths) -> bool:
+        """Tell whether the latency of a call at these widths was measured, in this run or another."""
+        workload = self.workload(term, widths)
+        return workload is not None and self._known(workload) is not None
+
+    def workload(self, term: Term, widths: Widths) -> Workload | None:
+        """Return what a call computes at these widths; None where widths do not tell."""
+        return self._narrowed(term, *self._channels(term, widths))
+
+    def missing(self, allocations: Sequence[Widths], gone: Collection[str] = ()) -> list[Workload]:
+        """Return the entries that these allocations use and that are not measured yet, the widest first."""
+        out = set(gone)
+        found: dict[str, Workload] = {}
+        for term in self.terms:
+            if term.call in out or out.intersection(term.layers):
+                continue
+            for widths in allocations:
+                workload = self.workload(term, widths)
+                if workload is not None and self._known(workload) is None:
+                    found[key(workload)] = workload
+        return sorted(found.values(), key=lambda w: [-n for n in size(w)])
+
+    def measure(
+        self,
+        allocations: Sequence[Widths],
+        on_trial: Callable[[], object] = lambda: None,
+        gone: Collection[str] = (),
+    ) -> int:
+        """Tune what `missing` returns, each from its nearest wider sibling; return how many entries that were.
+
+        Raises BrokenWorld if not one program of an entry works.
+        """
+        missing = self.missing(allocations, gone)
+        for workload in missing:
+            entries = self._families.get(family(workload), ())
+            estimated_s = self._estimated(workload)
+            job = Job(workload, 1, tuple(e.candidate for e in _nearest(workload, entries)))
+            best = self._tuner.tune_all([job], self._trials, on_trial=on_trial)[key(workload)]
+            self._note(workload, best)
+            self.later.append(Later(workload, estimated_s, best.latency_s))
+        if missing:
+            self._seconds.clear()
+        return len(missing)
+
+    def options(self, group: str) -> tuple[int, ...]:
+        """Return the widths that a group may sensibly have, descending, the full one first.
+
+        They are the eighths of the full width, each rounded up to the widest that no call tells from it (blocks, and
+        what of the blocks other groups fill); the smallest fills at least one block, or half a one.
+        """
+        full = self.full[group]
+        mine = [term for term in self.terms if group in term.groups]
+
+        def stored(width: int) -> list[tuple[int, ...]]:
+            sizes = []
+            for term in mine:
+                channels = self._channels(term, {group: width})
+                sizes.append(tuple(-(-n // self.layout.of(n)) * self.layout.of(n) for n in channels))
+            return sizes
+
+        found = []
+        for part in range(EIGHTHS, 0, -1):
+            width = -(-full * part // EIGHTHS)
+            sizes = stored(width)
+            while width < full and stored(width + 1) == sizes:
+                width += 1
+            found.append(width)
+        return tuple(sorted(set(found), reverse=True))
+
+    # -- entries
+
+    def _channels(self, term: Term, widths: Widths) -> tuple[int, int]:
+        whole = {group: widths.get(group, self.full[group]) for group in term.groups}
+        return term.inputs.at(whole), term.outputs.at(whole)
+
+    def _is_described(self, term: Term) -> bool:
+        """Tell whether widths say what a call computes: they must do so for the full ones."""
+        ins, outs = self._channels(term, self.full)
+        return narrowed(term.workload, ins, outs, self.layout) == term.workload
+
+    def _narrowed(self, term: Term, ins: int, outs: int) -> Workload | None:
+        if (ins, outs) == (term.inputs.at(self.full), term.outputs.at(self.full)):
+            return term.workload
+        return narrowed(term.workload, ins, outs, self.layout) if term.call in self._described else None
+
+    def _looked_up(self, term: Term, ins: int, outs: int) -> float:
+        workload = self._narrowed(term, ins, outs)
+        if workload is None:
+            whole = self._best[key(term.workload)]
+            assert whole is not None  # the full width of every call is there from the beginning
+            return whole.latency_s * (ins + outs) / (term.inputs.at(self.full) + term.outputs.at(self.full))
+        known = self._known(workload)
+        return self._estimated(workload) if known is None else known.latency_s
+
+    def _known(self, workload: Workload) -> Best | None:
+        task = key(workload)
+        if task not in self._best:
+            self._best[task] = None
+            best = self._tuner.known(workload, self._trials)
+            if best is not None:
+                self._note(workload, best)
+        return self._best[task]
+
+    def _estimated(self, workload: Workload) -> float:
+        target = self._tuner.target
+        return estimate(workload, self._families[family(workload)], target.threads, target.vector)
+
+    def _note(self, workload: Workload, best: Best) -> None:
+        if self._best.get(best.task) is None:
+            entry = Entry(workload, best.candidate, best.latency_s)
+            self._families.setdefault(family(workload), []).append(entry)
+        self._best[best.task] = best
+
+
+def _nearest(workload: Workload, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the narrowest entry that is at least as wide, if there is one."""
+    mine = size(workload)
+    wider = [e for e in entries if all(a >= b for a, b in zip(size(e.workload), mine, strict=True))]
+    return sorted(wider, key=lambda e: size(e.workload)[0] / mine[0] * size(e.workload)[1] / mine[1])[:1]
