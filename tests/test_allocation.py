@@ -1,0 +1,109 @@
+"""The predicted front against all allocations of networks so small that each can be looked at."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from cprune.method.allocation import Allocation, Part, Problem, front, undominated
+
+
+def problem(seed: int, blocks: int = 3) -> Problem:
+    """Return a residual stream and blocks on it, each with an inner group, with staircases and damages drawn."""
+    rng = random.Random(seed)
+    groups = ["stream", *(f"inner{i}" for i in range(blocks))]
+    options = dict.fromkeys(groups, (64, 48, 32, 16))
+    damage = {}
+    for g in groups:
+        total = 0.0
+        for width in (48, 32, 16):
+            total += rng.random() * (4 if g == "stream" else 1)
+            damage[g, width] = total
+    step = rng.choice((16, 32))  # 32: three blocks on two threads take as long as four
+
+    def seconds(widths: tuple[int, ...]) -> float:
+        stream, inner = widths
+        return 1.0 + (-(-inner // step) * step) * stream / 1000
+
+    parts = [Part(("stream",), frozenset(), lambda w: w[0] / 10)]
+    for i in range(blocks):
+        parts += 2 * [Part(("stream", f"inner{i}"), frozenset({f"block{i}"}), seconds)]
+    return Problem(
+        options,
+        damage,
+        {f"block{i}": 0.5 + rng.random() for i in range(blocks)},
+        {f"inner{i}": frozenset({f"block{i}"}) for i in range(blocks)},
+        tuple(parts),
+    )
+
+
+def everything(problem: Problem) -> list[Allocation]:
+    """Return all allocations of a problem."""
+    found = []
+    for widths in itertools.product(*problem.options.values()):
+        chosen = dict(zip(problem.options, widths, strict=True))
+        for size in range(len(problem.branch_damage) + 1):
+            for gone in itertools.combinations(problem.branch_damage, size):
+                out = set(gone)
+                seconds = sum(
+                    p.seconds(tuple(chosen[g] for g in p.groups)) for p in problem.parts if not out & p.branches
+                )
+                damage = sum(problem.branch_damage[b] for b in gone)
+                damage += sum(
+                    problem.damage.get(item, 0.0)
+                    for item in chosen.items()
+                    if not out & problem.inside.get(item[0], frozenset())
+                )
+                found.append(Allocation((), gone, seconds, damage))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_for_every_latency_the_damage_is_close_to_the_least_there_is(seed: int) -> None:
+    given = problem(seed)
+    found, best = front(given), undominated(everything(given))
+    for limit in [best[0].seconds * share for share in (0.9, 0.75, 0.6, 0.5, 0.4, 0.3)]:
+        least = min(a.damage for a in best if a.seconds <= limit)
+        ours = min(a.damage for a in found if a.seconds <= limit)
+        assert least <= ours + 1e-9
+        assert ours <= 1.15 * least + 1e-9
+
+
+def test_the_front_begins_with_the_whole_network_and_every_point_is_faster_and_more_damaged_than_the_one_before() -> (
+    None
+):
+    found = front(problem(0))
+    assert found[0].widths == ()
+    assert found[0].gone == ()
+    assert found[0].damage == 0.0
+    for slow, fast in itertools.pairwise(found):
+        assert fast.seconds < slow.seconds
+        assert fast.damage > slow.damage
+
+
+def test_a_step_that_brings_no_time_is_never_taken() -> None:
+    # 48 channels take as long as 64, but they lose something.
+    given = Problem(
+        {"a": (64, 48, 32)},
+        {("a", 48): 1.0, ("a", 32): 2.0},
+        {},
+        {},
+        (Part(("a",), frozenset(), lambda w: {64: 2.0, 48: 2.0, 32: 1.0}[w[0]]),),
+    )
+    assert [a.widths for a in front(given)] == [(), (("a", 32),)]
+
+
+def test_what_lies_in_a_branch_that_is_gone_costs_nothing_more() -> None:
+    given = Problem(
+        {"inner": (32, 16)},
+        {("inner", 16): 5.0},
+        {"block": 1.0},
+        {"inner": frozenset({"block"})},
+        (Part(("inner",), frozenset({"block"}), lambda w: w[0] / 16),),
+    )
+    assert [(a.widths, a.gone, a.seconds, a.damage) for a in front(given)] == [
+        ((), (), 2.0, 0.0),
+        ((), ("block",), 0.0, 1.0),
+    ]
