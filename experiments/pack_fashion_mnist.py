@@ -5,8 +5,8 @@ itself.
 
 DIR holds the four `*-ubyte.gz` files (Debian package `dataset-fashion-mnist`, MIT licence, or the project's
 own site).  Packed are 10,000 of the 60,000 training images (1,000 a class) and all 10,000 test images.  2,000
-of the 10,000 training images (200 a class) are marked as held out: pruning decisions are made on them, and
-the built-in model was trained on the other 58,000 of the 60,000, so that its accuracy on them is honest.
+of the 10,000 training images (200 a class) are marked as held out: the built-in model was trained on the other
+58,000 of the 60,000, so they are shared out like the test images to decide, to certify and to report.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +27,9 @@ from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Event
 from cprune.targets.interval import Comparison, Interval
+from cprune.training.accuracy import Look
 from cprune.training.train import FineTuneDiverged
-from cprune.training.trainer import Schedule
+from cprune.training.trainer import PartName, Schedule
 from cprune.tuner.programs.space import Candidate, candidates
 from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.tune import Best
@@ -196,23 +198,35 @@ def _program(workload: Any) -> Candidate:
 
 @dataclass
 class FakeTrainer:
-    """A trainer whose accuracies are functions, `deciding` on held-out data and `testing` on the test set.
+    """A trainer whose accuracies are functions: `deciding`, `certifying` and `reporting` on the parts of those names.
 
-    Training writes its epochs into the network.  `diverges` says of which models the training does.
+    Where a function is missing, the one before it answers.  Training writes its epochs into the network.  `diverges`
+    says of which models the training does.  With `images` a look is at so many, and its accuracy is a share of them.
     """
 
     deciding: Callable[[Seen], float] = lambda _: 0.9
-    testing: Callable[[Seen], float] | None = None
+    certifying: Callable[[Seen], float] | None = None
+    reporting: Callable[[Seen], float] | None = None
     diverges: Callable[[Seen], bool] = lambda _: False
+    images: int = 0
     recalibrated: list[Seen] = field(default_factory=list)
-    tested: list[Seen] = field(default_factory=list)
+    looked: list[tuple[PartName, Seen]] = field(default_factory=list)
 
-    def decide(self, model: nn.Module) -> float:
-        return self.deciding(seen(model))
+    def look(self, model: nn.Module, part: PartName) -> Look:
+        self.looked.append((part, seen(model)))
+        certifying = self.certifying or self.deciding
+        says = {"decide": self.deciding, "certify": certifying, "report": self.reporting or certifying}[part]
+        accuracy = says(seen(model))
+        if not self.images:
+            return Look(accuracy)
+        return Look.of(np.arange(self.images) < round(accuracy * self.images))
 
-    def test(self, model: nn.Module) -> float:
-        self.tested.append(seen(model))
-        return (self.testing or self.deciding)(seen(model))
+    def looks(self, part: PartName) -> list[Seen]:
+        """Return the models that were looked at with that part."""
+        return [model for of, model in self.looked if of == part]
+
+    def samples(self, images: int, seed: int) -> None:
+        pass
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         self.recalibrated.append(seen(model))

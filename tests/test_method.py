@@ -196,7 +196,7 @@ def test_more_accuracy_than_the_model_has_is_refused_before_anything_is_tuned() 
 
 
 def test_the_floor_on_held_out_data_allows_what_the_test_data_allow() -> None:
-    trainer = FakeTrainer(deciding=lambda _: 0.95, testing=lambda _: 0.9)
+    trainer = FakeTrainer(deciding=lambda _: 0.95, reporting=lambda _: 0.9)
     start = Loop(a_run(trainer=trainer, settings=replace(DEFAULT, min_acc=0.88))).begin()
     assert (start.test, start.decide, start.required) == (0.9, 0.95, 0.88)
     assert start.floor == pytest.approx(0.93)
@@ -279,7 +279,7 @@ def test_room_is_a_quarter_of_the_loss_that_is_allowed() -> None:
 
 
 def test_a_test_set_that_says_no_makes_the_run_step_back_to_the_newest_model_that_holds() -> None:
-    trainer = FakeTrainer(lambda _: 0.9, testing=lambda m: 0.9 if m.stem >= 48 else 0.1)
+    trainer = FakeTrainer(lambda _: 0.9, reporting=lambda m: 0.9 if m.stem >= 48 else 0.1)
     _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=3))
     assert outcome.status == "stepped-back"
     assert seen(outcome.network).stem == 48
@@ -287,8 +287,9 @@ def test_a_test_set_that_says_no_makes_the_run_step_back_to_the_newest_model_tha
         "the model after step 2: 10.00% on the test set is below 89.00%; stepping back",
         "the model after step 1: 10.00% on the test set is below 89.00%; stepping back",
     )
-    assert trainer.tested[0].whole  # before, and then once for every model on the way back
-    assert [model.stem for model in trainer.tested[1:]] == [16, 32, 48]
+    looks = trainer.looks("report")
+    assert looks[0].whole  # before, and then once for every model on the way back
+    assert [model.stem for model in looks[1:]] == [16, 32, 48]
 
 
 def test_a_model_below_the_floor_is_not_shown_to_the_test_set() -> None:
@@ -301,7 +302,7 @@ def test_a_model_below_the_floor_is_not_shown_to_the_test_set() -> None:
 
 
 def test_a_test_set_that_always_says_no_gives_the_unpruned_model_back() -> None:
-    trainer = FakeTrainer(lambda _: 0.9, testing=lambda m: 0.9 if m.whole else 0.1)
+    trainer = FakeTrainer(lambda _: 0.9, reporting=lambda m: 0.9 if m.whole else 0.1)
     _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=2))
     assert outcome.status == "unpruned"
     assert seen(outcome.network).whole
@@ -318,10 +319,10 @@ def test_a_model_that_falls_below_the_floor_by_itself_is_stepped_over_without_th
         looks.append(model)
         return 0.5 if model.stem == 32 and looks.count(model) > 1 else 0.9
 
-    trainer = FakeTrainer(unsteady, testing=lambda _: 0.9, diverges=lambda m: m.epochs >= 12)
+    trainer = FakeTrainer(unsteady, reporting=lambda _: 0.9, diverges=lambda m: m.epochs >= 12)
     _, outcome = whole_run(trainer=trainer, settings=replace(DEFAULT, max_steps=2))
     assert outcome.status == "stepped-back"
-    assert [model.stem for model in trainer.tested] == [64, 48]
+    assert [model.stem for model in trainer.looks("report")] == [64, 48]
     assert "the model after step 1: 50.00% on held-out data is below 89.00%; stepping back" in outcome.notes
 
 
@@ -389,7 +390,7 @@ def test_whatever_the_model_the_result_is_never_slower_and_never_below_what_was_
 
     _, outcome = whole_run(
         bench=FakeBench(latency_ms),
-        trainer=FakeTrainer(deciding, testing),
+        trainer=FakeTrainer(deciding, reporting=testing),
         settings=replace(DEFAULT, max_drop=drop, max_steps=steps, alpha=0.5),
     )
     assert outcome.test_after >= outcome.start.required
@@ -406,7 +407,7 @@ SCENARIOS: dict[str, tuple[Callable[[], FakeBench], Callable[[], FakeTrainer], S
     "renewed": (FakeBench, lambda: FakeTrainer(short_of_breath), replace(DEFAULT, max_steps=6)),
     "stepped back": (
         FakeBench,
-        lambda: FakeTrainer(lambda _: 0.9, testing=lambda m: 0.9 if m.stem >= 48 else 0.1),
+        lambda: FakeTrainer(lambda _: 0.9, reporting=lambda m: 0.9 if m.stem >= 48 else 0.1),
         replace(DEFAULT, max_steps=3),
     ),
     "rejected": (

@@ -499,7 +499,7 @@ class TestRunOfTheLoop:
         from cprune.progress import Progress
 
         folder = RunFolder.create(tmp_path_factory.mktemp("loop") / "run", CONFIG)
-        trainer = FakeTrainer(lambda _: 0.9, testing=lambda model: 0.9 if model.stem >= 48 else 0.1)
+        trainer = FakeTrainer(lambda _: 0.9, reporting=lambda model: 0.9 if model.stem >= 48 else 0.1)
         settings = replace(DEFAULT, max_steps=3)
         state = RunState(tiny(), EXAMPLE, trainer, FakeBench(), settings, FolderKeeper(folder), Progress())
         loop = Loop(state)

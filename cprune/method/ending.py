@@ -104,7 +104,7 @@ def _choose(run: RunState) -> _Choice:
         if decided < start.floor:
             reason = f"{decided:.2%} on held-out data is below {start.floor:.2%}"
         else:
-            test = run.test(network)
+            test = run.look(network, "report").accuracy
             if test >= start.required:
                 return _Choice(network, test, "stepped-back" if back else "pruned", tuple(notes))
             reason = f"{test:.2%} on the test set is below {start.required:.2%}"

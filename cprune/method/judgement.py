@@ -72,8 +72,8 @@ def _short_trained(run: RunState, index: int, network: Network, floor: float) ->
     with run.cost.spent("train"):
         run.trainer.recalibrate(network, seed)
     run.fine_tune(network, Schedule(settings.short_epochs, settings.short_lr, False), seed)
-    accuracy = run.decide(network)
+    accuracy = run.look(network, "decide").accuracy
     if BEYOND_REACH * floor <= accuracy < floor and settings.retry_epochs:
         run.fine_tune(network, Schedule(settings.retry_epochs, settings.short_lr, False), seed + 500)
-        accuracy = run.decide(network)
+        accuracy = run.look(network, "decide").accuracy
     return accuracy

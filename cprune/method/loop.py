@@ -60,9 +60,9 @@ class Loop:
         if settings.strict:
             analyse(run.first, run.example, settings.ignore, settings.whole_heads).must_be_free()
         known = run.history.start
-        test = known.test if known else run.test(run.first)
+        test = known.test if known else run.look(run.first, "report").accuracy
         required = self._required(test)
-        decide = known.decide if known else run.decide(run.first)
+        decide = known.decide if known else run.look(run.first, "decide").accuracy
         run.progress.say(
             f"accuracy {test:.2%} on the test set, {decide:.2%} on held-out data; {required:.2%} is to be kept"
         )

@@ -22,8 +22,9 @@ from cprune.network.network import Network
 from cprune.progress import Progress, Watched
 from cprune.runs.events import CostSoFar, Event, Start, Trained
 from cprune.targets.interval import Comparison
+from cprune.training.accuracy import Look
 from cprune.training.train import FineTuneDiverged
-from cprune.training.trainer import Schedule, Trainer
+from cprune.training.trainer import PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
@@ -117,15 +118,10 @@ class RunState:
         with self.cost.spent("measure"):
             return self.bench.compare(old, new, rounds, self.settings.run_ms, beta)
 
-    def decide(self, network: Network) -> float:
-        """Return the accuracy that decisions are made on (held-out data)."""
+    def look(self, network: Network, part: PartName) -> Look:
+        """Return what the network answers on that part of the data."""
         with self.cost.spent("evaluate"):
-            return self.trainer.decide(network)
-
-    def test(self, network: Network) -> float:
-        """Return the accuracy that is promised and reported (test data)."""
-        with self.cost.spent("evaluate"):
-            return self.trainer.test(network)
+            return self.trainer.look(network, part)
 
     def fine_tune(self, network: Network, schedule: Schedule, seed: int) -> None:
         """Train in place.  Raises FineTuneDiverged."""
@@ -140,12 +136,12 @@ class RunState:
         short = self.keeper.load(index)
         network = deepcopy(short)
         self.progress.say(f"long training of the model after step {index}")
-        before = after = self.decide(short)
+        before = after = self.look(short, "decide").accuracy
         note = ""
         try:
             schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
             self.fine_tune(network, schedule, self.settings.seed * 1000 + 900 + index)
-            after = self.decide(network)
+            after = self.look(network, "decide").accuracy
         except FineTuneDiverged as error:
             note = f"long training diverged ({error}); the model of step {index} is used as it was"
             network = short

@@ -26,13 +26,15 @@ def read(kind: type[T], values: Mapping[str, object], what: str = "setting", whe
     `tuple[one of them, ...]`, or one of these and None.  Numbers are finite, a whole one may be written 3.0, and true
     is none.  Raises UserError for a name that is no field (with the nearest),
     a value of another type, and a missing one without a default.  The error calls a field `what` and names `where`, a
-    file.
+    file.  What a class names in `DERIVED` its `to_dict` writes and it makes by itself, so that is left out.
     """
     declared = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     types = get_type_hints(kind)
     place = f"{where}: " if where else ""
     read_values = {}
     for name, value in values.items():
+        if name in getattr(kind, "DERIVED", ()):
+            continue
         if name not in declared:
             raise unknown(f"{what} in {where}:" if where else what, name, declared)
         try:

@@ -1,15 +1,17 @@
-"""The images that a run trains on, decides on and reports on.
+"""The images that a run trains on, decides on, certifies with and reports on.
 
-A run needs three parts: it fine-tunes on `train`, decides on `held_out`, and looks at `test` once before and
-once after.  Whoever brings only a training and a test set gets a held-out part cut from the training set: a
-fifth of every class, drawn with the run's seed.  (The original CPrune decides on the test set.)
+A run needs four parts: it fine-tunes on `train`, looks at `decide` as often as it likes, walks along its finished
+models once with `certify`, and looks at `report` once before and once after.  A model that somebody brings was trained
+on all of the training images, and is nearly perfect on them; so no part but `train` is ever taken from them.  `decide`
+and `certify` are the halves of the validation images where there are some; otherwise all three come out of the test
+images, drawn with the run's seed, every class in the same shares.  (The original CPrune decides on the test set.)
 
 Images stay as they came, in bytes where they are bytes, and become numbers for the model batch by batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +24,10 @@ from cprune.targets.errors import UserError, unknown
 from cprune.training.readers import Arrays, Part, folder, function, npz
 
 FASHION_MNIST = Path(__file__).parents[1] / "assets" / "fashion_mnist.npz"
-HELD_OUT_SHARE = 0.2
+TEST_SHARES = (3, 3, 4)
+"""How test images are shared out to decide, certify and report where nothing else was given for decisions."""
+VALIDATION_SHARES = (1, 1)
+"""How validation images are shared out to decide and certify."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a run trains on, decides on and reports on.
+    """What a run trains on, decides on, certifies with and reports on; no image is in two of the parts.
 
     Labels are 0 to `classes` - 1.  `augment` says whether flipping left to right and moving by some pixels
     leaves the class what it is.
@@ -65,8 +70,9 @@ class Data:
 
     name: str
     train: Split
-    held_out: Split
-    test: Split
+    decide: Split
+    certify: Split
+    report: Split
     classes: int
     augment: bool
 
@@ -92,8 +98,8 @@ def load_data(
 
     "fashion-mnist" (in the package), npz:FILE, folder:DIR or MODULE:FUNCTION; see `cprune.training.readers` for what
     each may hold.  `model_input` is (C, H, W) and `classes` the number of outputs of the model, if known: a folder's
-    images are resized to the first, all data are checked against both.  `seed` draws the held-out part, and the test
-    part of a folder that has none.
+    images are resized to the first, all data are checked against both.  `seed` draws the parts, and the test images of
+    a folder that has none.
 
     UserError for anything that is missing, damaged, empty, not a number, mislabelled or of another shape.
     """
@@ -118,23 +124,30 @@ def load_data(
             return _checked(returned, model)
         return _assembled(spec, function.arrays(returned, spec), seed, model)
     if user_code.plain(spec) == "fashionmnist":
-        return _assembled("fashion-mnist", npz.read(FASHION_MNIST), seed, model)
+        return _assembled("fashion-mnist", _fashion_mnist(), seed, model)
     raise _unknown(spec)
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return (kept, taken): ascending indices, `share` of every class taken, drawn with `seed`.
+def dealt(labels: Tensor, shares: Sequence[int], seed: int) -> tuple[Tensor, ...]:
+    """Return ascending indices for each of `shares` (whole numbers): every image is in one of the parts.
 
-    A class of n images gives round(share * n), but at least one and never all; a class of one image gives
-    none.
+    The images are put in an order by class, within a class by `seed`, and dealt one by one, each to the part that is
+    furthest behind its share.  So a part has its share of every class, give or take an image or two; single images of
+    rare classes do not all fall to one part; and no part is empty if there are as many images as parts.
     """
     generator = torch.Generator().manual_seed(seed)
-    taken = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels).tolist():
-        places = torch.nonzero(labels == label)[:, 0]
-        count = min(max(1, round(share * len(places))), len(places) - 1)
-        taken[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    return torch.nonzero(~taken)[:, 0], torch.nonzero(taken)[:, 0]
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    counts = [0] * len(shares)
+    parts = []
+    for place in range(1, len(labels) + 1):
+        behind = [share * place - sum(shares) * count for share, count in zip(shares, counts, strict=True)]
+        part = behind.index(max(behind))
+        counts[part] += 1
+        parts.append(part)
+    part_of = torch.empty(len(labels), dtype=torch.int64)
+    part_of[order] = torch.tensor(parts, dtype=torch.int64)
+    return tuple(torch.nonzero(part_of == part)[:, 0] for part in range(len(shares)))
 
 
 def _unknown(spec: str) -> UserError:
@@ -150,25 +163,42 @@ def _unknown(spec: str) -> UserError:
 # From arrays to data
 
 
+def _fashion_mnist() -> Arrays:
+    """Return the arrays in the package, its validation and test images together: it was trained on neither."""
+    arrays = npz.read(FASHION_MNIST)
+    assert arrays.val is not None
+    images = np.concatenate([arrays.val.images, arrays.test.images])
+    labels = np.concatenate([arrays.val.labels, arrays.test.labels])
+    return replace(arrays, val=None, test=replace(arrays.test, images=images, labels=labels))
+
+
 def _assembled(name: str, arrays: Arrays, seed: int, model: _ModelFacts) -> Data:
     mean, std = arrays.mean, arrays.std
-    train = _split(arrays.train, mean, std)
-    if arrays.held_out is not None:
-        held_out = _split(arrays.held_out, mean, std)
+    train, test = _split(arrays.train, mean, std), _split(arrays.test, mean, std)
+    if arrays.val is None:
+        decide, certify, report = _shared_out(test, arrays.test, TEST_SHARES, seed)
     else:
-        kept, taken = stratified(train.labels, HELD_OUT_SHARE, seed)
-        if not len(taken):
-            raise UserError(
-                f"{arrays.train.name} has one image a class: too few to hold some out for decisions",
-                "Give more training images, or x_val and y_val.",
-            )
-        train, held_out = train.take(kept), train.take(taken)
+        val = _split(arrays.val, mean, std)
+        decide, certify = _shared_out(val, arrays.val, VALIDATION_SHARES, seed)
+        report = test
     classes = arrays.classes if arrays.classes is not None else model.classes
     if classes is None:
         classes = int(train.labels.max()) + 1
-    data = Data(name, train, held_out, _split(arrays.test, mean, std), classes, arrays.augment)
-    parts = (arrays.train, arrays.held_out or arrays.train, arrays.test)
+    data = Data(name, train, decide, certify, report, classes, arrays.augment)
+    deciding = arrays.val or arrays.test
+    parts = (arrays.train, deciding, deciding, arrays.test)
     return _checked(data, model, tuple((part.name, part.labels_name) for part in parts))
+
+
+def _shared_out(split: Split, part: Part, shares: tuple[int, ...], seed: int) -> tuple[Split, ...]:
+    """Return the parts that are dealt from `split`.  Raises UserError for fewer images than parts."""
+    if len(split) < len(shares):
+        what = "decisions, certifying and the report" if len(shares) > 2 else "decisions and certifying"
+        raise UserError(
+            f"{part.name} is too small to be shared out for {what} (images: {len(split)})",
+            "Give more of them; hundreds are needed for an accuracy that says something, thousands for one point.",
+        )
+    return tuple(split.take(index) for index in dealt(split.labels, shares, seed))
 
 
 def _split(part: Part, mean: tuple[float, ...], std: tuple[float, ...]) -> Split:
@@ -235,14 +265,16 @@ def _finite(name: str, images: Tensor) -> None:
 
 _OWN_NAMES = (
     ("train.images", "train.labels"),
-    ("held_out.images", "held_out.labels"),
-    ("test.images", "test.labels"),
+    ("decide.images", "decide.labels"),
+    ("certify.images", "certify.labels"),
+    ("report.images", "report.labels"),
 )
 
 
 def _checked(data: Data, model: _ModelFacts, names: tuple[tuple[str, str], ...] = _OWN_NAMES) -> Data:
     """Return `data` if its parts agree with each other and with the model; `names` are for messages."""
-    for (name, labels_name), split in zip(names, (data.train, data.held_out, data.test), strict=True):
+    parts = (data.train, data.decide, data.certify, data.report)
+    for (name, labels_name), split in zip(names, parts, strict=True):
         if len(split) == 0:
             raise UserError(f"{name} of the data {data.name!r} is empty: it holds no image")
         if split.images.ndim != 4 or split.images.dtype not in (torch.float32, torch.uint8):

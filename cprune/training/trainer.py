@@ -1,17 +1,21 @@
-"""What the loop asks of training: four verbs, answered from cprune's data or by a user's own functions."""
+"""What a method asks of training, answered from cprune's data or by a user's own functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cprune.progress import Progress
 from cprune.training import train
-from cprune.training.data import Data
+from cprune.training.accuracy import Look
+from cprune.training.data import Data, Split
+
+PartName = Literal["decide", "certify", "report"]
+"""The parts of the data that accuracy is looked at with: any number of looks, a few, one before and one after."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Schedule:
 class Trainer(Protocol):
     """Looks at accuracy, repairs and trains networks in place."""
 
-    def decide(self, model: nn.Module) -> float:
-        """Return the accuracy that decisions are made on (held-out data), in [0, 1]."""
+    def look(self, model: nn.Module, part: PartName) -> Look:
+        """Return what the model answers on that part of the data."""
 
-    def test(self, model: nn.Module) -> float:
-        """Return the accuracy that is promised and reported (test data), in [0, 1]."""
+    def samples(self, images: int, seed: int) -> Split | None:
+        """Return so many training images (all, if there are fewer), drawn with `seed`; None where none can be seen."""
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         """Re-estimate the statistics of BatchNorm after surgery."""
@@ -55,13 +59,15 @@ class DataTrainer:
         self.data, self.teacher, self.distil = data, teacher, distil
         self._targets: Tensor | None = None
 
-    def decide(self, model: nn.Module) -> float:
-        """See `Trainer.decide`."""
-        return train.evaluate(model, self.data.held_out)
+    def look(self, model: nn.Module, part: PartName) -> Look:
+        """See `Trainer.look`."""
+        split: Split = getattr(self.data, part)
+        return Look.of((train.logits(model, split).argmax(1) == split.labels).numpy())
 
-    def test(self, model: nn.Module) -> float:
-        """See `Trainer.test`."""
-        return train.evaluate(model, self.data.test)
+    def samples(self, images: int, seed: int) -> Split:
+        """See `Trainer.samples`."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.data.train.take(torch.randperm(len(self.data.train), generator=generator)[:images])
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         """See `Trainer.recalibrate`."""
@@ -108,8 +114,8 @@ class DataTrainer:
 class CallableTrainer:
     """A user's own functions: `evaluate(model) -> float`, higher is better, and `train(model)`, in place.
 
-    `evaluate` serves decisions and the report alike, unless `test` is given.  `calibrate(model)` may run a few batches
-    through the model in training mode after surgery.
+    `evaluate` answers for the images that decide and certify, `test` for those of the report (default: the same
+    function).  `calibrate(model)` may run a few batches through the model in training mode after surgery.
     """
 
     def __init__(
@@ -126,13 +132,13 @@ class CallableTrainer:
             calibrate,
         )
 
-    def decide(self, model: nn.Module) -> float:
-        """See `Trainer.decide`."""
-        return float(self._evaluate(model.eval()))
+    def look(self, model: nn.Module, part: PartName) -> Look:
+        """See `Trainer.look`.  A function of a user's gives a number and not which images were right."""
+        asked = self._test if part == "report" else self._evaluate
+        return Look(float(asked(model.eval())))
 
-    def test(self, model: nn.Module) -> float:
-        """See `Trainer.test`."""
-        return float(self._test(model.eval()))
+    def samples(self, images: int, seed: int) -> None:
+        """Return None: the user's images are not seen."""
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         """Call the user's `calibrate`, if there is one."""
@@ -152,4 +158,4 @@ class CallableTrainer:
         return {}
 
 
-__all__ = ["CallableTrainer", "DataTrainer", "Schedule", "Trainer"]
+__all__ = ["CallableTrainer", "DataTrainer", "PartName", "Schedule", "Trainer"]

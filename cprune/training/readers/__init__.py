@@ -28,7 +28,7 @@ class Arrays:
 
     train: Part
     test: Part
-    held_out: Part | None = None
+    val: Part | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: int | None = None

@@ -18,8 +18,9 @@ from cprune.training.readers import Arrays, Part
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
 _HINT = (
     "Needed: x_train, y_train, x_test, y_test (images float32 [N, C, H, W] as the model wants them, or uint8 "
-    "[N, H, W, C]; labels integers [N]).  Optional: x_val and y_val to decide on, mean and std (one number a "
-    "channel, for uint8), classes (one number), augment (1 if flips and shifts keep the class)."
+    "[N, H, W, C]; labels integers [N]).  Optional: x_val and y_val to decide on, images that the model was not "
+    "trained on; mean and std (one number a channel, for uint8), classes (one number), augment (1 if flips and shifts "
+    "keep the class)."
 )
 
 
@@ -57,7 +58,7 @@ def arrays(content: Mapping[str, Any], where: str) -> Arrays:
     if missing:
         there = ", ".join(sorted(map(str, content))) or "nothing"
         raise UserError(f"{where} lacks {', '.join(missing)}; it holds {there}", _HINT)
-    held_out = _part(content, "val") if "x_val" in content else None
+    val = _part(content, "val") if "x_val" in content else None
     mean, std = _per_channel(content, "mean", where), _per_channel(content, "std", where)
     if len(mean) != len(std) or min(std, default=1.0) <= 0:
         raise UserError(
@@ -68,7 +69,7 @@ def arrays(content: Mapping[str, Any], where: str) -> Arrays:
     if classes is not None and classes < 1:
         raise UserError(f"{where}: classes is {classes}", "Leave it out, or give the number of classes.")
     augment = bool(_number(content, "augment", where))
-    return Arrays(_part(content, "train"), _part(content, "test"), held_out, mean, std, classes, augment)
+    return Arrays(_part(content, "train"), _part(content, "test"), val, mean, std, classes, augment)
 
 
 def _part(content: Mapping[str, Any], name: str) -> Part:
