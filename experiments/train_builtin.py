@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from cprune.models import zoo
 from cprune.models.zoo.resnet import resnet_fashion
 from cprune.training.data import load_data
-from cprune.training.train import augmented, evaluate
+from cprune.training.train import evaluate
+from cprune.training.views import augmented
 
 MEAN, STD = 0.2860, 0.3530
 WEIGHTS = ASSETS / "resnet_fashion.safetensors"

@@ -28,8 +28,8 @@ from cprune.progress import Progress
 from cprune.runs.events import Event
 from cprune.targets.interval import Comparison, Interval
 from cprune.training.accuracy import Look
-from cprune.training.train import FineTuneDiverged
-from cprune.training.trainer import PartName, Schedule
+from cprune.training.fine_tune import FineTuneDiverged
+from cprune.training.trainer import Checkpoint, Pace, PartName, Schedule
 from cprune.tuner.programs.space import Candidate, candidates
 from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.tune import Best
@@ -231,7 +231,14 @@ class FakeTrainer:
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         self.recalibrated.append(seen(model))
 
-    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
+    def fine_tune(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        seed: int,
+        progress: Progress,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         progress.start("fine-tuning", 1)
         progress.advance()
         progress.done()
@@ -239,6 +246,9 @@ class FakeTrainer:
             dict(model.named_parameters())["head.bias"][0] += schedule.epochs
         if self.diverges(seen(model)):
             raise FineTuneDiverged("the loss is nan")
+
+    def pace(self, model: nn.Module, schedule: Schedule) -> Pace:
+        return Pace(seconds_per_epoch=1.0)
 
     def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
         return {name: torch.ones_like(tensor) for name, tensor in model.named_parameters()}

@@ -66,6 +66,10 @@ MAY_NAME = {
             "cprune/training/accuracy.py",  # KL of logits
             "cprune/training/readers/*.py",
             "cprune/training/train*.py",
+            "cprune/training/fine_tune.py",
+            "cprune/training/views.py",
+            "cprune/training/checkpoint.py",
+            "cprune/training/computing.py",
             "cprune/models/zoo/*.py",
         ),
         *(

@@ -9,7 +9,7 @@ from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Measured, Verdict
 from cprune.targets.interval import Comparison
-from cprune.training.train import FineTuneDiverged
+from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Schedule
 
 BEYOND_REACH = 0.98  # a step whose accuracy is below this share of what it needs gets no second training

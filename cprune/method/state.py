@@ -23,7 +23,7 @@ from cprune.progress import Progress, Watched
 from cprune.runs.events import CostSoFar, Event, Start, Trained
 from cprune.targets.interval import Comparison
 from cprune.training.accuracy import Look
-from cprune.training.train import FineTuneDiverged
+from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 

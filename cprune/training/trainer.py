@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -12,24 +11,13 @@ from torch import Tensor, nn
 from cprune.progress import Progress
 from cprune.training import train
 from cprune.training.accuracy import Look
+from cprune.training.checkpoint import Checkpoint
 from cprune.training.data import Data, Split
+from cprune.training.fine_tune import Pace, Schedule, fine_tune, pace
+from cprune.training.views import VIEWS, Views, affordable_views
 
 PartName = Literal["decide", "certify", "report"]
 """The parts of the data that accuracy is looked at with: any number of looks, a few, one before and one after."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train: epochs over the training images, first learning rate of a cosine.
-
-    `varied` moves and flips the images (where the data allow it) and asks the teacher about each as the student sees
-    it; without it the teacher's answers of one pass over the training data serve the whole run, which is cheaper and,
-    for an epoch or two, better.
-    """
-
-    epochs: float
-    lr: float
-    varied: bool
 
 
 class Trainer(Protocol):
@@ -44,8 +32,21 @@ class Trainer(Protocol):
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         """Re-estimate the statistics of BatchNorm after surgery."""
 
-    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
-        """Train in place; FineTuneDiverged if the loss stops being a number."""
+    def fine_tune(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        seed: int,
+        progress: Progress,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Train in place; FineTuneDiverged if the loss stops being a number.
+
+        With a `checkpoint` a training that was killed goes on where it was.
+        """
+
+    def pace(self, model: nn.Module, schedule: Schedule) -> Pace | None:
+        """Return how long a training of this kind takes, whatever its epochs; None if nobody can know."""
 
     def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
         """Return the loss's gradient for every parameter (for the importance "taylor")."""
@@ -54,10 +55,13 @@ class Trainer(Protocol):
 class DataTrainer:
     """Trains on `data` with distillation from `teacher`, the model as it was before pruning."""
 
-    def __init__(self, data: Data, teacher: nn.Module, threads: int, distil: bool = True) -> None:
+    def __init__(self, data: Data, teacher: nn.Module, threads: int, distil: bool = True, seed: int = 0) -> None:
         torch.set_num_threads(threads)
         self.data, self.teacher, self.distil = data, teacher, distil
-        self._targets: Tensor | None = None
+        affordable = affordable_views(len(data.train), data.classes) if distil else VIEWS
+        count = affordable if data.augment else 1
+        self._views = Views(data.train, teacher if distil else None, seed, count)  # all trainings share them
+        self._told = False
 
     def look(self, model: nn.Module, part: PartName) -> Look:
         """See `Trainer.look`."""
@@ -73,38 +77,39 @@ class DataTrainer:
         """See `Trainer.recalibrate`."""
         train.recalibrate(model, self.data.train, seed)
 
-    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
+    def fine_tune(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        seed: int,
+        progress: Progress,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         """See `Trainer.fine_tune`."""
-        varied = schedule.varied and self.data.augment
-        teacher: nn.Module | Tensor | None = None
-        if self.distil and varied:
-            teacher = self.teacher
-        elif self.distil:
-            if self._targets is None:
-                self._targets = train.logits(self.teacher, self.data.train)
-            teacher = self._targets
-        started = False
+        if schedule.varied and self.distil and self.data.augment and self._views.count < VIEWS and not self._told:
+            progress.say(
+                f"the answers of the unpruned model about {len(self.data.train):,} images of {self.data.classes:,} "
+                f"classes are large: trained with {self._views.count} of {VIEWS} views of every image"
+            )
+            self._told = True
+        before = -1
 
         def on_step(done: int, total: int) -> None:
-            nonlocal started
-            if not started:
+            nonlocal before
+            if before < 0:
                 progress.start("fine-tuning", total)
-                started = True
-            progress.advance()
+                before = 0
+            progress.advance(done - before)
+            before = done
 
         try:
-            train.fine_tune(
-                model,
-                self.data.train,
-                schedule.epochs,
-                schedule.lr,
-                seed,
-                teacher=teacher,
-                augment=varied,
-                progress=on_step,
-            )
+            fine_tune(model, self._views, schedule, seed, progress=on_step, checkpoint=checkpoint)
         finally:
             progress.done()
+
+    def pace(self, model: nn.Module, schedule: Schedule) -> Pace:
+        """See `Trainer.pace`; it is measured, which takes some seconds."""
+        return pace(model, self._views, schedule)
 
     def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
         """See `Trainer.gradients`."""
@@ -146,16 +151,26 @@ class CallableTrainer:
             self._calibrate(model)
             model.eval()
 
-    def fine_tune(self, model: nn.Module, schedule: Schedule, seed: int, progress: Progress) -> None:
-        """Call the user's `train`, if there is one.  How long it trains is the user's business."""
+    def fine_tune(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        seed: int,
+        progress: Progress,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Call the user's `train`, if there is one.  How long it trains and what it keeps is the user's business."""
         if self._train is not None:
             torch.manual_seed(seed)
             self._train(model.train())
             model.eval()
+
+    def pace(self, model: nn.Module, schedule: Schedule) -> None:
+        """Return None: only the user knows how long `train` takes."""
 
     def gradients(self, model: nn.Module, seed: int) -> Mapping[str, Tensor]:
         """Return nothing: `importance="taylor"` needs data that cprune can see."""
         return {}
 
 
-__all__ = ["CallableTrainer", "DataTrainer", "PartName", "Schedule", "Trainer"]
+__all__ = ["CallableTrainer", "Checkpoint", "DataTrainer", "Pace", "PartName", "Schedule", "Trainer"]
