@@ -18,11 +18,15 @@ from cprune.targets.interval import Comparison
 from cprune.targets.measure import compare
 from cprune.targets.session import Session
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.tune import Tuner
+from cprune.tuner.tune import Tuner, Tunes
 
 
 class Workbench(Protocol):
     """Tunes networks for one machine and times them there."""
+
+    @property
+    def tuner(self) -> Tunes:
+        """Return what tunes single tasks."""
 
     @property
     def vector(self) -> int:
@@ -63,8 +67,13 @@ class SessionWorkbench:
     """The workbench of a session and its tuner, for models that take `example`."""
 
     def __init__(self, session: Session, tuner: Tuner, example: tuple[Tensor, ...]) -> None:
-        self.session, self.tuner, self.example = session, tuner, example
+        self.session, self._tuner, self.example = session, tuner, example
         self.arrays = [x.detach().numpy() for x in example]
+
+    @property
+    def tuner(self) -> Tuner:
+        """See `Workbench.tuner`."""
+        return self._tuner
 
     @property
     def vector(self) -> int:

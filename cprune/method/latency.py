@@ -8,37 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from cprune.channels.graph import Graph
 from cprune.compiling.narrowing import narrowed
 from cprune.compiling.tuned import Tuned
 from cprune.method.terms import Term, Widths, terms
-from cprune.targets.target import Target
 from cprune.tuner.estimate import Entry, estimate, family, size
 from cprune.tuner.programs.workload import Workload, key
-from cprune.tuner.tune import Best, Job
+from cprune.tuner.tune import Best, Job, Tunes
 
 EIGHTHS = 8
 TRIALS = 3
-
-
-class Tunes(Protocol):
-    """What a table asks of `cprune.tuner.tune.Tuner`."""
-
-    target: Target
-
-    def known(self, workload: Workload, trials: int) -> Best | None:
-        """Return what was tuned before, None if something would have to be measured."""
-
-    def tune_all(
-        self,
-        jobs: Sequence[Job],
-        trials: int,
-        time_limit_s: float = float("inf"),
-        on_trial: Callable[[], object] = lambda: None,
-    ) -> dict[str, Best]:
-        """Return the fastest program of every job by task key."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Settings:
 
 SHARES = ("min_acc", "max_drop", "alpha", "beta", "max_sparsity")
 _TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
-IMPORTANCE = ("l1", "l2", "fpgm", "taylor", "random")
+IMPORTANCE = ("elimination", "l1", "l2", "fpgm", "taylor", "random")
 
 
 def option(name: str) -> str:

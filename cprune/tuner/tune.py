@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from cprune.targets.interval import NOISY
 from cprune.targets.session import Session
@@ -43,6 +44,24 @@ class Best:
     candidate: Candidate
     latency_s: float
     measured: int
+
+
+class Tunes(Protocol):
+    """What a latency table asks of a `Tuner`."""
+
+    target: Target
+
+    def known(self, workload: Workload, trials: int) -> Best | None:
+        """Return what was tuned before, None if something would have to be measured."""
+
+    def tune_all(
+        self,
+        jobs: Sequence[Job],
+        trials: int,
+        time_limit_s: float = float("inf"),
+        on_trial: Callable[[], object] = lambda: None,
+    ) -> dict[str, Best]:
+        """Return the fastest program of every job by task key."""
 
 
 class Tuner:

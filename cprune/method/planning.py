@@ -1,0 +1,174 @@
+"""What could be removed from a network, what it would bring and what it would cost: tables, then the predicted front.
+
+Latency comes from tables of tuned programs (`cprune.method.latency`), damage from a look at every group and every
+residual branch alone, cut and repaired in closed form (`cprune.method.damage`).  Out of both comes the front for all
+latencies at once (`cprune.method.allocation`).  Entries of the latency tables are measured where the front uses them:
+the front is drawn from estimates, what it uses is measured, and it is drawn again, until it stays where it is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cprune.channels.branches import Branch, branches, without
+from cprune.channels.compensation import compensated
+from cprune.channels.elimination import Orders, orders
+from cprune.channels.graph import Graph
+from cprune.channels.statistics import Statistics, statistics
+from cprune.method.allocation import Allocation, Part, Problem, front
+from cprune.method.damage import cut_to, damage_table, divergence, predictions
+from cprune.method.latency import LatencyTable
+from cprune.method.state import RunState, Version
+from cprune.method.terms import Term
+from cprune.network.network import Network
+from cprune.training.data import Split
+from cprune.training.train import recalibrate
+
+STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES = 1024, 512, 256
+DRAWN = 4  # how often the front is drawn and what it uses is measured
+ALONG = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)  # shares of the latency at which the front is measured
+NARROWEST = 0.02  # entries within so much of each other do not change the front
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a round may cut from `network`, and the predicted front, slowest first."""
+
+    network: Network
+    graph: Graph
+    branches: tuple[Branch, ...]
+    statistics: Statistics
+    orders: Orders
+    front: tuple[Allocation, ...]
+    repair: Callable[[Network], None]
+
+    def cut(self, allocation: Allocation) -> Network:
+        """Return the network of an allocation: cut, compensated, statistics of BatchNorm estimated anew."""
+        removed = cut_to(self.graph, self.orders, dict(allocation.widths))
+        smaller = compensated(self.network, self.graph, removed, self.statistics)
+        gone = [branch for branch in self.branches if branch.id in allocation.gone]
+        smaller = without(smaller, gone) if gone else smaller
+        self.repair(smaller)
+        return smaller
+
+    def fastest_within(self, seconds: float) -> Allocation:
+        """Return the least damaged allocation that is forecast to take no longer; the fastest one if none is."""
+        return next((one for one in self.front if one.seconds <= seconds), self.front[-1])
+
+
+def planned(run: RunState, version: Version, samples: Split) -> Plan:
+    """Return what may be cut from a tuned network, by looks at `samples`, training images."""
+    network, graph, settings = version.tuned.network, version.graph, run.settings
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(samples), generator=generator)
+    few = samples.take(order[:CALIBRATION_IMAGES])
+    images = _input(samples.take(order[-DAMAGE_IMAGES:]))
+
+    def repair(smaller: Network) -> None:
+        recalibrate(smaller, few, settings.seed, CALIBRATION_IMAGES)
+
+    with run.cost.spent("evaluate"):
+        moments = statistics(network, graph, _input(samples), seed=settings.seed)
+        which = orders(
+            network,
+            graph,
+            settings.importance,
+            statistics=moments,
+            gradients=run.trainer.gradients(network, settings.seed) if settings.importance == "taylor" else None,
+            seed=settings.seed,
+        )
+    table = LatencyTable(version.tuned, graph, run.bench.tuner)
+    options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
+    found = branches(network, run.example)
+    damage, branch_damage = _damages(run, network, graph, options, found, moments, which, images, repair)
+    problem = Problem(
+        options,
+        damage,
+        branch_damage,
+        {group.id: _inside(group.layers, found) for group in graph.groups},
+        tuple(_part(table, term, found) for term in table.terms),
+    )
+    drawn = _measured_front(run, table, problem)
+    return Plan(network, graph, found, moments, which, tuple(drawn), repair)
+
+
+def _input(split: Split) -> Tensor:
+    return split.model_input(split.images)
+
+
+def _options(table: LatencyTable, group: str, max_sparsity: float) -> tuple[int, ...]:
+    """Return the widths at which a group's tasks can change, the whole one first."""
+    whole = table.full[group]
+    return tuple(w for w in table.options(group) if w >= (1 - max_sparsity) * whole - 1e-9)
+
+
+def _inside(layers: Sequence[str], found: Sequence[Branch]) -> frozenset[str]:
+    """Return the branches in which all of these layers lie."""
+    return frozenset(branch.id for branch in found if set(layers) <= set(branch.layers))
+
+
+def _part(table: LatencyTable, term: Term, found: Sequence[Branch]) -> Part:
+    def seconds(widths: tuple[int, ...]) -> float:
+        return table.seconds(term, dict(zip(term.groups, widths, strict=True)))
+
+    return Part(term.groups, _inside(term.layers, found) if term.layers else frozenset(), seconds)
+
+
+def _damages(
+    run: RunState,
+    network: Network,
+    graph: Graph,
+    options: Mapping[str, Sequence[int]],
+    found: Sequence[Branch],
+    moments: Statistics,
+    which: Orders,
+    images: Tensor,
+    repair: Callable[[Network], None],
+) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
+    """Return the damage of every group at every width, and of every branch that is gone."""
+    narrower = {group: widths[1:] for group, widths in options.items()}
+    with run.cost.spent("evaluate"):
+        before = predictions(network, images)
+        run.progress.start("looking at what can go", sum(map(len, narrower.values())) + len(found))
+        damage = damage_table(
+            network, graph, narrower, which, moments, images, before, repair, lambda *_: run.progress.advance()
+        )
+        of_branches = {}
+        for branch in found:
+            smaller = without(network, [branch])
+            repair(smaller)
+            of_branches[branch.id] = divergence(before, predictions(smaller, images))
+            run.progress.advance()
+        run.progress.done()
+    return damage, {branch: d for branch, d in of_branches.items() if math.isfinite(d)}
+
+
+def _measured_front(run: RunState, table: LatencyTable, problem: Problem) -> list[Allocation]:
+    """Return the front after the latencies that it uses were measured."""
+    drawn = front(problem)
+    for _ in range(DRAWN):
+        chosen = list(dict.fromkeys(_along(drawn)))
+        missing = sum(len(table.missing([dict(one.widths)])) for one in chosen)
+        if not missing:
+            break
+        run.progress.start("measuring latency tables", missing)
+        with run.cost.spent("tune"), run.cost.counting("loop"):
+            for one in chosen:
+                table.measure([dict(one.widths)], run.progress.advance)
+        run.progress.done()
+        drawn = front(problem)
+    return drawn
+
+
+def _along(drawn: Sequence[Allocation]) -> list[Allocation]:
+    """Return the allocations of a front at some shares of its first one's latency."""
+    whole = drawn[0].seconds
+    found = []
+    for share in ALONG:
+        found += [one for one in drawn if one.seconds <= share * whole][:1]
+    return found
