@@ -82,9 +82,10 @@ def prune(
 ) -> Result:
     """Prune `model` until the accuracy limit and return the faster model with the measurements that prove it.
 
-    `evaluate(model)` returns the accuracy that decisions are made on, in [0, 1]; `test(model)` the one that is
-    promised and reported (default: the same).  `train(model)` fine-tunes in place: one call for a step that is fast
-    enough and one at the end.  `example_inputs` is what one inference gets; its shape is what is tuned and timed.
+    `evaluate(model)` returns the accuracy that decisions are made on, in [0, 1], with images that the model was not
+    trained on; `test(model)` the one that is promised and reported (default: the same).  `train(model)` fine-tunes in
+    place: one call for a step that is fast enough and one at the end.  `example_inputs` is what one inference gets; its
+    shape is what is tuned and timed.
     `min_acc` is the accuracy to keep, 0.7 or "70%"; without it one point may be lost (`max_drop`).  `out` keeps the
     run in a folder that `cprune report` reads; `settings` are those of `cprune.method.settings.Settings`.
 

@@ -88,8 +88,14 @@ def test_two_models_that_answer_alike_may_still_differ_on_new_images() -> None:
     assert Paired.of(1000, 0, 0).upper(0.95) == pytest.approx(0.0026983, abs=1e-6)
 
 
-def test_with_as_many_gained_as_lost_the_bound_is_that_of_mcnemar() -> None:
-    # Many images: close to the loss and 1.645 standard errors.
+def test_where_nothing_is_gained_the_bound_is_wilsons() -> None:
+    # 4 of 1000: (p + z^2/2n + z sqrt(p (1 - p) / n + z^2 / 4 n^2)) / (1 + z^2 / n)
+    n, p = 1000, 0.004
+    wilson = (p + Z**2 / (2 * n) + Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n * n))) / (1 + Z**2 / n)
+    assert Paired.of(1000, 4, 0).upper(0.95) == pytest.approx(wilson) == pytest.approx(0.00888, abs=1e-5)
+
+
+def test_of_many_images_the_bound_is_near_1645_standard_errors_above_the_loss() -> None:
     loss = Paired.of(10_000, 300, 200)
     assert loss.upper(0.95) == pytest.approx(0.01 + Z * math.sqrt((0.05 - 0.0001) / 10_000), abs=5e-5)
 

@@ -27,6 +27,7 @@ from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.interval import Interval
+from cprune.targets.paired import Paired
 
 ROOT = Path(__file__).parents[1]
 
@@ -244,14 +245,35 @@ class TestJournal:
 
     def test_events_come_back_in_order_and_the_file_says_when(self, log: Journal) -> None:
         assert log.events() == []
-        trained = Trained(0, before=0.91, accuracy=0.92)
-        step = Step(1, "conv", 8, (GroupChange("a", 64, 56),), Interval(1.5, 1, 2), Interval(2, 1, 3), None, None,
-                    "rejected", "zwei\nZeilen", 4, {"tune": 1.5}, "a", SoFar({"tune": 3.0}, {"loop": 4}))  # fmt: skip
+        trained = Trained(0, before=0.91, accuracy=0.92, loss=Paired(0.01, 500, 8, 3))
+        step = Step(
+            1,
+            "conv",
+            8,
+            (GroupChange("a", 64, 56),),
+            Interval(1.5, 1, 2),
+            Interval(2, 1, 3),
+            None,
+            None,
+            "rejected",
+            "zwei\nZeilen",
+            4,
+            {"tune": 1.5},
+            "a",
+            so_far=SoFar({"tune": 3.0}, {"loop": 4}),
+        )
         log.append(trained)
         log.append(step)
         assert log.events() == [trained, step]
         first, second = map(json.loads, log.path.read_text().splitlines())
-        assert list(first) == ["event", "time", "index", "before", "accuracy", "note"]
+        assert list(first) == ["event", "time", "index", "before", "accuracy", "note", "loss"]
+        assert first["loss"] == {
+            "loss": 0.01,
+            "images": 500,
+            "lost": 8,
+            "gained": 3,
+            "se": pytest.approx(0.00661816, rel=1e-5),
+        }
         assert abs(first["time"] - time.time()) < 60
         assert second["groups"] == [{"id": "a", "before": 64, "after": 56}]
         assert second["latency_ms"] == {"median": 1.5, "low": 1, "high": 2}
@@ -349,6 +371,8 @@ def test_a_journal_that_was_written_before_events_had_classes_is_read() -> None:
     events = Journal(ROOT / "tests" / "golden" / "journal_before_events.jsonl").events()
     history = History.of(events)
     assert history.start is not None
+    assert history.start.report > 0  # it was called test then
+    assert history.start.certify is None
     assert (history.start.block, history.start.narrow, history.start.trials) == (16, (), 5)
     assert [(step.index, step.verdict) for step in history.steps] == [(i, "accepted") for i in range(6)]
     assert history.steps[2].groups == (GroupChange("stem", 64, 32),)

@@ -89,7 +89,7 @@ def test_the_result_has_every_field_of_the_contract(pruned: Any) -> None:
     told = json.loads((pruned[0].folder / "result.json").read_text())
     assert {"status", "model", "target", "accuracy", "latency_ms", "speedup", "macs", "params", "trials", "seconds",
             "steps"} <= told.keys()  # fmt: skip
-    assert told["accuracy"].keys() == {"required", "before", "after"}
+    assert told["accuracy"].keys() == {"required", "before", "after", "images", "loss", "bound", "memorised"}
     assert told["latency_ms"]["after"].keys() == {"median", "low", "high"}
     assert told["trials"].keys() == {"before", "loop", "final"}
     assert {"tune", "train", "total"} <= told["seconds"].keys()

@@ -29,7 +29,13 @@ RESULT: dict[str, Any] = {
     "status": "pruned",
     "model": "resnet20",
     "target": "local",
-    "accuracy": {"required": 0.9027, "before": 0.9127, "after": 0.9051},
+    "accuracy": {
+        **{"required": 0.9027, "before": 0.9127, "after": 0.9051},
+        "images": {"decide": 3000, "certify": 3000, "report": 4000},
+        "loss": {"loss": 0.0076, "images": 4000, "lost": 60, "gained": 30, "se": 0.00237},
+        "bound": {"confidence": 0.95, "loss": 0.01234},
+        "memorised": False,
+    },
     "latency_ms": {
         "before": {"median": 1.8312, "low": 1.8244, "high": 1.8391},
         "after": {"median": 0.9874, "low": 0.9812, "high": 0.9931},
@@ -71,7 +77,7 @@ def around(latency_ms: float) -> Interval:
 
 
 START = Start(
-    test=0.9127,
+    report=0.9127,
     decide=0.9108,
     required=0.9027,
     floor=0.9008,
@@ -219,8 +225,9 @@ class TestTable:
         assert table(read_result(RESULT)) == [
             ("Latency", "1.831 ms (1.824 to 1.839)", "0.987 ms (0.981 to 0.993)"),
             ("Speedup", "1x", "1.85x (1.84 to 1.87)"),
-            ("Accuracy (test set)", "91.27 %", "90.51 %"),
+            ("Accuracy (4,000 images)", "91.27 %", "90.51 %"),
             ("Accuracy asked for", "", "90.27 %"),
+            ("Lost on new images", "", "at most 1.23 points (95 % sure)"),
             ("Parameters", "0.272 M", "0.139 M"),
             ("MACs", "40.8 M", "19.1 M"),
             ("Trials", "424", "1,568"),
@@ -269,9 +276,9 @@ class TestPage:
 
 
 class TestPlots:
-    def test_the_limit_is_the_one_on_held_out_data(self, folder: RunFolder) -> None:
+    def test_the_limit_is_the_one_on_the_images_that_decide(self, folder: RunFolder) -> None:
         write_report(folder)
-        assert "limit: 90.08 %" in folder.report_html.read_text()  # not the 90.27 % of the test set
+        assert "limit: 90.08 %" in folder.report_html.read_text()  # not the 90.27 % of the report
 
     def test_bars_are_as_long_as_their_values(self) -> None:
         drawn = plots.bars([plots.Bar("conv1", 16, 12), plots.Bar("conv2", 8, None)], "channels", "t", 300)
@@ -388,11 +395,49 @@ class TestWholeRun:
         mood = {"pruned": "good", "stepped-back": "warn", "unpruned": "bad"}[status]
         assert f'class="status {mood}"' in folder.report_html.read_text()
 
-    def test_only_a_run_that_stepped_back_chose_its_model_with_the_test_set(self, folder: RunFolder) -> None:
-        told = "that set had a say in which model is the final one"
-        assert told not in page(folder).sections["measured"]
-        write_json(folder.result, {**RESULT, "status": "stepped-back"})
-        assert told in page(folder).sections["measured"]
+    def test_both_promises_stand_beside_each_other_and_are_not_mixed(self, folder: RunFolder) -> None:
+        told = (
+            "On these 4,000 images, which no decision saw: 91.27 % before, 90.51 % after, 0.76 points lost (60 images "
+            "lost, 30 gained; standard error 0.24 points).",
+            "On new images at most 1.23 points are lost, with 95 % confidence.",
+            "Decisions were made on 3,000 images, models were certified with 3,000 others, and this report is about "
+            "4,000 that are in neither.",
+        )
+        summary = " ".join(page(folder).sections["summary"].split())
+        text = folder.report_md.read_text().replace("\N{NO-BREAK SPACE}", " ")
+        for sentence in told:
+            assert sentence in summary
+            assert sentence in text
+
+    def test_of_functions_that_say_only_how_many_were_right_nothing_is_said_of_new_images(
+        self, folder: RunFolder
+    ) -> None:
+        accuracy = {"required": 0.8, "before": 0.9, "after": 0.91, "loss": {"loss": -0.01}, "bound": None}
+        write_json(folder.result, {**RESULT, "accuracy": accuracy})
+        summary = " ".join(page(folder).sections["summary"].split())
+        assert (
+            "On the images that the test function looks at, which no decision saw: 90.00 % before, 91.00 % after, 1.00 "
+            "points gained."
+        ) in summary
+        assert "On new images nothing can be said: which images the model got right is not known." in summary
+        assert "Decisions were made on" not in summary
+
+    def test_of_memorised_images_nothing_is_said_of_new_ones(self, folder: RunFolder) -> None:
+        write_json(folder.result, {**RESULT, "accuracy": {**RESULT["accuracy"], "bound": None, "memorised": True}})
+        assert "the images that certify the model look memorised" in page(folder).sections["summary"]
+
+    def test_the_unpruned_model_lost_nothing(self, folder: RunFolder) -> None:
+        same = {"loss": {"loss": 0.0, "images": 4000}, "bound": {"confidence": 0.95, "loss": 0.0}, "after": 0.9127}
+        write_json(folder.result, {**RESULT, "status": "unpruned", "accuracy": {**RESULT["accuracy"], **same}})
+        summary = " ".join(page(folder).sections["summary"].split())
+        assert "91.27 % before, 91.27 % after, nothing lost." in summary
+        assert "On new images at most 0.00 points are lost, with 95 % confidence." in summary
+
+    def test_the_result_of_an_earlier_version_has_a_report(self, folder: RunFolder) -> None:
+        write_json(folder.result, {**RESULT, "accuracy": {"required": 0.9027, "before": 0.9127, "after": 0.9051}})
+        read = page(folder)
+        assert "On new images" not in read.sections["summary"]
+        assert "90.51 %" in read.sections["head"]
 
     def test_a_newer_result_may_say_more(self, folder: RunFolder) -> None:
         write_json(folder.result, {**RESULT, "joules": {"before": 3.0, "after": 2.0}})
@@ -488,7 +533,7 @@ class TestRunOfTheLoop:
 
     @pytest.fixture(scope="class")
     def stepped_back(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Page]:
-        """Return the report before and after the end of three accepted steps, two of which the test set refuses."""
+        """Return the report before and after the end of three accepted steps, of which only the first is certified."""
         from fakes import DEFAULT, EXAMPLE, FakeBench, FakeTrainer, tiny
 
         from cprune.method.ending import finish
@@ -499,7 +544,7 @@ class TestRunOfTheLoop:
         from cprune.progress import Progress
 
         folder = RunFolder.create(tmp_path_factory.mktemp("loop") / "run", CONFIG)
-        trainer = FakeTrainer(lambda _: 0.9, reporting=lambda model: 0.9 if model.stem >= 48 else 0.1)
+        trainer = FakeTrainer(lambda _: 0.9, certifying=lambda model: 0.9 if model.stem >= 48 else 0.1, images=1000)
         settings = replace(DEFAULT, max_steps=3)
         state = RunState(tiny(), EXAMPLE, trainer, FakeBench(), settings, FolderKeeper(folder), Progress())
         loop = Loop(state)
@@ -523,7 +568,8 @@ class TestRunOfTheLoop:
         _, after = stepped_back
         for fact in ("stepped-back", "1.09×", "176.0 ms", "before: 192.0 ms", "90.00 %"):  # one step is left
             assert fact in after.sections["head"]
-        assert after.sections["summary"].count("stepping back") == 2
+        assert after.sections["summary"].count("nothing faster is looked at") == 1
+        assert "On these 1,000 images, which no decision saw" in after.sections["summary"]
         assert "3 accepted, 0 rejected, 0 excluded" in after.sections["summary"]
         assert "2 of 4 layers are narrower" in after.sections["channels"]  # stem and b go together
         assert "time in all" in after.sections["measured"]

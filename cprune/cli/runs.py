@@ -38,8 +38,14 @@ def run(
         str | None,
         typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
     ] = None,
-    min_acc: Annotated[str | None, typer.Option(help="accuracy to keep on the test set: 0.7 or 70%")] = None,
+    min_acc: Annotated[
+        str | None, typer.Option(help="accuracy to keep on the images of the report: 0.7 or 70%")
+    ] = None,
     max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(help="95%: so sure that no more is lost on new images either; default: on the images there are"),
+    ] = None,
     trials: Trials = None,
     importance: Annotated[
         str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
@@ -66,6 +72,7 @@ def run(
         toml_values(config) if config else {},
         min_acc=share(min_acc) if min_acc is not None else None,
         max_drop=share(max_drop) if max_drop is not None else None,
+        confidence=share(confidence) if confidence is not None else None,
         trials=trials,
         seed=options.seed,
         importance=importance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cprune.runs.events import Event, Measured, Renewed, Start, Step, Trained
+from cprune.runs.events import Certified, Event, Measured, Renewed, Reported, Start, Step, Trained
 
 ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while
 
@@ -19,7 +19,8 @@ class History:
         steps: every visit to a task.
         excluded: groups that cost too much accuracy, by `Step.key`; rejected: how often groups were not faster.
         measured: comparisons of the gate by key; trained: long training by step; renewed: steps gone on from after it.
-        accuracy: of the current model, on held-out data.
+        certified, reported: looks at finished models, by the index of each.
+        accuracy: of the current model, on the images that decide.
         hopeful: long training helped whenever accuracy was short, so it may be tried again.
     """
 
@@ -30,6 +31,8 @@ class History:
     measured: dict[str, Measured] = field(default_factory=dict)
     trained: dict[int, Trained] = field(default_factory=dict)
     renewed: set[int] = field(default_factory=set)
+    certified: dict[int, Certified] = field(default_factory=dict)
+    reported: dict[int, Reported] = field(default_factory=dict)
     accuracy: float = 0.0
     hopeful: bool = True
 
@@ -56,6 +59,10 @@ class History:
             self.renewed.add(event.index)
             self.accuracy = event.accuracy
             self.excluded, self.rejected = set(), {}
+        elif isinstance(event, Certified):
+            self.certified[event.index] = event
+        elif isinstance(event, Reported):
+            self.reported[event.index] = event
 
     def _visited(self, step: Step) -> None:
         self.steps.append(step)

@@ -9,6 +9,8 @@ from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Measured, Verdict
 from cprune.targets.interval import Comparison
+from cprune.targets.paired import Paired
+from cprune.training.accuracy import Look
 from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Schedule
 
@@ -24,6 +26,7 @@ class Judgement:
     reason: str
     comparison: Comparison | None = None
     accuracy: float | None = None
+    loss: Paired | None = None
 
 
 def judge(run: RunState, index: int, proposal: Proposal, old: Version, new: Version, held: str) -> Judgement:
@@ -41,12 +44,13 @@ def judge(run: RunState, index: int, proposal: Proposal, old: Version, new: Vers
         return Judgement("rejected", reason, comparison)
     floor = max(run.start.floor, run.settings.alpha * run.history.accuracy)
     try:
-        accuracy = _short_trained(run, index, new.tuned.network, floor)
+        look = _short_trained(run, index, new.tuned.network, floor)
     except FineTuneDiverged as error:
         return Judgement("excluded", f"training diverged: {error}", comparison)
+    accuracy, loss = look.accuracy, run.loss(look, "decide")
     if accuracy < floor:
-        return Judgement("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", comparison, accuracy)
-    return Judgement("accepted", f"{1 / ratio.median:.3f}x faster", comparison, accuracy)
+        return Judgement("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", comparison, accuracy, loss)
+    return Judgement("accepted", f"{1 / ratio.median:.3f}x faster", comparison, accuracy, loss)
 
 
 def _gate(run: RunState, index: int, proposal: Proposal, new: Version, held: str) -> Comparison:
@@ -62,8 +66,8 @@ def _gate(run: RunState, index: int, proposal: Proposal, new: Version, held: str
     return comparison
 
 
-def _short_trained(run: RunState, index: int, network: Network, floor: float) -> float:
-    """Repair and train a little, in place, and return the accuracy on held-out data.
+def _short_trained(run: RunState, index: int, network: Network, floor: float) -> Look:
+    """Repair and train a little, in place, and look at the network with the images that decide.
 
     What is only a little below `floor` gets one more, longer training before a task is given up for good.
     """
@@ -72,8 +76,8 @@ def _short_trained(run: RunState, index: int, network: Network, floor: float) ->
     with run.cost.spent("train"):
         run.trainer.recalibrate(network, seed)
     run.fine_tune(network, Schedule(settings.short_epochs, settings.short_lr, False), seed)
-    accuracy = run.look(network, "decide").accuracy
-    if BEYOND_REACH * floor <= accuracy < floor and settings.retry_epochs:
+    look = run.look(network, "decide")
+    if BEYOND_REACH * floor <= look.accuracy < floor and settings.retry_epochs:
         run.fine_tune(network, Schedule(settings.retry_epochs, settings.short_lr, False), seed + 500)
-        accuracy = run.look(network, "decide").accuracy
-    return accuracy
+        look = run.look(network, "decide")
+    return look

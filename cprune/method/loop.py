@@ -7,8 +7,8 @@ task -> layers               by position and equal cost           exact: a call 
 tuning of a candidate        all tasks from scratch               only tasks that changed, from the wider program
 latency gate                 one number, 1 %                      interleaved rounds, more of them in noise: median
                                                                   below beta, and the whole interval below 1
-accuracy decisions           on the test set                      on held-out data; the test set is read before
-                                                                  and after
+accuracy decisions           on the test set                      on images of their own, paired with the unpruned
+                                                                  model; the report's are read before and after
 a step that fails on time    next visit prunes one step more      the same
 a step that fails on         task excluded for good               the same; of several groups, the halves and
 accuracy                                                          quarters are still tried, and each alone
@@ -16,12 +16,14 @@ short-term training          plain                                BatchNorm reca
 accuracy is nearly used up   long training, the end               long training; if that leaves room, every task
                                                                   may be tried again from there
 end                          long training, 10x tuning            long training, equal trials for both models;
-                                                                  steps back if the test set says so
+                                                                  the accepted models are certified on other
+                                                                  images, from the safest to the first that fails
 ===========================  ===================================  ==============================================
 
 The loop is a generator of steps.  Everything that took time is in the journal or the record store when a step ends,
 so a killed run goes on where it was: its events make the same state (`cprune.method.history`), measurements are read.
-What decides is in `cprune.method.judgement`, the end in `cprune.method.ending`.
+What decides is in `cprune.method.judgement`, the end in `cprune.method.ending`, what is promised in
+`cprune.method.promise` and how it is kept in `cprune.method.certify`.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ from cprune.channels.surgery import prune
 from cprune.method.channel_step import channel_step
 from cprune.method.judgement import judge
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
+from cprune.method.promise import Promise, promised
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Renewed, Start, Step
-from cprune.targets.errors import UserError
 from cprune.tuner.programs.space import channel_splits
 from cprune.tuner.programs.workload import describe
 
@@ -54,18 +56,15 @@ class Loop:
     def begin(self) -> Start:
         """Look at the accuracy, tune the unpruned model, check it against PyTorch.
 
-        Raises UserError if the accuracy asked for is more than the model has.
+        Raises UserError if the accuracy asked for is more than the model has, or the confidence more than there can be.
         """
         run, settings = self.run, self.run.settings
         if settings.strict:
             analyse(run.first, run.example, settings.ignore, settings.whole_heads).must_be_free()
         known = run.history.start
-        test = known.test if known else run.look(run.first, "report").accuracy
-        required = self._required(test)
-        decide = known.decide if known else run.look(run.first, "decide").accuracy
-        run.progress.say(
-            f"accuracy {test:.2%} on the test set, {decide:.2%} on held-out data; {required:.2%} is to be kept"
-        )
+        promise = Promise.of(known) if known else promised(run)
+        for line in promise.told():
+            run.progress.say(line)
         layout = run.layout if known else run.choose_layout(run.first)
         version = run.tune(run.first, layout, settings.trials, text="tuning the model as it is", phase="before")
         run.load("before", version)
@@ -74,10 +73,13 @@ class Loop:
             so_far = run.cost.so_far()
             run.happened(
                 Start(
-                    test=test,
-                    decide=decide,
-                    required=required,
-                    floor=decide - (test - required),
+                    report=promise.report,
+                    decide=promise.decide,
+                    certify=promise.certify,
+                    images=promise.images,
+                    required=promise.required,
+                    floor=promise.floor,
+                    memorised=promise.memorised,
                     block=layout.block,
                     trials=so_far.trials["before"],
                     latency_ms=latency,
@@ -93,18 +95,6 @@ class Loop:
             f"{len(version.tuned.lowered.tasks())} tasks, blocks of {layout.block} channels, {run.start.trials} trials"
         )
         return run.start
-
-    def _required(self, test: float) -> float:
-        """Return the accuracy that is to be kept, of `test` that the unpruned model has."""
-        required = self.run.settings.min_acc
-        if required is None:
-            return max(0.0, test - self.run.settings.max_drop)
-        if required > test:
-            raise UserError(
-                f"--min-acc {required:.2%} is above what the model reaches: {test:.2%} on the test set",
-                f"Type --min-acc {max(0.0, test - 0.01):.4f}, or leave it out to allow a loss of one point.",
-            )
-        return required
 
     # -- the loop
 
@@ -148,7 +138,7 @@ class Loop:
             return False
         self.current = self._again(network, self.current)
         run.happened(Renewed(last, accuracy))
-        run.progress.say(f"{accuracy:.2%} on held-out data after long training: every task is tried again")
+        run.progress.say(f"{accuracy:.2%} on the images that decide after long training: every task is tried again")
         return True
 
     def _propose(self, scores: Scores) -> Proposal | None:
@@ -218,6 +208,7 @@ class Loop:
             new.tuned.trials,
             run.cost.since(before),
             proposal.key,
+            judgement.loss,
         )
         run.happened(step)
         return step

@@ -14,21 +14,30 @@ from cprune.method.settings import Settings
 from cprune.method.state import Version
 from cprune.method.task_table import task_table
 from cprune.targets.interval import Interval
+from cprune.targets.plain import to_plain
 
 
 def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of `result.json`."""
+    """Return the contents of `result.json`.
+
+    Accuracies and the loss, image by image against the unpruned model, are on the images of the report; the bound is on
+    the loss on new images, from the images that certify.
+    """
     ratio = outcome.comparison.ratio
     speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-    first, last = outcome.sizes
+    (first, last), choice = outcome.sizes, outcome.choice
     return {
         "status": outcome.status,
         "model": config["model"],
         "target": config["target"]["name"],
         "accuracy": {
             "required": outcome.start.required,
-            "before": outcome.start.test,
-            "after": outcome.test_after,
+            "before": outcome.start.report,
+            "after": choice.accuracy,
+            "images": to_plain(outcome.start.images),
+            "loss": to_plain(choice.loss),
+            "bound": to_plain(choice.bound),
+            "memorised": outcome.start.memorised,
         },
         "latency_ms": {
             "before": outcome.comparison.old_ms.to_dict(),

@@ -19,8 +19,9 @@ class Settings:
     holds in any case.
 
     Attributes:
-        min_acc: accuracy on the test set that must be kept, in [0, 1]; None: `max_drop` below the start.
+        min_acc: accuracy on the images of the report that must be kept, in [0, 1]; None: `max_drop` below the start.
         max_drop: accuracy that may be lost.
+        confidence: that no more is lost on new images, 0.95 say; None: it is kept on the images that certify.
         trials: candidates per task for the model before and after pruning.
         loop_trials: candidates per task whose shape changed, while pruning.
         alpha: a step must keep this share of the accuracy before it.
@@ -44,6 +45,7 @@ class Settings:
 
     min_acc: float | None = None
     max_drop: float = 0.01
+    confidence: float | None = None
     trials: int = 32
     loop_trials: int = 8
     alpha: float = 0.99
@@ -72,6 +74,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{option(name)} {value:g} is no share", _TYPE_A_SHARE)
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
+            raise UserError(f"{option('confidence')} {self.confidence:g} is not from 50% to 99.9%", "Type 95%.")
         for name in ("trials", "loop_trials", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{option(name)} {getattr(self, name)}: at least 1 is needed")
@@ -106,7 +110,7 @@ class Settings:
         return read(cls, {**values, **shares})
 
 
-SHARES = ("min_acc", "max_drop", "alpha", "beta", "max_sparsity")
+SHARES = ("min_acc", "max_drop", "confidence", "alpha", "beta", "max_sparsity")
 _TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
 IMPORTANCE = ("elimination", "l1", "l2", "fpgm", "taylor", "random")
 

@@ -22,7 +22,8 @@ from cprune.network.network import Network
 from cprune.progress import Progress, Watched
 from cprune.runs.events import CostSoFar, Event, Start, Trained
 from cprune.targets.interval import Comparison
-from cprune.training.accuracy import Look
+from cprune.targets.paired import Paired
+from cprune.training.accuracy import Look, paired
 from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
@@ -59,6 +60,7 @@ class RunState:
         self.progress: Progress = Watched(progress, self._advanced)
         events = keeper.events()
         self.history, self.cost = History.of(events), Cost.of(events)
+        self._parents: dict[PartName, Look] = {}
         self.kept_at = time.monotonic()
 
     @property
@@ -123,33 +125,43 @@ class RunState:
         with self.cost.spent("evaluate"):
             return self.trainer.look(network, part)
 
+    def parent(self, part: PartName) -> Look:
+        """Return what the unpruned network answers on that part of the data; it is looked at once in a life."""
+        if part not in self._parents:
+            self._parents[part] = self.look(self.first, part)
+        return self._parents[part]
+
+    def loss(self, look: Look, part: PartName) -> Paired:
+        """Return what is lost against the unpruned network, image by image; `look` is one with that part."""
+        return paired(self.parent(part), look)
+
     def fine_tune(self, network: Network, schedule: Schedule, seed: int) -> None:
         """Train in place.  Raises FineTuneDiverged."""
         with self.cost.spent("train"):
             self.trainer.fine_tune(network, schedule, seed, self.progress)
 
     def long_trained(self, index: int) -> tuple[Network, float]:
-        """Return the model after step `index`, trained long if that helps, and its accuracy on held-out data."""
+        """Return the model after step `index`, trained long if that helps, and its accuracy where it is decided."""
         trained = self.history.trained.get(index)
         if trained is not None:
             return self.keeper.load(index, long_trained=True), trained.accuracy
         short = self.keeper.load(index)
         network = deepcopy(short)
         self.progress.say(f"long training of the model after step {index}")
-        before = after = self.look(short, "decide").accuracy
+        before = after = self.look(short, "decide")
         note = ""
         try:
             schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
             self.fine_tune(network, schedule, self.settings.seed * 1000 + 900 + index)
-            after = self.look(network, "decide").accuracy
+            after = self.look(network, "decide")
         except FineTuneDiverged as error:
             note = f"long training diverged ({error}); the model of step {index} is used as it was"
             network = short
-        if after < before:
-            note = f"long training did not help ({after:.2%} after {before:.2%} on held-out data)"
+        if after.accuracy < before.accuracy:
+            note = f"long training did not help ({after.accuracy:.2%} after {before.accuracy:.2%} where it is decided)"
             network, after = short, before
         if note:
             self.progress.say(note)
         self.keeper.save(index, network, long_trained=True)
-        self.happened(Trained(index, before, after, note))
-        return network, after
+        self.happened(Trained(index, before.accuracy, after.accuracy, note, self.loss(after, "decide")))
+        return network, after.accuracy

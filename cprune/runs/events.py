@@ -10,6 +10,8 @@ measured     after the gate timed a candidate against the current model
 step         after every visit to a task
 trained      after long training of an accepted model
 renewed      when the run goes on with a model that was trained long
+certified    after a look at a finished model with the images that certify
+reported     after the look at the chosen model with the images of the report
 cost         when nothing else was written for a while
 final        at the end
 ===========  ====================================================================================
@@ -22,6 +24,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, TypeAlias
 
 from cprune.targets.interval import Comparison, Interval
+from cprune.targets.paired import Paired
 from cprune.targets.plain import read, to_plain
 
 Verdict = Literal["accepted", "rejected", "excluded"]
@@ -37,16 +40,27 @@ class SoFar:
 
 
 @dataclass(frozen=True)
+class PartSizes:
+    """How many images a run decides on, certifies with and reports on; 0 where that is not known."""
+
+    decide: int = 0
+    certify: int = 0
+    report: int = 0
+
+
+@dataclass(frozen=True)
 class Start:
     """What was known before the first step.
 
-    `test` is the accuracy on the test set, `decide` the one on held-out data, `required` what is promised of the first,
-    and `floor` what decisions keep of the second.  The layout has channels in blocks of `block`, those of `narrow`
+    `report`, `decide` and `certify` are the accuracies of the unpruned model on the images of those uses (`images` says
+    how many they are; `certify` is None in the journal of a version that did not certify).  `required` is what is
+    promised of the first, and `floor` what decisions keep of the second.  `memorised` says that the images which decide
+    look as if the model had been trained on them.  The layout has channels in blocks of `block`, those of `narrow`
     widths in half blocks.
     """
 
     kind: ClassVar[str] = "start"
-    test: float
+    report: float
     decide: float
     required: float
     floor: float
@@ -55,7 +69,15 @@ class Start:
     latency_ms: Interval
     narrow: tuple[int, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    certify: float | None = None
+    images: PartSizes = PartSizes()
+    memorised: bool = False
     so_far: SoFar | None = None
+
+    @property
+    def allowed(self) -> float:
+        """Return the accuracy that may be lost."""
+        return self.report - self.required
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class Step:
     """One visit to a task and its verdict: accepted, rejected (not faster) or excluded (too inaccurate).
 
     `step` is the channel step of the task's fastest program, `key` the groups that shrink.  Latencies and their
-    `ratio` are missing where the forecast was enough, the accuracy (on held-out data) where the gate was.
+    `ratio` are missing where the forecast was enough; the accuracy on the images that decide, and what is lost there
+    against the unpruned model, where the gate was.
     """
 
     kind: ClassVar[str] = "step"
@@ -106,14 +129,15 @@ class Step:
     trials: int
     seconds: Mapping[str, float]
     key: str
+    loss: Paired | None = None
     so_far: SoFar | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Long training of the model after step `index`: accuracy on held-out data before, and of what is kept.
+    """Long training of the model after step `index`: accuracy where decisions are made before, and of what is kept.
 
-    `note` says why it did not help, where it did not.
+    `loss` is what is lost there against the unpruned model.  `note` says why it did not help, where it did not.
     """
 
     kind: ClassVar[str] = "trained"
@@ -121,6 +145,7 @@ class Trained:
     before: float
     accuracy: float
     note: str = ""
+    loss: Paired | None = None
     so_far: SoFar | None = None
 
 
@@ -135,6 +160,29 @@ class Renewed:
 
 
 @dataclass(frozen=True)
+class Certified:
+    """A look at model `index` with the images that certify: accuracy, loss against the unpruned model, is it enough."""
+
+    kind: ClassVar[str] = "certified"
+    index: int
+    accuracy: float
+    loss: Paired
+    passed: bool
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The look at model `index`, the one that was chosen, with the images of the report."""
+
+    kind: ClassVar[str] = "reported"
+    index: int
+    accuracy: float
+    loss: Paired
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
 class CostSoFar:
     """Nothing but what the run has cost so far."""
 
@@ -144,19 +192,21 @@ class CostSoFar:
 
 @dataclass(frozen=True)
 class Final:
-    """The end: how it ended, and the accuracy of the final model on the test set."""
+    """The end: how it ended, and the accuracy of the final model on the images of the report."""
 
     kind: ClassVar[str] = "final"
     status: Status
-    test: float
+    report: float
     so_far: SoFar | None = None
 
 
-Event: TypeAlias = Start | Measured | Step | Trained | Renewed | CostSoFar | Final
+Event: TypeAlias = Start | Measured | Step | Trained | Renewed | Certified | Reported | CostSoFar | Final
 
 _KINDS: Mapping[str, type[Event]] = {
-    event.kind: event for event in (Start, Measured, Step, Trained, Renewed, CostSoFar, Final)
+    event.kind: event for event in (Start, Measured, Step, Trained, Renewed, Certified, Reported, CostSoFar, Final)
 }
+_FORMER = {"test": "report"}
+"""Names that older journals have for fields."""
 
 
 def to_line(event: Event) -> dict[str, object]:
@@ -176,6 +226,7 @@ def of_line(values: Mapping[str, object]) -> Event | None:
     if kind is None:
         return None
     names = {declared.name for declared in fields(kind)}
+    values = {_FORMER.get(name, name): value for name, value in values.items()}
     return read(kind, {name: value for name, value in values.items() if name in names}, "field")
 
 

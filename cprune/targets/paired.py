@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar
 
+CONFIDENCE = 0.95
+"""Of a bound, where nothing else was asked for."""
 _STEPS = 60  # of a bisection between 0 and 1: to the last digit of a float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What is lost at most on new images, with this one-sided confidence; accuracy in [-1, 1]."""
+
+    confidence: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,10 @@ class Paired:
             else:
                 high = middle
         return high
+
+    def bound(self, confidence: float) -> Bound | None:
+        """Return `upper` with its confidence; None where the images are not known."""
+        return Bound(confidence, self.upper(confidence)) if self.images else None
 
     def _score(self, true: float) -> float:
         """Return how many standard errors the loss lies above `true`, the errors being those if `true` were true."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cprune.runs.events import Status
+from cprune.runs.report.accuracy import new_images
 from cprune.runs.report.numbers import MISSING, count, duration, median, percent, speedup, with_interval
 from cprune.runs.report.run import Result, Run, Size
 
@@ -40,8 +41,8 @@ HEADLINES: Mapping[Status, Headline] = {
     "stepped-back": Headline(
         "stepped-back",
         "warn",
-        "The newest steps did not keep the accuracy asked for; this is an earlier pruned model, which keeps it and is"
-        " faster than the tuned unpruned one.",
+        "The newest steps did not keep the accuracy asked for on the images that certify; this is an earlier pruned"
+        " model, which keeps it and is faster than the tuned unpruned one.",
     ),
     "unpruned": Headline(
         "unpruned",
@@ -109,9 +110,13 @@ def _tiles_so_far(run: Run) -> list[Tile]:
         gain = f"{run.first_ms.median / newest.latency_ms.median:.2f}× as fast as at the start"
     return [
         Tile("Latency so far", median(newest.latency_ms), gain),
-        Tile("Accuracy so far", percent(newest.accuracy), "on held-out data, before the long training"),
+        Tile("Accuracy so far", percent(newest.accuracy), "on the images that decide, before the long training"),
         Tile("Steps accepted", str(len(run.accepted)), f"of {len(run.steps)} tried"),
     ]
+
+
+def _of(images: int) -> str:
+    return f" ({images:,} images)" if images else ""
 
 
 def table(result: Result) -> list[tuple[str, str, str]]:
@@ -130,8 +135,9 @@ def table(result: Result) -> list[tuple[str, str, str]]:
             with_interval(result.latency_ms.after, " ms"),
         ),
         ("Speedup", "1x", speedup(result.speedup)),
-        ("Accuracy (test set)", percent(accuracy.before), percent(accuracy.after)),
+        ("Accuracy" + _of(accuracy.images.report), percent(accuracy.before), percent(accuracy.after)),
         ("Accuracy asked for", "", percent(accuracy.required)),
+        ("Lost on new images", "", new_images(accuracy.bound)),
         ("Parameters", count(result.params.before), count(result.params.after)),
         ("MACs", count(result.macs.before), count(result.macs.after)),
         ("Trials", count(trials.get("before")), count(sum(later) if later else None)),

@@ -94,7 +94,7 @@ def steps(points: Sequence[Point], limit: float | None, width: float) -> str:
     size = 2.6 if len(points) <= width / 16 else 1.6
 
     shapes = [*_rows(latencies, left, width, "Latency (ms)")]
-    shapes += _rows(accuracies, left, width, "Accuracy on held-out data (%)")
+    shapes += _rows(accuracies, left, width, "Accuracy on the images that decide (%)")
     band = [(across.at(point.index), interval) for point, interval in timed if point.verdict == "accepted"]
     edge = [f"{x} {latencies.at(interval.high)}" for x, interval in band]
     edge += [f"{x} {latencies.at(interval.low)}" for x, interval in reversed(band)]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from cprune.files import read_json
-from cprune.runs.events import Start, Status, Step, cost_so_far
+from cprune.runs.events import PartSizes, Start, Status, Step, cost_so_far
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
 from cprune.targets.interval import Interval
+from cprune.targets.paired import Bound, Paired
 from cprune.targets.plain import read
 
 T = TypeVar("T")
@@ -23,11 +24,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracies on the test set in [0, 1]: asked for, of the unpruned model, of the final one."""
+    """Accuracies on the images of the report in [0, 1]: asked for, of the unpruned model, of the final one.
+
+    `loss` is between the last two, image by image, and `bound` on what is lost on new images (None: not known);
+    `memorised` says that the images which decide and certify look as if the model had been trained on them.
+    """
 
     required: float | None = None
     before: float | None = None
     after: float | None = None
+    images: PartSizes = field(default_factory=PartSizes)
+    loss: Paired | None = None
+    bound: Bound | None = None
+    memorised: bool = False
 
 
 @dataclass(frozen=True)

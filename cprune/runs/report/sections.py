@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cprune.runs.report import plots
+from cprune.runs.report.accuracy import sentences
 from cprune.runs.report.headline import table
 from cprune.runs.report.numbers import MISSING, duration, microseconds, percent, with_interval
 from cprune.runs.report.run import Run, TaskTime
@@ -53,7 +54,9 @@ def _summary(run: Run) -> Section:
         return Section("summary", "Summary", ("There is no result yet.",))
     notes = tuple(f"Note: {note}" for note in dict.fromkeys(run.result.notes))
     rows = tuple(table(run.result))
-    return Section("summary", "Summary", notes, tables=(Table(("", "before", "after"), rows),))
+    return Section(
+        "summary", "Summary", (*sentences(run.result.accuracy), *notes), tables=(Table(("", "before", "after"), rows),)
+    )
 
 
 def _course(run: Run) -> Section:
@@ -67,7 +70,7 @@ def _course(run: Run) -> Section:
     limit = None
     if run.start is not None:
         points.insert(0, plots.Point(0, "accepted", run.first_ms, run.start.decide))
-        limit = run.start.floor  # on held-out data, which differs a little from what was asked for on the test set
+        limit = run.start.floor  # on the images that decide, which differs a little from what the report's must keep
     wide, narrow = (plots.steps(points, limit, width) for width in _WIDTHS)
     return Section(
         "course",
@@ -207,15 +210,10 @@ def _measured(run: Run) -> Section:
         "Latency is the median of repeated runs with the interval of that median.  What is compared is"
         " measured in turn (interleaved), so that a machine that gets slower does so for both.",
         "Before and after are measured together at the end, both tuned with equal trials per task."
-        "  Decisions along the way look at held-out data.  The test set is read before the first step and at the end:"
-        " for the newest model, and only if that does not keep the accuracy asked for, for the one before it, and so"
-        " on.",
+        "  Decisions along the way look at images of their own.  At the end the accepted models are certified with"
+        " others, from the safest to the fastest, up to the first that loses too much.  The images of this report are"
+        " looked at twice: before the first step, and with the model that was chosen.",
     ]
-    if run.result and run.result.status == "stepped-back":
-        paragraphs.append(
-            "This run stepped back.  Where a model failed on the test set (the notes say so), that set had a say in"
-            " which model is the final one, and may flatter it a little."
-        )
     if (setup.cpu or "").startswith("emulated"):
         paragraphs.insert(0, "The device was EMULATED: its latencies say nothing of a real one.")
     return Section(

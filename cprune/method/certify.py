@@ -1,0 +1,157 @@
+"""Which of the finished models is delivered: a walk along the images that certify, and one look at the report's.
+
+A method looks at the images that decide again and again, so the models that it ends with are the luckiest there.  Other
+images say how good they are.  Those are looked at along a fixed sequence, from the safest model to the fastest, up to
+the first that loses too much (`cprune.training.accuracy.walk`): however many models there are, one that loses too much
+is delivered no more often than one test errs.  What is delivered is then looked at once with the images of the report.
+Every look is in the journal, so a resumed run repeats none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cprune.method.state import RunState
+from cprune.network.network import Network
+from cprune.runs.events import Certified, Reported
+from cprune.targets.paired import CONFIDENCE, Bound, Paired
+from cprune.training.accuracy import walk
+
+SAME = 1e-9  # accuracies that differ by less are one: shares of whole images, computed in two ways
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A finished model that may be delivered.
+
+    `index` names it in the journal and `name` in messages; `decided` is its accuracy on the images that decide; `load`
+    reads its network.
+    """
+
+    index: int
+    name: str
+    decided: float
+    load: Callable[[], Network]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The model that is delivered: which (None: the unpruned one), and what is known of its accuracy.
+
+    `accuracy` and `loss` (against the unpruned model) are on the images of the report; `bound` is what is lost on new
+    images at most, None where the images that certify look memorised, or a function of the user's says only how many of
+    them were right.
+    """
+
+    index: int | None
+    network: Network
+    accuracy: float
+    loss: Paired
+    bound: Bound | None
+    notes: tuple[str, ...]
+
+
+def chosen(run: RunState, contenders: Sequence[Contender]) -> Choice:
+    """Return the fastest of the contenders that passes the walk and keeps the promise in the report.
+
+    `contenders` go from the slowest to the fastest.  What is below the promise is never delivered: where the walk ends
+    at once, or the report's images say that the model it led to is too inaccurate, it is the unpruned model.
+    """
+    start, notes = run.start, Notes(run)
+    kept = [contender for contender in contenders if contender.decided >= start.floor]
+    for contender in contenders:
+        if contender not in kept:
+            notes.say(f"{contender.name}: {contender.decided:.2%} on the images that decide is below {start.floor:.2%}")
+    best = certified(run, safest_first(kept), start.allowed, notes)
+    if best is None:
+        if contenders:
+            notes.say("no pruned model holds the accuracy asked for; the model stays as it is, tuned")
+        return unpruned(run, notes.said)
+    network = best.load()
+    reported = run.history.reported.get(best.index)
+    if reported is None:
+        look = run.look(network, "report")
+        reported = Reported(best.index, look.accuracy, run.loss(look, "report"))
+        run.happened(reported)
+    if reported.accuracy < start.required - SAME:
+        notes.say(
+            f"{best.name} was certified, but reaches {reported.accuracy:.2%} on the images of the report, and "
+            f"{start.required:.2%} was asked for; the model stays as it is, tuned"
+        )
+        return unpruned(run, notes.said)
+    bound = None if start.memorised else run.history.certified[best.index].loss.bound(confidence(run))
+    return Choice(best.index, network, reported.accuracy, reported.loss, bound, notes.said)
+
+
+def safest_first(contenders: Sequence[Contender]) -> list[Contender]:
+    """Return those that no faster one beats on the images that decide; they come as they went, the slowest first.
+
+    So each is at least as accurate there as all that come after it, and the order owes nothing to the images that
+    certify.
+    """
+    return [
+        contender
+        for place, contender in enumerate(contenders)
+        if all(faster.decided <= contender.decided for faster in contenders[place + 1 :])
+    ]
+
+
+def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> Contender | None:
+    """Return the last contender before the first that fails on the images that certify; None if the first one does.
+
+    One passes if it loses at most `allowed` there against the unpruned model, or, with the setting `confidence`, if the
+    bound on its loss on new images says so.
+    """
+    asked = run.settings.confidence
+
+    def passes(contender: Contender) -> bool:
+        event = run.history.certified.get(contender.index)
+        if event is None:
+            look = run.look(contender.load(), "certify")
+            loss = run.loss(look, "certify")
+            lost = loss.loss if asked is None else loss.upper(asked)
+            event = Certified(contender.index, look.accuracy, loss, lost <= allowed + SAME)
+            run.happened(event)
+        said = f"{contender.name} loses {_points(event.loss, confidence(run))} on the images that certify"
+        if event.passed:
+            run.progress.say(said)
+        else:
+            notes.say(f"{said}; {100 * allowed:.2f} may be lost, so nothing faster is looked at")
+        return event.passed
+
+    return walk(contenders, passes)
+
+
+def unpruned(run: RunState, notes: tuple[str, ...]) -> Choice:
+    """Return the choice of the unpruned model, which loses nothing."""
+    start = run.start
+    return Choice(None, run.first, start.report, Paired(0.0, start.images.report), Bound(confidence(run), 0.0), notes)
+
+
+def confidence(run: RunState) -> float:
+    """Return the confidence that was asked for, or the usual one, for what is only said."""
+    return CONFIDENCE if run.settings.confidence is None else run.settings.confidence
+
+
+class Notes:
+    """What has to be in the report, said as it happens."""
+
+    def __init__(self, run: RunState) -> None:
+        self._run = run
+        self.said: tuple[str, ...] = ()
+
+    def say(self, text: str) -> None:
+        """Note `text` and show it."""
+        self.said = (*self.said, text)
+        self._run.progress.say(text)
+
+
+def _points(loss: Paired, sure: float) -> str:
+    """Return "0.83 points (se 0.21, on new images at most 1.21 with 95 %)"."""
+    bound = loss.bound(sure)
+    if bound is None:
+        return f"{100 * loss.loss:.2f} points"
+    return (
+        f"{100 * loss.loss:.2f} points (se {100 * loss.se:.2f}; {100 * sure:g} % sure: at most {100 * bound.loss:.2f})"
+    )
