@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_nets import captured
+from small_nets import Residual, captured, randomised
 from torch import Tensor, nn
 
 from cprune.channels import surgery
+from cprune.channels.branches import Branch, branches, without
 from cprune.channels.graph import Graph
 from cprune.channels.groups import analyse
 from cprune.cli import main as cli
@@ -68,6 +70,40 @@ def test_a_failure_is_exit_code_1_and_names_the_group(
     monkeypatch.setattr(check, "pruned_as_masked", lambda *_: iter([wrong]))
     assert cli.main([*CHECK, "--no-compile"]) == 1
     assert "BAD  conv1: the pruned model differs from the masked one by 0.25" in capsys.readouterr().out
+
+
+# -- branches
+
+
+def residual() -> tuple[nn.Module, Tensor]:
+    model = Residual()
+    return randomised(model), model.example(1)[0]
+
+
+def test_every_branch_is_tried_and_the_model_without_them_compiled(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("check", "-m", "test_check:residual", "--records", str(tmp_path / "r.sqlite"))
+    code, found = told(capsys, *words)
+    assert (code, found["branches"], found["failures"], found["compiled"]) == (0, 3, [], True)
+    assert cli.main([*words, "--no-compile"]) == 0
+    assert "without each of 3 residual branches it computes" in capsys.readouterr().out
+    code, found = told(capsys, *words, "--no-compile", "--ignore", "b1")
+    assert (code, found["branches"], found["failed"]) == (0, 2, 0)
+
+
+def test_a_branch_that_takes_the_shortcut_along_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = captured("Residual")
+    found = branches(whole.network, whole.example)
+
+    def other_side(network: Network, chosen: list[Branch]) -> Network:
+        return without(network, [replace(branch, operand=1 - branch.operand) for branch in chosen])
+
+    monkeypatch.setattr(check, "without", other_side)
+    wrong = list(check.removed_as_zero(whole.network, found, whole.example, 0, Progress()))
+    assert [w.group for w in wrong] == ["a1", "b1", "c1", "all branches"]
+    assert all(w.max_difference is not None and w.max_difference > 1e-3 for w in wrong)
+    assert wrong[0].what == "the model without it differs from the one with its value at zero"
 
 
 # -- what the user leaves out

@@ -266,6 +266,12 @@ def test_explain_shows_groups_frozen_and_tasks(tmp_path: Path, capsys: pytest.Ca
     assert 0.9 < told["prunable_latency_share"] <= 1
     by_layer = {t["layers"][0]: t for t in told["tasks"] if t["layers"]}
     assert by_layer["layer1.0.conv1"]["uses"] == 3
+    branch = told["branches"][0]
+    assert (len(told["branches"]), branch["id"]) == (9, "layer1.0.conv1")
+    assert branch["layers"] == ["layer1.0.conv1", "layer1.0.conv2"]
+    # Its convolutions run the programs of all three blocks of the stage, one of them with the sum along.
+    cost = [sum(t["latency_us"] for t in told["tasks"] if layer in t["layers"]) for layer in branch["layers"]]
+    assert branch["latency_us"] == pytest.approx(sum(cost), abs=0.01)
 
 
 # -- other machines

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from cprune.channels.graph import layer_name
+from cprune.channels.graph import is_meant, layer_name
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, alive, map_refs, operator_name
 from cprune.network.shapes import larger_sample, sample
@@ -42,7 +46,7 @@ class Branch:
     operand: int
 
 
-def branches(network: Network, example_inputs: tuple[Tensor, ...]) -> tuple[Branch, ...]:
+def branches(network: Network, example_inputs: tuple[Tensor, ...], ignore: Sequence[str] = ()) -> tuple[Branch, ...]:
     """Return the residual branches of a network, in the order of their additions.
 
     Of two values that are added, of one shape (also with one more in the batch, so nothing is broadcast), one is the
@@ -54,7 +58,8 @@ def branches(network: Network, example_inputs: tuple[Tensor, ...]) -> tuple[Bran
       and strictly fewer layers and multiplications of its own.  Two equal ones: neither goes.
 
     So of two parallel ways with layers (a projection; Inception added up) the longer may go.  A branch that holds all
-    layers of the network is none.  UserError if the network does not run on these inputs.
+    layers of the network is none, nor is one with a layer that `ignore` means (see `cprune.channels.groups.analyse`).
+    UserError if the network does not run on these inputs.
     """
     ways = _Ways(network.nodes, sample(network, example_inputs), larger_sample(network, example_inputs))
     found: list[Branch] = []
@@ -63,6 +68,8 @@ def branches(network: Network, example_inputs: tuple[Tensor, ...]) -> tuple[Bran
         for operand in (1, 0) if ways.is_sum(node) else ():
             layers = ways.layers_of_branch(node, operand)
             if layers:
+                if any(is_meant(name, ways.kinds[name], pattern) for name in layers for pattern in ignore):
+                    break
                 number = starting[layers[0]] = starting.get(layers[0], 0) + 1
                 branch_id = layers[0] if number == 1 else f"{layers[0]}+{number}"
                 found.append(Branch(branch_id, layers, node.name, operand))
@@ -70,43 +77,109 @@ def branches(network: Network, example_inputs: tuple[Tensor, ...]) -> tuple[Bran
     return tuple(found)
 
 
-def without(network: Network, chosen: Collection[Branch]) -> Network:
+def without(
+    network: Network, chosen: Collection[Branch], means: Mapping[str, Tensor] = MappingProxyType({})
+) -> Network:
     """Return a new network without these branches; `network` stays as it is.
 
     The branches may have been found in the network that this one was pruned from, or that other branches were taken
     from; one that lay in a branch which is gone is gone.  An activation directly behind the addition disappears too
     where the shortcut is the same activation's.  UserError for a branch of another network.
+
+    `means` may have, by the name of an addition, the mean of the branch's value, one number a channel.  It stays as
+    part of a bias where that is exact: where the shortcut is the value of a BatchNorm, convolution or linear layer
+    with a bias of its own (or a sum with one), and whatever reads that value now read the whole sum before.
+    Elsewhere, behind a ReLU for example, it is left out.  ValueError for a mean of another length than that bias.
     """
-    operands = {branch.add: branch.operand for branch in chosen}
     _must_fit(network.nodes, chosen)
-    nodes = _shortened(network.nodes, operands)
+    short = _shortened(network.nodes, {branch.add: branch.operand for branch in chosen})
     tensors = network.tensors()
-    before, after = (_tensors_read(some, tensors) for some in (network.nodes, nodes))
+    before, after = (_tensors_read(some, tensors) for some in (network.nodes, short.nodes))
     # What no node has ever read stays, and so does every name of a tied tensor of which one is read.
     kept = {name: tensor for name, tensor in tensors.items() if id(tensor) in after or id(tensor) not in before}
-    return Network(nodes, copy.deepcopy(kept), network.constants()).train(network.training)
+    kept = copy.deepcopy(kept)
+    for add, mean in means.items():
+        bias = kept.get(_bias_for(add, network.nodes, short, tensors))
+        if bias is not None:
+            if bias.shape != mean.shape:
+                raise ValueError(f"the mean at {add!r} has shape {tuple(mean.shape)}, the bias {tuple(bias.shape)}")
+            bias.data += mean.to(bias)
+    return Network(short.nodes, kept, network.constants()).train(network.training)
 
 
-def _shortened(nodes: Sequence[Node], operands: Mapping[str, int]) -> list[Node]:
+def zeroed(network: Network, chosen: Collection[Branch], *inputs: Tensor) -> Any:
+    """Return the whole network's output in evaluation mode with the values of these branches at zero.
+
+    UserError for a branch of another network, or one that is gone.
+    """
+    additions = {node.name: node for node in network.nodes if _is_addition(node)}
+    values = set()
+    for branch in chosen:
+        if branch.add not in additions:
+            raise _stranger(branch)
+        values.add(additions[branch.add].args[branch.operand].name)
+    with torch.no_grad():
+        return network.run_edited(inputs, lambda name, value: torch.zeros_like(value) if name in values else value)
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """What is left: `instead` has what is read now in place of a node that went, `sums` the additions behind it."""
+
+    nodes: list[Node]
+    instead: dict[str, Ref]
+    sums: dict[str, frozenset[str]]
+
+
+def _shortened(nodes: Sequence[Node], operands: Mapping[str, int]) -> _Shortened:
     """Return the nodes without the branches that are these operands of these additions."""
     instead: dict[str, Ref] = {}
+    sums: dict[str, frozenset[str]] = {}
     kept: dict[str, Node] = {}
     for node in nodes:
-        moved = any(name in instead for name in node.refs())
         new = node
-        if moved:
+        if not instead.keys().isdisjoint(node.refs()):
             new = replace(
                 node,
                 args=map_refs(node.args, lambda ref: instead.get(ref.name, ref)),
                 kwargs=tuple((k, map_refs(value, lambda ref: instead.get(ref.name, ref))) for k, value in node.kwargs),
             )
         if node.name in operands:
-            instead[node.name] = new.args[1 - operands[node.name]]
-        elif moved and _changes_nothing(new, kept):
+            at = 1 - operands[node.name]
+            instead[node.name] = new.args[at]
+            sums[node.name] = sums.get(node.args[at].name, frozenset()) | {node.name}
+        elif new is not node and _changes_nothing(new, kept):
             instead[node.name] = new.args[0]
+            sums[node.name] = sums[node.args[0].name]
         else:
             kept[node.name] = new
-    return alive(list(kept.values()))
+    return _Shortened(alive(list(kept.values())), instead, sums)
+
+
+def _bias_for(add: str, nodes: Sequence[Node], short: _Shortened, tensors: Mapping[str, Tensor]) -> str:
+    """Return the name of the bias that a constant can join which is to reach all that read this sum, or ""."""
+    if add not in short.instead:
+        return ""
+    left = {node.name: node for node in short.nodes}
+    value = short.instead[add].name
+    reads = Counter(name for node in short.nodes for name in node.refs())
+    before = [name for node in nodes if node.name in left for name in node.refs()]  # as they were called
+    if any(add not in short.sums.get(n, ()) for n in before if n == value or short.instead.get(n) == Ref(value)):
+        return ""
+    tied = Counter(id(tensors[str(node.args[0])]) for node in short.nodes if node.op == "param")
+
+    def bias_of(node: Node) -> str:
+        if _is_addition(node):
+            alone = [left[ref.name] for ref in node.args[:2] if reads[ref.name] == 1]
+            return next((bias for bias in map(bias_of, alone) if bias), "")
+        place = 2 if operator_name(node).startswith(("conv", "linear", "batch_norm")) else len(node.args)
+        ref = node.args[place] if place < len(node.args) else None
+        if not isinstance(ref, Ref) or left[ref.name].op != "param" or reads[ref.name] > 1:
+            return ""
+        name = str(left[ref.name].args[0])
+        return name if tied[id(tensors[name])] == 1 else ""
+
+    return bias_of(left[value])
 
 
 def _changes_nothing(node: Node, before: Mapping[str, Node]) -> bool:
@@ -122,7 +195,11 @@ def _must_fit(nodes: Sequence[Node], chosen: Iterable[Branch]) -> None:
     layers = set(layers_by_call(nodes).values())
     for branch in chosen:
         if branch.add not in additions and not layers.isdisjoint(branch.layers):
-            raise UserError(f"the network has no addition {branch.add!r}, where its branch {branch.id!r} should end")
+            raise _stranger(branch)
+
+
+def _stranger(branch: Branch) -> UserError:
+    return UserError(f"the network has no addition {branch.add!r}, where its branch {branch.id!r} should end")
 
 
 def _tensors_read(nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> set[int]:
@@ -157,6 +234,7 @@ class _Ways:
         self.nodes, self.shapes, self.larger = nodes, shapes, larger
         self.by_name = {node.name: node for node in nodes}
         self.layers = layers_by_call(nodes)
+        self.kinds = {layer: operator_name(self.by_name[call]) for call, layer in self.layers.items()}
         self.needed = self._needed()
         # Values that depend on the inputs' numbers, not on their sizes or on parameters alone.
         self.computed: set[str] = set()

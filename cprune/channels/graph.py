@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -46,6 +47,11 @@ def layer_name(weight: str) -> str:
     """
     owner, _, leaf = weight.rpartition(".")
     return owner if owner and leaf in ("weight", "computed_weight") else weight
+
+
+def is_meant(layer: str, operator: str, pattern: str) -> bool:
+    """Tell whether `--ignore pattern` means a layer: by its name, with * and ?, or by its type ("Conv2d", "Linear")."""
+    return fnmatchcase(layer, pattern) or pattern.lower().replace("_", "") == operator.replace("_", "")
 
 
 @dataclass(frozen=True)

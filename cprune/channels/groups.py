@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import numpy as np
 from torch import Tensor
 
 from cprune.channels.flow import Flow
-from cprune.channels.graph import ONLY_ONE, Frozen, Graph, Group, Layer
+from cprune.channels.graph import ONLY_ONE, Frozen, Graph, Group, Layer, is_meant
 from cprune.channels.labels import Array, Spread
 from cprune.channels.rules import RULES
 from cprune.network.network import Network
@@ -50,16 +49,12 @@ def analyse(
 
 def _ignore(flow: Flow, pattern: str) -> None:
     """Freeze the output channels of the layers that `pattern` means."""
-    layers = [layer for layer in flow.layers.values() if _meant(flow, layer, pattern)]
+    kinds = {name: operator_name(flow.nodes[layer.calls[0]]) for name, layer in flow.layers.items()}
+    layers = [layer for name, layer in flow.layers.items() if is_meant(name, kinds[name], pattern)]
     if not layers:
         raise unknown("layer or type for --ignore:", pattern, (*flow.layers, "Conv2d", "Linear"))
     for layer in layers:
         flow.labels.freeze(flow.axes[layer.weight, layer.out_axis], f"--ignore {pattern} names {layer.name}")
-
-
-def _meant(flow: Flow, layer: Layer, pattern: str) -> bool:
-    kind = operator_name(flow.nodes[layer.calls[0]]).replace("_", "")
-    return fnmatchcase(layer.name, pattern) or pattern.lower().replace("_", "") == kind
 
 
 @dataclass

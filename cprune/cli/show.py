@@ -97,6 +97,14 @@ def explained(result: Explained) -> None:
     for stay in result.frozen:
         frozen.add_row(", ".join(stay.layers), str(stay.channels), stay.reason)
     on_output(groups, frozen)
+    if result.branches:
+        branches = table("branch", "us", "of the latency", "layers", title="residual branches: what can go as a whole")
+        for branch in result.branches:
+            cost = (
+                (f"{branch.latency_us:.1f}", f"{result.share(branch.latency_us):.0%}") if result.tasks else ("-", "-")
+            )
+            branches.add_row(branch.id, *cost, ", ".join(branch.layers))
+        on_output(branches)
     if result.problem:
         on_output(f"no latencies: {result.problem}")
         return
@@ -115,6 +123,8 @@ def checked(result: Checked) -> None:
     what = "compiled code equals PyTorch" if result.compiled else "not compiled (--no-compile)"
     if not result.failures:
         print(f"ok   {result.model}: pruned equals masked in each of {result.groups} groups; {what}")
+        if result.branches:
+            print(f"     without each of {result.branches} residual branches it computes what it does with zeros there")
     if not result.groups:
         print("     no channel can be pruned: cprune explain says why")
 

@@ -1,20 +1,23 @@
 """`cprune check`: does pruning this model compute what it should, and does its compiled code?
 
 For every channel group a few channels are removed, and the smaller network is compared with the whole one in which
-those channels are held at zero.  Then all groups are pruned at once, down to one channel in the last test.  In the end
-the model is compiled, whole and pruned, and compared with PyTorch.
+those channels are held at zero.  Then all groups are pruned at once, down to one channel in the last test.  Every
+residual branch is removed likewise, alone and with all others.  In the end the model is compiled, whole, pruned and
+without its branches, and compared with PyTorch.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cprune.channels.branches import Branch, branches, without, zeroed
 from cprune.channels.graph import Graph, Group
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
@@ -32,7 +35,10 @@ SHARE = 0.3
 
 @dataclass(frozen=True)
 class Wrong:
-    """A comparison that failed; `max_difference` is None where nothing came out to be compared."""
+    """A comparison that failed; `max_difference` is None where nothing came out to be compared.
+
+    `group` is the id of a group or of a branch, "all groups" or "all branches"; empty for the compiled model.
+    """
 
     group: str
     what: str
@@ -41,10 +47,11 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Checked:
-    """How many groups and frozen places a model has, whether its compiled code was compared, and what was wrong."""
+    """How many groups, branches and frozen places a model has, whether compiled code was compared, what was wrong."""
 
     model: str
     groups: int
+    branches: int
     frozen: int
     compiled: bool
     failures: tuple[Wrong, ...]
@@ -54,6 +61,7 @@ class Checked:
         return {
             "model": self.model,
             "groups": self.groups,
+            "branches": self.branches,
             "frozen": self.frozen,
             "compiled": self.compiled,
             "failed": len(self.failures),
@@ -62,22 +70,26 @@ class Checked:
 
 
 def check(request: Request, compiled: bool, progress: Progress) -> Checked:
-    """Compare pruned with masked and, if `compiled`, compiled code with PyTorch."""
+    """Compare pruned with masked, removed branches with zeros and, if `compiled`, compiled code with PyTorch."""
     settings, opened = request.settings, request.opened()
     network, inputs = opened.network.eval(), opened.example_inputs
     graph = analyse(network, inputs, settings.ignore, settings.whole_heads)
     if settings.strict:
         graph.must_be_free()
+    found = branches(network, inputs, settings.ignore)
     failures = list(pruned_as_masked(network, graph, inputs, settings.seed, progress))
+    failures += removed_as_zero(network, found, inputs, settings.seed, progress) if found else ()
     models = [("the whole model", network)]
     if graph.groups:
         models.append(("the pruned model", prune(network, graph, _some(graph.groups, random.Random(settings.seed)))))
+    if found:
+        models.append(("the model without its branches", without(network, found)))
     if compiled:
         with request.tuner(progress) as (session, tuner):
             for what, model in models:
                 wrong = _compiled(what, model, inputs, session, tuner, settings.trials, progress)
                 failures += [wrong] if wrong else []
-    return Checked(opened.name, len(graph.groups), len(graph.frozen), compiled, tuple(failures))
+    return Checked(opened.name, len(graph.groups), len(found), len(graph.frozen), compiled, tuple(failures))
 
 
 def pruned_as_masked(
@@ -90,19 +102,45 @@ def pruned_as_masked(
         trials.append(("all groups", _some(graph.groups, chosen)))
         trials.append(("all groups, one channel each", {g.id: range(1, g.channels) for g in graph.groups}))
     noise = tuple(_noise(x, seed) for x in inputs)
+
+    def outputs(removed: Removed) -> tuple[Any, Any]:
+        return prune(network, graph, removed)(*noise), masked(network, graph, removed, *noise)
+
     progress.start("comparing pruned with masked", len(trials))
     for name, removed in trials:
-        try:
-            with torch.no_grad():
-                outputs = prune(network, graph, removed)(*noise)
-                expected = masked(network, graph, removed, *noise)
-            apart = difference(outputs, expected)
-            if apart > PRUNED_TOLERANCE:
-                yield Wrong(name, "the pruned model differs from the masked one", apart)
-        except (CpruneError, RuntimeError, IndexError, ValueError, TypeError) as error:
-            yield Wrong(name, f"the pruned model does not run: {type_and_first_line(error)}", None)
+        yield from _compared(name, "the pruned model", "the masked one", partial(outputs, removed))
         progress.advance()
     progress.done()
+
+
+def removed_as_zero(
+    network: Network, found: Sequence[Branch], inputs: tuple[Tensor, ...], seed: int, progress: Progress
+) -> Iterator[Wrong]:
+    """Yield what differs when a residual branch goes: each alone, and all together."""
+    trials = [(branch.id, [branch]) for branch in found]
+    if len(found) > 1:
+        trials.append(("all branches", list(found)))
+    noise = tuple(_noise(x, seed) for x in inputs)
+
+    def outputs(chosen: Sequence[Branch]) -> tuple[Any, Any]:
+        return without(network, chosen)(*noise), zeroed(network, chosen, *noise)
+
+    progress.start("comparing removed branches with zeros", len(trials))
+    for name, chosen in trials:
+        yield from _compared(name, "the model without it", "the one with its value at zero", partial(outputs, chosen))
+        progress.advance()
+    progress.done()
+
+
+def _compared(name: str, ours: str, theirs: str, outputs: Callable[[], tuple[Any, Any]]) -> Iterator[Wrong]:
+    """Yield what is wrong if two models, called so, do not return the same."""
+    try:
+        with torch.no_grad():
+            apart = difference(*outputs())
+        if apart > PRUNED_TOLERANCE:
+            yield Wrong(name, f"{ours} differs from {theirs}", apart)
+    except (CpruneError, RuntimeError, IndexError, ValueError, TypeError) as error:
+        yield Wrong(name, f"{ours} does not run: {type_and_first_line(error)}", None)
 
 
 def _some(groups: tuple[Group, ...], chosen: random.Random) -> Removed:
