@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from cprune import progress
+from cprune.channels.branches import Branch
 from cprune.cli import main as cli
 from cprune.cli import show
+from cprune.commands.explain import Explained, branch_rows
+from cprune.method.task_table import TaskRow
 from cprune.progress import Progress
 from cprune.targets.errors import BrokenWorld, nearest
 
@@ -272,6 +275,18 @@ def test_explain_shows_groups_frozen_and_tasks(tmp_path: Path, capsys: pytest.Ca
     # Its convolutions run the programs of all three blocks of the stage, one of them with the sum along.
     cost = [sum(t["latency_us"] for t in told["tasks"] if layer in t["layers"]) for layer in branch["layers"]]
     assert branch["latency_us"] == pytest.approx(sum(cost), abs=0.01)
+
+
+def test_a_branch_costs_what_its_layers_cost_in_every_task() -> None:
+    found = [Branch("a1", ("a1", "a2"), "add", 1), Branch("b1", ("b1", "fc"), "add_1", 0)]
+    # One program of 10 us runs a1 and b1, another of 4 us runs a2 twice; the last one pools.
+    tasks = [TaskRow("conv 3x3", ("a1", "b1"), 10.0, 2, 8, 1), TaskRow("conv 1x1", ("a2",), 4.0, 2, 8, 1),
+             TaskRow("pool", (), 12.0, 1, 0, 0)]  # fmt: skip
+    rows = branch_rows(found, tasks)
+    assert [(row.id, row.latency_us) for row in rows] == [("a1", 18.0), ("b1", 10.0)]
+    told = Explained("net", "local", (), rows, (), tuple(tasks), "")
+    assert [told.share(row.latency_us) for row in rows] == [0.45, 0.25]  # of 40 us
+    assert [row.latency_us for row in branch_rows(found, [])] == [0, 0]
 
 
 # -- other machines

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_nets import tiny
+from small_nets import captured, tiny
+from torch import Tensor
 
 from cprune.api import _config
+from cprune.channels.branches import branches, without
+from cprune.channels.surgery import prune
 from cprune.cli import main as cli
 from cprune.compiling import deploy
 from cprune.compiling.tuned import tune
@@ -24,6 +27,7 @@ from cprune.models.formats import write as saved
 from cprune.models.source import Source
 from cprune.network import saving as networks
 from cprune.network.capture import capture
+from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
 from cprune.targets.local import LocalSession
@@ -37,9 +41,12 @@ TRIALS = Settings(trials=2)
 @pytest.fixture(scope="module")
 def run(session: LocalSession, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a finished run leaves of its model."""
-    folder = tmp_path_factory.mktemp("export") / "run"
     model, x = tiny()
-    network = capture(model, (x,))
+    return finished(tmp_path_factory.mktemp("export") / "run", capture(model, (x,)), x, session, target)
+
+
+def finished(folder: Path, network: Network, x: Tensor, session: LocalSession, target: Target) -> Path:
+    """Write what a finished run leaves of this network."""
     where = RunFolder.create(folder, _config("tiny", "functions", Source(""), target, TRIALS, None))
     with Store(where.records) as store:
         tuned = tune(network, (x,), Tuner(session, store, target), TRIALS.trials, Progress())
@@ -208,6 +215,24 @@ def test_the_model_is_written_as_onnx(run: Path, tmp_path: Path, capsys: pytest.
     assert (again.input_names, again.output_names) == (("input",), ("output",))
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(again.model(x), networks.load(run)(x))
+
+
+def test_the_model_of_a_run_that_lost_a_branch_and_channels_is_written_and_comes_back(
+    session: LocalSession, target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = captured("Residual")
+    narrower = prune(whole.network, whole.graph, {"stem": [2], "b1": [0, 4]})
+    shorter = without(narrower, branches(whole.network, whole.example)[:1])
+    x = whole.example[0][:1]
+    run = finished(tmp_path / "run", shorter, x, session, target)
+    for file in (tmp_path / "model.pt2", tmp_path / "model.onnx"):
+        assert told(capsys, "export", str(run), "-o", str(file))["max_difference"] < 1e-5
+        back = Source(str(file)).opened(seed=0)
+        torch.testing.assert_close(back.network(x), shorter(x))
+        assert [b.layers for b in branches(back.network, (x,))] == [("b1", "b2"), ("c1", "c2")]
+    assert cli.main(["export", str(run)]) == 0
+    (compiled,) = deploy.open_compiled(run / "bundle")(x.numpy())
+    assert np.allclose(compiled, shorter(x).detach(), atol=1e-4)
 
 
 def test_a_file_that_is_there_is_not_written_over(

@@ -34,7 +34,7 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show channel groups, what is frozen and why, tasks with their latency and channel step."""
+    """Show channel groups, residual branches, what is frozen and why, tasks with their latency and channel step."""
     from cprune.commands import explain
 
     request = options.request(trials=trials, ignore=ignore, whole_heads=whole_heads, strict=strict)
@@ -56,7 +56,7 @@ def check(
 ) -> None:
     """Prove on this model that pruning is right: every group pruned equals masked, compiled code equals PyTorch.
 
-    Exit code 1 if something differs.
+    Likewise every residual branch removed and with its value at zero.  Exit code 1 if something differs.
     """
     from cprune.commands import check
 
