@@ -1,13 +1,15 @@
 """Damage tables: what a network loses when one group goes to a width, all others whole.
 
 The damage is the mean Kullback-Leibler divergence from the parent's predictions, in nats an image: smoother than an
-accuracy, so that a few hundred images tell widths apart.
+accuracy, so that a few hundred images tell widths apart.  What lies before the cut is computed once for all widths,
+and keeps its statistics of BatchNorm.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +21,16 @@ from cprune.channels.graph import Graph
 from cprune.channels.statistics import Statistics
 from cprune.channels.surgery import Removed
 from cprune.network.network import Network
+from cprune.network.waist import piece, waists
 from cprune.targets.errors import UserError
+from cprune.training.data import Split
+from cprune.training.train import logits, recalibrate
 
 Damage = dict[tuple[str, int], float]
 """Damage in nats by (group id, channels that are left); infinite where the predictions are no numbers."""
 
-BATCH = 128
+MOST_KEPT = 2**28
+"""No more numbers than this (1 GiB) are kept of what lies before a cut."""
 
 
 def damage_table(
@@ -34,32 +40,86 @@ def damage_table(
     orders: Orders,
     statistics: Statistics,
     images: Tensor,
-    parent_logits: Tensor,
-    recalibrate: Callable[[Network], None],
+    calibration: Tensor,
     on_entry: Callable[[str, int, float], None] = lambda group, width, damage: None,
+    seed: int = 0,
 ) -> Damage:
     """Return the damage of every group in `options` at each of its widths; of what is narrower never less.
 
-    A group is cut to a width by its order in `orders`, compensated (`statistics`), and `recalibrate` puts the
-    statistics of BatchNorm right in place.  `parent_logits` [N, classes] are the whole network's for `images`
-    [N, …], which are what the model takes.  `on_entry` hears of every entry as it was measured.  UserError for a
+    A group is cut to a width by its order in `orders` and compensated (`statistics`); the statistics of BatchNorm
+    behind it are estimated again on `calibration`, and the predictions for `images` compared with the network's own.
+    Both are [N, ...] as the model takes them.  `on_entry` hears of every entry as it was measured.  UserError for a
     width that a group has not.
     """
     table: Damage = {}
-    for group_id, widths in options.items():
+    parent = predictions(network, images)
+    before = _Before(network, graph, images, calibration)
+    place = {group.id: i for i, group in enumerate(graph.groups)}
+    for group_id in sorted(options, key=lambda one: place.get(one, -1)):
         measured: dict[int, float] = {}
-        for width in sorted(set(widths), reverse=True):
+        for width in sorted(set(options[group_id]), reverse=True):
             removed = cut_to(graph, orders, {group_id: width})
             damage = 0.0
             if removed:
                 smaller = compensated(network, graph, removed, statistics)
-                recalibrate(smaller)
-                damage = divergence(parent_logits, predictions(smaller, images))
+                seen = before.seen_by(smaller)
+                rest = piece(smaller, seen.waist)
+                recalibrate(rest, _split(seen.calibration), seed, images=len(calibration))
+                damage = divergence(parent, predictions(rest, seen.images))
             measured[width] = damage
             on_entry(group_id, width, damage)
         rising = never_falling(list(measured.values()))
         table.update({(group_id, width): damage for width, damage in zip(measured, rising, strict=True)})
     return table
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A waist of the network and its value for the two sets of images."""
+
+    waist: tuple[int, str]
+    images: Tensor
+    calibration: Tensor
+
+
+class _Before:
+    """What the whole network computes up to the cut, kept from one entry to the next."""
+
+    def __init__(self, network: Network, graph: Graph, images: Tensor, calibration: Tensor) -> None:
+        self.network = network
+        self.tensors = network.tensors()
+        most = MOST_KEPT // (len(images) + len(calibration))
+        found = waists(network)
+        sizes = {name: math.prod(spreads[0].shape[1:]) for name, spreads in graph.values.items() if len(spreads) == 1}
+        self.waists = [waist for waist in found if sizes.get(waist[1], most + 1) <= most]
+        self.first = self.last = _Seen(found[0], images, calibration)
+
+    def seen_by(self, smaller: Network) -> _Seen:
+        """Return the values at the last waist up to which `smaller` is the same network."""
+        changed = self._first_changed(smaller)
+        waist = max((one for one in self.waists if one[0] <= changed), default=self.first.waist)
+        if waist != self.last.waist:
+            start = self.last if self.last.waist[0] < waist[0] else self.first
+            if waist == self.first.waist:
+                self.last = self.first
+            else:
+                middle = piece(self.network, start.waist, waist[1])
+                values = (predictions(middle, part) for part in (start.images, start.calibration))
+                self.last = _Seen(waist, *values)
+        return self.last
+
+    def _first_changed(self, smaller: Network) -> int:
+        """Return the number of the first node that computes something else."""
+        others = smaller.tensors()
+        changed: set[str] = set()
+        for i, (node, other) in enumerate(zip(self.network.nodes, smaller.nodes, strict=True)):
+            if node.op == "param":
+                name = str(node.args[0])
+                if not torch.equal(self.tensors[name], others[name]):
+                    changed.add(node.name)
+            elif node != other or not changed.isdisjoint(node.refs()):
+                return i
+        return len(smaller.nodes)
 
 
 def cut_to(graph: Graph, orders: Orders, widths: Mapping[str, int]) -> Removed:
@@ -74,11 +134,13 @@ def cut_to(graph: Graph, orders: Orders, widths: Mapping[str, int]) -> Removed:
     return removed
 
 
-def predictions(network: Network, images: Tensor, batch: int = BATCH) -> Tensor:
-    """Return float32 logits [N, classes] in evaluation mode, the mode that the network is left in."""
-    network.eval()
-    with torch.no_grad():
-        return torch.cat([network(part) for part in torch.split(images, batch)]).float()
+def predictions(network: Network, images: Tensor) -> Tensor:
+    """Return float32 [N, …], what the network returns for images [N, …] as it takes them, in evaluation mode."""
+    return logits(network, _split(images))
+
+
+def _split(images: Tensor) -> Split:
+    return Split(images, torch.zeros(len(images), dtype=torch.int64))
 
 
 def divergence(parent: Tensor, other: Tensor) -> float:
