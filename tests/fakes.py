@@ -104,7 +104,7 @@ class FakeBench:
     trials.
     """
 
-    vector = VECTOR
+    vector, threads = VECTOR, 1
 
     def __init__(
         self,

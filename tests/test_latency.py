@@ -213,11 +213,11 @@ def test_options_are_eighths_in_whole_blocks_the_smallest_in_half_a_one() -> Non
     assert t.options("features.40") == (512, 448, 384, 320, 256, 192, 128, 64)
 
 
-def test_options_see_the_blocks_that_other_groups_fill() -> None:
+def test_groups_that_share_an_axis_have_options_of_their_own() -> None:
     t, _ = table("resnet20")
-    # The 16 channels that widen the second stage lie in one block of their own beside the stem's 16.
-    assert t.options("layer2.0.conv2")[0] == 16
-    assert t.options("layer1.0.conv1") == (16, 8)
+    # 16 + 8 channels fill two blocks like 16 + 16, but 8 + 8 fill one.
+    assert t.options("conv1") == t.options("layer2.0.conv2") == (16, 8)
+    assert t.options("layer3.0.conv2") == (32, 16, 8)
 
 
 # -- estimates

@@ -549,11 +549,11 @@ class TestRunOfTheLoop:
         state = RunState(tiny(), EXAMPLE, trainer, FakeBench(), settings, FolderKeeper(folder), Progress())
         loop = Loop(state)
         loop.begin()
-        write_json(folder.analysis, analysis(loop.before, loop.before, settings))
+        write_json(folder.analysis, analysis(loop.before, loop.before, settings, 1))
         assert [step.verdict for step in loop.steps()] == ["accepted"] * 3
         before = page(folder)
         outcome = finish(state, loop.current)
-        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
+        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings, 1))
         write_json(folder.result, result_of(outcome, CONFIG))
         return before, page(folder)
 

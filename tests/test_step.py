@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprune.method.channel_step import channel_step
-from cprune.tuner.programs.space import channel_splits, of_target
+from cprune.method.channel_step import channel_step, step_of
+from cprune.tuner.programs.space import Candidate, channel_pieces, channel_splits, of_target
 from cprune.tuner.programs.workload import Conv2d
 
 
@@ -34,6 +34,59 @@ def test_lcm_keeps_both_stages_where_max_breaks_one() -> None:
 
 def test_a_program_without_output_channels_has_no_step() -> None:
     assert channel_step([]) == 0
+
+
+def test_three_pieces_keep_two_threads_busy_as_long_as_four() -> None:
+    assert channel_step([(4, 1, 16)], pieces=1, threads=2) == 32
+    # of three the first one less is enough: 2 + 1 pieces become 1 + 1
+    assert channel_step([(3, 1, 16)], pieces=1, threads=2) == 16
+    # 9 pieces on 4 threads are 3 + 2 + 2 + 2; 8 are 2 each
+    assert channel_step([(9, 1, 16)], pieces=1, threads=4) == 16
+    assert channel_step([(8, 1, 16)], pieces=1, threads=4) == 64
+
+
+def test_where_every_piece_has_its_thread_one_iteration_goes() -> None:
+    assert channel_step([(2, 1, 16)], pieces=1, threads=2) == 16
+    assert channel_step([(2, 1, 16)], pieces=1, threads=8) == 16
+
+
+def test_channels_times_bands_of_rows_are_finer_pieces() -> None:
+    # 4 x 7 = 28 pieces on 2 threads are 14 each, 3 x 7 = 21 are 11
+    assert channel_step([(4, 1, 16)], pieces=7, threads=2) == 16
+
+
+def test_a_loop_within_a_thread_goes_piece_by_piece() -> None:
+    assert channel_step([(4, 1, 16)], pieces=0, threads=2) == 16
+    assert channel_step([(2, 4, 16)], pieces=1, threads=2) == 32  # the tile is the largest: 8 blocks / 4
+
+
+def test_the_program_says_what_runs_in_parallel() -> None:
+    w = Conv2d(1, 64, 14, 14, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)
+    knobs = {"oc_tile": 1, "oh_tile": 2, "ow_tile": 7, "pad": "inside", "unroll": 0}
+    ways = {"channels": 7, "both": 1, "rows": 1, "none": 7}
+    programs = {way: Candidate.of(parallel=way, rows=rows, **knobs) for way, rows in ways.items()}
+    assert {way: channel_pieces(w, c) for way, c in programs.items()} == {
+        "channels": 1,
+        "both": 7,
+        "rows": 0,
+        "none": 0,
+    }
+    assert {way: step_of(w, c, 2) for way, c in programs.items()} == {
+        "channels": 32,
+        "both": 16,
+        "rows": 16,
+        "none": 16,
+    }
+    winograd = Candidate.of(winograd=4, oc_tile=1, p_tile=4, rows=1, oc_groups=2)
+    assert step_of(w, winograd, 2) == 32  # one block of each group
+
+
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 6))
+def test_a_step_of_a_parallel_loop_leaves_the_busiest_thread_less(outer: int, pieces: int, threads: int) -> None:
+    step = channel_step([(outer, 1, 16)], pieces=pieces, threads=threads)
+    busiest = [-(-n * pieces // threads) for n in range(outer + 1)]
+    left = outer - step // 16
+    assert left == outer - 1 or busiest[left] < busiest[outer] == busiest[left + 1]
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=3), st.sampled_from([4, 8, 16]))

@@ -84,7 +84,7 @@ def explain(request: Request, progress: Progress, graph_path: Path | None = None
     with request.tuner(progress) as (_, tuner):
         try:
             tuned = tune(network, example, tuner, settings.trials, progress)
-            tasks = task_table(tuned, graph, settings.step_join)
+            tasks = task_table(tuned, graph, settings.step_join, tuner.target.threads)
             programs = graph_file.programs_of(tuned.lowered, tasks)
         except UserError as error:
             problem = error.message

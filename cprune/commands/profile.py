@@ -19,13 +19,12 @@ from cprune.channels.groups import analyse
 from cprune.commands.request import Request
 from cprune.compiling.lowered import Layout
 from cprune.compiling.tuned import tune
-from cprune.method.channel_step import channel_step
+from cprune.method.channel_step import step_of
 from cprune.progress import Progress
 from cprune.targets.interval import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs.space import channel_splits
 from cprune.tuner.programs.workload import Conv2d, describe, key, padded
 from cprune.tuner.tune import Best, Tuner
 
@@ -116,7 +115,7 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
                     describe(workload),
                     layers or tuple(task.layers),
                     task.uses,
-                    channel_step(channel_splits(workload, best.candidate), settings.step_join),
+                    step_of(workload, best.candidate, request.target.threads, settings.step_join),
                     _shape(workload),
                     _measured(forms, task.key, best, tuner, session, options.trials, progress),
                 )

@@ -32,6 +32,10 @@ class Workbench(Protocol):
     def vector(self) -> int:
         """Return how many float32 numbers a vector of the machine holds."""
 
+    @property
+    def threads(self) -> int:
+        """Return how many threads a program has on the machine."""
+
     def choose_layout(
         self,
         network: Network,
@@ -79,6 +83,11 @@ class SessionWorkbench:
     def vector(self) -> int:
         """See `Workbench.vector`."""
         return self.tuner.target.vector
+
+    @property
+    def threads(self) -> int:
+        """See `Workbench.threads`."""
+        return self.tuner.target.threads
 
     def choose_layout(
         self,

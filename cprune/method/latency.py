@@ -14,7 +14,7 @@ from cprune.compiling.narrowing import narrowed
 from cprune.compiling.tuned import Tuned
 from cprune.method.terms import Term, Widths, terms
 from cprune.tuner.estimate import Entry, estimate, family, size
-from cprune.tuner.programs.workload import Workload, key
+from cprune.tuner.programs.workload import Workload, key, padded
 from cprune.tuner.tune import Best, Job, Tunes
 
 EIGHTHS = 8
@@ -112,18 +112,18 @@ class LatencyTable:
     def options(self, group: str) -> tuple[int, ...]:
         """Return the widths that a group may sensibly have, descending, the full one first.
 
-        They are the eighths of the full width, each rounded up to the widest that no call tells from it (blocks, and
-        what of the blocks other groups fill); the smallest fills at least one block, or half a one.
+        They are the eighths of the full width, each rounded up to the widest that no call tells from it; the smallest
+        fills at least one block, or half a one.  Where several groups share an axis each is looked at as if it were
+        alone: their parts of a block may go together.
         """
         full = self.full[group]
-        mine = [term for term in self.terms if group in term.groups]
+        axes = {axis for term in self.terms for axis in (term.inputs, term.outputs) if group in dict(axis.groups)}
 
-        def stored(width: int) -> list[tuple[int, ...]]:
-            sizes = []
-            for term in mine:
-                channels = self._channels(term, {group: width})
-                sizes.append(tuple(-(-n // self.layout.of(n)) * self.layout.of(n) for n in channels))
-            return sizes
+        def stored(width: int) -> list[int]:
+            alone = [len(axis.groups) == 1 for axis in axes]
+            sizes = [each * width for axis in axes for name, each in axis.groups if name == group]
+            sizes = [n + axis.fixed * one for n, one, axis in zip(sizes, alone, axes, strict=True)]
+            return [padded(n, self.layout.of(n)) for n in sizes]
 
         found = []
         for part in range(EIGHTHS, 0, -1):

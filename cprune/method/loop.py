@@ -33,14 +33,13 @@ from collections.abc import Iterator
 from cprune.channels.groups import analyse
 from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
-from cprune.method.channel_step import channel_step
+from cprune.method.channel_step import step_of
 from cprune.method.judgement import judge
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.method.promise import Promise, promised
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Renewed, Start, Step
-from cprune.tuner.programs.space import channel_splits
 from cprune.tuner.programs.workload import describe
 
 
@@ -147,8 +146,8 @@ class Loop:
         impacts = []
         for task in tuned.lowered.tasks():
             best = tuned.best[task.key]
-            splits = channel_splits(task.workload, best.candidate)
-            impacts.append(Impact(task, best.latency_s, channel_step(splits, settings.step_join)))
+            step = step_of(task.workload, best.candidate, self.run.bench.threads, settings.step_join)
+            impacts.append(Impact(task, best.latency_s, step))
         memory = Memory(frozenset(history.excluded), history.rejected)
         grain = self.run.bench.vector // 2
         return next(

@@ -53,12 +53,12 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def analysis(before: Version, after: Version, settings: Settings) -> dict[str, Any]:
+def analysis(before: Version, after: Version, settings: Settings, threads: int) -> dict[str, Any]:
     """Return the contents of `analysis.json`: tasks, channels and what is frozen."""
     old, new = widths(before.graph), widths(after.graph)
     return {
-        "tasks_before": [asdict(row) for row in task_table(before.tuned, before.graph, settings.step_join)],
-        "tasks_after": [asdict(row) for row in task_table(after.tuned, after.graph, settings.step_join)],
+        "tasks_before": [asdict(row) for row in task_table(before.tuned, before.graph, settings.step_join, threads)],
+        "tasks_after": [asdict(row) for row in task_table(after.tuned, after.graph, settings.step_join, threads)],
         "channels": [{"layer": n, "before": w, "after": new.get(n, w)} for n, w in old.items()],
         "frozen": [{"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen],
         "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups],

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from cprune.channels.graph import Graph
 from cprune.compiling.tuned import Tuned
-from cprune.method.channel_step import channel_step
-from cprune.tuner.programs.space import channel_splits
+from cprune.method.channel_step import step_of
 from cprune.tuner.programs.workload import describe
 
 
@@ -28,8 +27,8 @@ class TaskRow:
         return self.latency_us * self.uses
 
 
-def task_table(tuned: Tuned, graph: Graph, join: str) -> list[TaskRow]:
-    """Return a row for every task of `tuned`; `join` is how the steps of two stages are joined (`channel_step`)."""
+def task_table(tuned: Tuned, graph: Graph, join: str, threads: int) -> list[TaskRow]:
+    """Return a row for every task of `tuned` on so many threads; `join` is that of `channel_step`."""
     rows = []
     for task in tuned.lowered.tasks():
         best = tuned.best[task.key]
@@ -39,7 +38,7 @@ def task_table(tuned: Tuned, graph: Graph, join: str) -> list[TaskRow]:
                 tuple(name for name in task.layers if name in graph.layers),
                 round(best.latency_s * 1e6, 3),
                 task.uses,
-                channel_step(channel_splits(task.workload, best.candidate), join),
+                step_of(task.workload, best.candidate, threads, join),
                 task.workload.macs,
             )
         )

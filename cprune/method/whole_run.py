@@ -50,14 +50,14 @@ def whole_run(
         )
         loop = Loop(run)
         loop.begin()
-        write_json(folder.analysis, analysis(loop.before, loop.before, settings))
+        write_json(folder.analysis, analysis(loop.before, loop.before, settings, bench.threads))
         for step in loop.steps():
             on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
         outcome = finish(run, loop.current)
         saving.save(outcome.network, folder.path)
         after = outcome.after.tuned
         deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
-        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings))
+        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings, bench.threads))
         result = result_of(outcome, config)
         write_json(folder.result, result)
         write_report(folder)

@@ -176,6 +176,21 @@ def nearest(candidate: Candidate, space: tuple[Candidate, ...]) -> list[Candidat
     return sorted(space, key=lambda other: distance(candidate, other))
 
 
+def channel_pieces(workload: Workload, candidate: Candidate) -> int:
+    """Return into how many parallel pieces a program cuts one iteration of its outermost output-channel loop.
+
+    0 where that loop runs within a thread.  (A Winograd program deals its iterations out to groups of threads, and
+    `channel_splits` counts one of every group as one iteration.)
+    """
+    way = dict(candidate.knobs).get("parallel", "")
+    if isinstance(workload, Conv2d) and way in ("channels", "both"):
+        bands = workload.out_height // (candidate.number("oh_tile") * candidate.number("rows"))
+        return workload.batch * (bands if way == "both" else 1)
+    if isinstance(workload, Dense) and way == "outer":
+        return workload.batch // candidate.number("n_tile")
+    return 0
+
+
 def channel_splits(workload: Workload, candidate: Candidate) -> tuple[tuple[int, ...], ...]:
     """Return, for each stage of the program, the loop extents into which the output-channel axis is split.
 
