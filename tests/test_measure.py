@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.interval import Interval, interval
+from cprune.targets.interval import Comparison, Interval, interval, one_level
 from cprune.targets.measure import compare, sustained
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Failure, Model
@@ -89,6 +89,48 @@ def test_what_stays_open_is_looked_at_four_times_with_eight_times_the_rounds() -
     session, left = turns(a=[1.0] * 60, b=[0.98, 1.01] * 30)
     assert not compare(session, "a", "b", (), 6, 1.0, beta=0.99).faster(0.99)
     assert len(left["b"]) == 60 - 8 * 6
+
+
+def test_what_stays_wider_than_a_tenth_is_not_believed_however_fast_it_seems() -> None:
+    session, left = turns(a=[1.0] * 48, b=[0.5, 0.9] * 24)
+    found = compare(session, "a", "b", (), 6, 1.0, beta=0.99)
+    assert found.ratio == Interval(0.7, 0.5, 0.9)
+    assert not found.believable
+    assert not found.faster(0.99)
+    assert left["b"] == []
+
+
+def test_a_tenth_of_the_median_is_still_believed() -> None:
+    one = Interval(1.0, 1.0, 1.0)
+    assert Comparison(one, one, Interval(0.5, 0.48, 0.529)).faster(0.99)
+    assert not Comparison(one, one, Interval(0.5, 0.48, 0.54)).faster(0.99)
+
+
+def test_a_ratio_contradicts_a_forecast_that_is_more_than_ten_percent_off() -> None:
+    one = Interval(1.0, 1.0, 1.0)
+    found = Comparison(one, one, Interval(0.5, 0.5, 0.5))
+    assert not found.contradicts(0.54)
+    assert not found.contradicts(0.46)
+    assert found.contradicts(0.56)
+    assert found.contradicts(0.45)
+
+
+def test_two_speeds_of_the_machine_are_two_levels_and_an_outlier_or_a_drift_is_none() -> None:
+    assert one_level([1.0, 1.01, 1.5, 1.02, 1.51, 1.52, 1.0]) == [0, 1, 3, 6]
+    assert one_level([1.5, 1.0, 1.5, 1.01, 1.5, 1.5, 1.02]) == [0, 2, 4, 5]
+    assert one_level([1.0, 1.5, 1.0, 1.5, 1.0, 1.5]) == [0, 2, 4]
+    assert one_level([1.0] * 9 + [5.0, 6.0]) == list(range(11))
+    assert one_level([1 + 0.05 * i for i in range(20)]) == list(range(20))
+    assert one_level([1.0, 2.0]) == [0, 1]
+
+
+def test_a_machine_that_changes_its_speed_is_waited_for() -> None:
+    # Three rounds at half the speed, where the new model gains nothing; then the machine is fast again.
+    session, left = turns(a=[2.0] * 3 + [1.0] * 30, b=[2.0] * 3 + [0.8] * 30)
+    found = compare(session, "a", "b", (), 6, 1.0, beta=0.99)
+    assert found.ratio == Interval(0.8, 0.8, 0.8)
+    assert found.set_aside == 3
+    assert len(left["a"]) == 33 - 12
 
 
 def test_a_model_that_stops_running_is_a_broken_world() -> None:

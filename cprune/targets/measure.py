@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.interval import Comparison, interval
+from cprune.targets.interval import Comparison, interval, one_level
 from cprune.targets.session import Array, Failure, Session
 
 LOOKS = 4
@@ -30,8 +30,10 @@ def compare(
 
     Every further look doubles the number of rounds and counts all of them, so that a small gain is seen in noise, at
     most LOOKS times (8 times `rounds` in all).  With `beta` the question is whether `new` is faster, else the answer
-    only has to be steady.  (Four looks at an interval of 95 % take a model without any gain for a faster one more
-    often than one look, but its median would have to be below `beta` as well.)
+    only has to be believable.  Where the machine changed its speed on the way, as the rounds of `old` tell, only those
+    at the speed that it had longer count, and `rounds` of them are waited for.  What is still no answer after the last
+    look is returned as it is: see `Comparison.believable`.  (Four looks at an interval of 95 % take a model without any
+    gain for a faster one more often than one look, but its median would have to be below `beta` as well.)
 
     Raises BrokenWorld if a model that was checked before fails to run.
     """
@@ -42,12 +44,16 @@ def compare(
             raise BrokenWorld(f"a compiled model stopped running ({runs.stage}): {runs.reason}")
         for key in pool:
             pool[key] += runs[key]
+        level = one_level(pool[old])
+        pairs = [(pool[old][i], pool[new][i]) for i in level]
         comparison = Comparison(
-            interval([1e3 * s for s in pool[old]]),
-            interval([1e3 * s for s in pool[new]]),
-            interval([b / a for a, b in zip(pool[old], pool[new], strict=True)]),
+            interval([1e3 * a for a, _ in pairs]),
+            interval([1e3 * b for _, b in pairs]),
+            interval([b / a for a, b in pairs]),
+            len(pool[old]) - len(level),
         )
-        if not comparison.noisy and (beta is None or comparison.faster(beta) or comparison.ratio.low > beta):
+        clear = beta is None or comparison.faster(beta) or comparison.ratio.low > beta
+        if clear and comparison.believable and len(level) >= rounds:
             break
     return comparison
 
