@@ -47,8 +47,15 @@ def run(
         typer.Option(help="95%: so sure that no more is lost on new images either; default: on the images there are"),
     ] = None,
     trials: Trials = None,
+    method: Annotated[
+        str | None, typer.Option(help="tables (default), or cprune: Algorithm 1 of the paper, task by task")
+    ] = None,
+    train_time: Annotated[
+        str | None, typer.Option(help="training in all, 20m say; default: what suits model, data and machine")
+    ] = None,
     importance: Annotated[
-        str | None, typer.Option(help="which channels matter: l1 (default), l2, fpgm, taylor or random")
+        str | None,
+        typer.Option(help="which channels matter: elimination, l1, l2, fpgm, taylor or random"),
     ] = None,
     ignore: Ignore = None,
     whole_heads: WholeHeads = False,
@@ -76,6 +83,8 @@ def run(
         trials=trials,
         seed=options.seed,
         importance=importance,
+        method=method,
+        train_time_s=duration(train_time) if train_time is not None else None,
         max_steps=max_steps,
         ignore=ignore,
         whole_heads=whole_heads,

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cprune.runs.events import Certified, Event, Measured, Renewed, Reported, Start, Step, Trained
+from cprune.runs.events import (
+    Certified,
+    Chosen,
+    Event,
+    Measured,
+    Planned,
+    Renewed,
+    Reported,
+    Scouted,
+    Start,
+    Step,
+    Trained,
+)
 
 ROOM = 0.25  # of the loss that is allowed, to be left after long training, makes another round worth while
 
@@ -19,6 +31,7 @@ class History:
         steps: every visit to a task.
         excluded: groups that cost too much accuracy, by `Step.key`; rejected: how often groups were not faster.
         measured: comparisons of the gate by key; trained: long training by step; renewed: steps gone on from after it.
+        planned, scouted, chosen: of the method of tables: scouts by round and number, the chosen one by round.
         certified, reported: looks at finished models, by the index of each.
         accuracy: of the current model, on the images that decide.
         hopeful: long training helped whenever accuracy was short, so it may be tried again.
@@ -31,6 +44,9 @@ class History:
     measured: dict[str, Measured] = field(default_factory=dict)
     trained: dict[int, Trained] = field(default_factory=dict)
     renewed: set[int] = field(default_factory=set)
+    planned: Planned | None = None
+    scouted: dict[tuple[int, int], Scouted] = field(default_factory=dict)
+    chosen: dict[int, Chosen] = field(default_factory=dict)
     certified: dict[int, Certified] = field(default_factory=dict)
     reported: dict[int, Reported] = field(default_factory=dict)
     accuracy: float = 0.0
@@ -59,6 +75,12 @@ class History:
             self.renewed.add(event.index)
             self.accuracy = event.accuracy
             self.excluded, self.rejected = set(), {}
+        elif isinstance(event, Planned):
+            self.planned = event
+        elif isinstance(event, Scouted):
+            self.scouted[event.round, event.number] = event
+        elif isinstance(event, Chosen):
+            self.chosen[event.round] = event
         elif isinstance(event, Certified):
             self.certified[event.index] = event
         elif isinstance(event, Reported):

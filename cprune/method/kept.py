@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from cprune.network.saving import load, save
 from cprune.runs.events import Event
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
+from cprune.training.checkpoint import Checkpoint
 
 
 class Keeper(Protocol):
@@ -27,6 +28,15 @@ class Keeper(Protocol):
 
     def load(self, index: int, long_trained: bool = False) -> Network:
         """Return a network that was kept."""
+
+    def save_scout(self, round_: int, number: int, network: Network) -> None:
+        """Keep the network of a scout."""
+
+    def load_scout(self, round_: int, number: int) -> Network:
+        """Return the network of a scout."""
+
+    def checkpoint(self, name: str, say: Callable[[str], None]) -> Checkpoint | None:
+        """Return where the training of that name keeps its state; None if nowhere."""
 
 
 class FolderKeeper:
@@ -50,6 +60,18 @@ class FolderKeeper:
     def load(self, index: int, long_trained: bool = False) -> Network:
         """See `Keeper.load`."""
         return load(self._folder_of(index, long_trained))
+
+    def save_scout(self, round_: int, number: int, network: Network) -> None:
+        """See `Keeper.save_scout`."""
+        save(network, self.folder.scout_dir(round_, number))
+
+    def load_scout(self, round_: int, number: int) -> Network:
+        """See `Keeper.load_scout`."""
+        return load(self.folder.scout_dir(round_, number))
+
+    def checkpoint(self, name: str, say: Callable[[str], None]) -> Checkpoint:
+        """See `Keeper.checkpoint`."""
+        return Checkpoint(self.folder.steps_dir / f"{name}.training", say=say)
 
     def _folder_of(self, index: int, long_trained: bool) -> Path:
         return self.folder.long_trained_dir(index) if long_trained else self.folder.step_dir(index)

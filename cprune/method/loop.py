@@ -30,13 +30,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cprune.channels.groups import analyse
 from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
+from cprune.method.beginning import begin
 from cprune.method.channel_step import step_of
 from cprune.method.judgement import judge
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
-from cprune.method.promise import Promise, promised
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Renewed, Start, Step
@@ -50,50 +49,11 @@ class Loop:
         self.run = run
         self.held = "before"  # the name under which the workbench holds the current model
 
-    # -- before the first step
-
     def begin(self) -> Start:
-        """Look at the accuracy, tune the unpruned model, check it against PyTorch.
-
-        Raises UserError if the accuracy asked for is more than the model has, or the confidence more than there can be.
-        """
-        run, settings = self.run, self.run.settings
-        if settings.strict:
-            analyse(run.first, run.example, settings.ignore, settings.whole_heads).must_be_free()
-        known = run.history.start
-        promise = Promise.of(known) if known else promised(run)
-        for line in promise.told():
-            run.progress.say(line)
-        layout = run.layout if known else run.choose_layout(run.first)
-        version = run.tune(run.first, layout, settings.trials, text="tuning the model as it is", phase="before")
-        run.load("before", version)
-        if known is None:
-            latency = run.compare("before", "before", settings.rounds).old_ms
-            so_far = run.cost.so_far()
-            run.happened(
-                Start(
-                    report=promise.report,
-                    decide=promise.decide,
-                    certify=promise.certify,
-                    images=promise.images,
-                    required=promise.required,
-                    floor=promise.floor,
-                    memorised=promise.memorised,
-                    block=layout.block,
-                    trials=so_far.trials["before"],
-                    latency_ms=latency,
-                    narrow=layout.narrow,
-                    seconds=so_far.seconds,
-                )
-            )
-        self.before = self.current = version
-        self.first_widths = widths(version.graph)
-        latency = run.start.latency_ms
-        run.progress.say(
-            f"tuned: {latency.median:.3f} ms [{latency.low:.3f}, {latency.high:.3f}], "
-            f"{len(version.tuned.lowered.tasks())} tasks, blocks of {layout.block} channels, {run.start.trials} trials"
-        )
-        return run.start
+        """See `cprune.method.beginning.begin`."""
+        self.before = self.current = begin(self.run)
+        self.first_widths = widths(self.before.graph)
+        return self.run.start
 
     # -- the loop
 
@@ -164,7 +124,9 @@ class Loop:
             with run.cost.spent("train"):
                 gradients = run.trainer.gradients(network, settings.seed)
         return {
-            group.id: importance(network, graph, group.id, settings.importance, seed=settings.seed, gradients=gradients)
+            group.id: importance(
+                network, graph, group.id, settings.importance or "l1", seed=settings.seed, gradients=gradients
+            )
             for group in graph.groups
         }
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from cprune.channels.branches import Branch, branches, without
 from cprune.channels.compensation import compensated
-from cprune.channels.elimination import Orders, orders
+from cprune.channels.elimination import ELIMINATION, Orders, orders
 from cprune.channels.graph import Graph
 from cprune.channels.statistics import Statistics, statistics
 from cprune.method.allocation import Allocation, Part, Problem, front
 from cprune.method.damage import cut_to, damage_table, divergence, predictions
-from cprune.method.latency import LatencyTable
+from cprune.method.latency import TRIALS, LatencyTable
 from cprune.method.state import RunState, Version
 from cprune.method.terms import Term
 from cprune.network.network import Network
@@ -32,7 +32,6 @@ from cprune.training.train import recalibrate
 STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES = 1024, 512, 256
 DRAWN = 4  # how often the front is drawn and what it uses is measured
 ALONG = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)  # shares of the latency at which the front is measured
-NARROWEST = 0.02  # entries within so much of each other do not change the front
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +76,15 @@ def planned(run: RunState, version: Version, samples: Split) -> Plan:
         which = orders(
             network,
             graph,
-            settings.importance,
+            settings.importance or ELIMINATION,
             statistics=moments,
             gradients=run.trainer.gradients(network, settings.seed) if settings.importance == "taylor" else None,
             seed=settings.seed,
         )
     table = LatencyTable(version.tuned, graph, run.bench.tuner)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
-    found = branches(network, run.example)
-    damage, branch_damage = _damages(run, network, graph, options, found, moments, which, images, repair)
+    found = branches(network, run.example, settings.ignore)
+    damage, branch_damage = _damages(run, network, graph, options, found, moments, which, images, _input(few), repair)
     problem = Problem(
         options,
         damage,
@@ -128,6 +127,7 @@ def _damages(
     moments: Statistics,
     which: Orders,
     images: Tensor,
+    calibration: Tensor,
     repair: Callable[[Network], None],
 ) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
     """Return the damage of every group at every width, and of every branch that is gone."""
@@ -136,7 +136,7 @@ def _damages(
         before = predictions(network, images)
         run.progress.start("looking at what can go", sum(map(len, narrower.values())) + len(found))
         damage = damage_table(
-            network, graph, narrower, which, moments, images, before, repair, lambda *_: run.progress.advance()
+            network, graph, narrower, which, moments, images, calibration, lambda *_: run.progress.advance()
         )
         of_branches = {}
         for branch in found:
@@ -153,13 +153,12 @@ def _measured_front(run: RunState, table: LatencyTable, problem: Problem) -> lis
     drawn = front(problem)
     for _ in range(DRAWN):
         chosen = list(dict.fromkeys(_along(drawn)))
-        missing = sum(len(table.missing([dict(one.widths)])) for one in chosen)
+        missing = len(table.missing([dict(one.widths) for one in chosen]))
         if not missing:
             break
-        run.progress.start("measuring latency tables", missing)
+        run.progress.start("measuring latency tables", missing * TRIALS)
         with run.cost.spent("tune"), run.cost.counting("loop"):
-            for one in chosen:
-                table.measure([dict(one.widths)], run.progress.advance)
+            table.measure([dict(one.widths) for one in chosen], run.progress.advance)
         run.progress.done()
         drawn = front(problem)
     return drawn

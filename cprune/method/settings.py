@@ -26,7 +26,9 @@ class Settings:
         loop_trials: candidates per task whose shape changed, while pruning.
         alpha: a step must keep this share of the accuracy before it.
         beta: a step must bring the latency below this share of the latency before it.
-        importance: l1, l2, fpgm, taylor or random.
+        importance: elimination, l1, l2, fpgm, taylor or random; None: elimination with the method tables, else l1.
+        method: tables, or cprune, which is Algorithm 1 of CPrune.
+        train_time_s: seconds of training in all, for the method tables; None: what suits model, data and machine.
         step_join: how the steps of a program's stages are joined: lcm (the paper) or max (the released code).
         short_epochs, short_lr: training after every step.
         retry_epochs: one more training, with the same rate, before a step is given up that is a little too inaccurate
@@ -50,7 +52,9 @@ class Settings:
     loop_trials: int = 8
     alpha: float = 0.99
     beta: float = 0.99
-    importance: str = "l1"
+    importance: str | None = None
+    method: str = "tables"
+    train_time_s: float | None = None
     step_join: str = "lcm"
     short_epochs: float = 1.0
     short_lr: float = 0.03
@@ -84,7 +88,11 @@ class Settings:
                 raise UserError(f"{option(name)} {getattr(self, name)}: it cannot be negative")
         if not self.run_ms > 0:
             raise UserError(f"{option('run_ms')} {self.run_ms:g}: it must be more than 0, for example 10")
-        if self.importance not in IMPORTANCE:
+        if self.train_time_s is not None and not self.train_time_s > 0:
+            raise UserError(f"{option('train_time')} {self.train_time_s:g}: it must be more than 0", "Type 20m.")
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        if self.importance is not None and self.importance not in IMPORTANCE:
             raise unknown("importance", self.importance, IMPORTANCE)
         if self.step_join not in ("lcm", "max"):
             raise unknown("step join", self.step_join, ("lcm", "max"))
@@ -112,6 +120,7 @@ class Settings:
 
 SHARES = ("min_acc", "max_drop", "confidence", "alpha", "beta", "max_sparsity")
 _TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
+METHODS = ("tables", "cprune")
 IMPORTANCE = ("elimination", "l1", "l2", "fpgm", "taylor", "random")
 
 

@@ -25,7 +25,7 @@ from cprune.targets.interval import Comparison
 from cprune.targets.paired import Paired
 from cprune.training.accuracy import Look, paired
 from cprune.training.fine_tune import FineTuneDiverged
-from cprune.training.trainer import PartName, Schedule, Trainer
+from cprune.training.trainer import Checkpoint, PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
@@ -135,10 +135,10 @@ class RunState:
         """Return what is lost against the unpruned network, image by image; `look` is one with that part."""
         return paired(self.parent(part), look)
 
-    def fine_tune(self, network: Network, schedule: Schedule, seed: int) -> None:
-        """Train in place.  Raises FineTuneDiverged."""
+    def fine_tune(self, network: Network, schedule: Schedule, seed: int, checkpoint: Checkpoint | None = None) -> None:
+        """Train in place, from the `checkpoint` of an earlier life on if there is one.  Raises FineTuneDiverged."""
         with self.cost.spent("train"):
-            self.trainer.fine_tune(network, schedule, seed, self.progress)
+            self.trainer.fine_tune(network, schedule, seed, self.progress, checkpoint)
 
     def long_trained(self, index: int) -> tuple[Network, float]:
         """Return the model after step `index`, trained long if that helps, and its accuracy where it is decided."""

@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cprune.method.allocation import Allocation
 from cprune.method.beginning import begin
+from cprune.method.judgement import Judgement
 from cprune.method.planning import DAMAGE_IMAGES, STATISTICS_IMAGES, Plan, planned
 from cprune.method.seconds import Budget
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
-from cprune.runs.events import GroupChange, Measured, Scouted, Start, Step, Trained
+from cprune.runs.events import Chosen, GroupChange, Measured, Scouted, Start, Step, Trained
+from cprune.targets.interval import Comparison
 from cprune.targets.paired import Paired
 from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Schedule
 
 ROUNDS = 2
-FIRST_SHARE = 0.5  # of the latency, for the first scout
+FIRST_SHARES = (0.5, 0.75)  # of the latency of the current model, for the first scout of each round
 SCOUTS = (4, 2)  # at most, of each round
 AIM = 0.5  # of the accuracy that may be lost, for the first round: the second one uses the rest
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
@@ -41,11 +43,11 @@ LR = 0.02
 
 @dataclass(frozen=True, eq=False)
 class _Scout:
-    """An allocation after a short training: what it lost, in accuracy, and its network."""
+    """An allocation after a short training: its number in the round, and what it lost."""
 
+    number: int
     allocation: Allocation
     loss: Paired
-    network: Network
 
 
 class Tables:
@@ -56,12 +58,12 @@ class Tables:
         self.held = "before"  # the name under which the workbench holds the current model
 
     def begin(self) -> Start:
-        """Look at the accuracy, tune the unpruned model, check it against PyTorch."""
+        """See `cprune.method.beginning.begin`."""
         self.before = self.current = begin(self.run)
         return self.run.start
 
     def steps(self) -> Iterator[Step]:
-        """Yield a step for every round, until one does not bring a model that is faster and accurate enough."""
+        """Yield a step for every round, until one brings no faster model."""
         run = self.run
         self.budget = Budget.of(run)
         self._go_on()
@@ -91,141 +93,182 @@ class Tables:
     def _round(self, index: int) -> Step:
         """Cut, scout, time, train, look; an accepted model becomes `current`."""
         run, before = self.run, self.run.cost.now()
-        samples = run.trainer.samples(STATISTICS_IMAGES + DAMAGE_IMAGES, run.settings.seed + index)
-        assert samples is not None  # where nothing can be seen another method runs
-        plan = planned(run, self.current, samples)
-        scout = self._scouted(index, plan)
-        new = self._tuned(scout.network, "tuning changed tasks")
-        name = f"step{index}"
-        run.load(name, new)
-        comparison = run.compare(self.held, name, run.settings.rounds, run.settings.beta)
-        run.happened(Measured(f"{index}", comparison.old_ms, comparison.new_ms, comparison.ratio))
-        ratio, accuracy, loss = comparison.ratio, None, None
-        if not comparison.faster(run.settings.beta):
-            verdict, reason = "rejected", f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        chosen = run.history.chosen.get(index) or self._chosen(index)
+        new = self._tuned(run.keeper.load_scout(index, chosen.number), "tuning changed tasks")
+        comparison = self._compared(index, new, chosen.share)
+        ratio = comparison.ratio
+        if comparison.faster(run.settings.beta):
+            judgement = self._trained(index, new.tuned.network, chosen.epochs, comparison)
         else:
-            verdict, reason, accuracy, loss = self._trained_long(index, new.tuned.network)
-        if verdict == "accepted":
-            self.current, self.held = new, name
-        elif verdict == "excluded" and run.history.last is not None:
-            pass
+            reason = f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
+            judgement = Judgement("rejected", reason, comparison)
         step = Step(
             index,
-            "all",
+            "the whole network",
             0,
-            _changes(plan, scout.allocation),
+            chosen.groups,
             comparison.new_ms,
             comparison.old_ms,
-            comparison.ratio,
-            accuracy,
-            verdict,
-            reason,
+            ratio,
+            judgement.accuracy,
+            judgement.verdict,
+            judgement.reason,
             new.tuned.trials,
             run.cost.since(before),
-            " ".join(scout.allocation.gone),
-            loss=loss,
+            f"round {index}",
+            judgement.loss,
         )
         run.happened(step)
+        if judgement.verdict == "accepted":
+            if self.held != "before":
+                run.bench.drop(self.held)
+            self.current, self.held = new, f"step{index}"
+        else:
+            run.bench.drop(f"step{index}")
         return step
 
-    def _trained_long(self, index: int, network: Network) -> tuple[str, str, float | None, Paired | None]:
-        """Train a network in place and return the verdict, its reason, the accuracy where it is decided, the loss."""
+    def _compared(self, index: int, new: Version, forecast: float) -> Comparison:
+        """Time the candidate against the current model; twice where it contradicts the forecast."""
+        run, name = self.run, f"step{index}"
+        run.load(name, new)
+        known = run.history.measured.get(name)
+        if known is not None:
+            return known.comparison
+        comparison = run.compare(self.held, name, run.settings.rounds, run.settings.beta)
+        if comparison.contradicts(forecast):
+            run.progress.say(
+                f"{comparison.ratio.median:.3f} of the time was measured, {forecast:.3f} forecast: measured again"
+            )
+            comparison = run.compare(self.held, name, run.settings.rounds, run.settings.beta)
+        run.happened(Measured(name, comparison.old_ms, comparison.new_ms, comparison.ratio))
+        return comparison
+
+    def _trained(self, index: int, network: Network, epochs: float, comparison: Comparison) -> Judgement:
+        """Train a network long, in place, and look at it."""
         run = self.run
-        seconds = self.budget.of_round(index, ROUNDS)
-        schedule = self._schedule(network, seconds)
-        run.progress.say(f"long training: {schedule.epochs:.1f} epochs, about {seconds / 60:.1f} min")
+        checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
         try:
-            run.fine_tune(network, schedule, run.settings.seed * 1000 + index)
+            run.fine_tune(network, self._schedule(epochs), run.settings.seed * 1000 + index, checkpoint)
         except FineTuneDiverged as error:
-            return "excluded", f"training diverged: {error}", None, None
+            return Judgement("excluded", f"training diverged: {error}", comparison)
         look = run.look(network, "decide")
         loss = run.loss(look, "decide")
         if look.accuracy < run.start.floor:
-            return "excluded", f"accuracy {look.accuracy:.2%} is below {run.start.floor:.2%}", look.accuracy, loss
-        run.keeper.save(index, network)
-        run.keeper.save(index, network, long_trained=True)
+            reason = f"accuracy {look.accuracy:.2%} is below {run.start.floor:.2%}"
+            return Judgement("excluded", reason, comparison, look.accuracy, loss)
+        for long_trained in (False, True):
+            run.keeper.save(index, network, long_trained)
         run.happened(Trained(index, look.accuracy, look.accuracy, "", loss))
-        return "accepted", f"loses {100 * loss.loss:.2f} points where it is decided", look.accuracy, loss
+        if checkpoint is not None:
+            checkpoint.discard()
+        reason = f"{1 / comparison.ratio.median:.3f}x faster"
+        return Judgement("accepted", reason, comparison, look.accuracy, loss)
 
-    def _schedule(self, network: Network, seconds: float) -> Schedule:
-        schedule = Schedule(1.0, LR, varied=True, ema=True)
-        pace = self.run.trainer.pace(network, schedule)
+    def _schedule(self, epochs: float) -> Schedule:
+        return Schedule(epochs, LR, varied=True, ema=True)
+
+    def _epochs(self, network: Network, seconds: float) -> float:
+        """Return how many epochs of training a network has in so many seconds, a tenth at least."""
+        with self.run.cost.spent("train"):
+            pace = self.run.trainer.pace(network, self._schedule(1.0))
         assert pace is not None
-        return replace(schedule, epochs=max(0.1, pace.epochs(seconds)))
+        return round(max(0.1, pace.epochs(seconds)), 2)
 
     # -- scouts
 
-    def _scouted(self, index: int, plan: Plan) -> _Scout:
-        """Return the scout that is the fastest of those which long training is thought to bring back far enough."""
+    def _chosen(self, index: int) -> Chosen:
+        """Plan, scout, and return the scout that long training is thought to bring back far enough."""
         run = self.run
-        aim = self._aim(index)
+        samples = run.trainer.samples(STATISTICS_IMAGES + DAMAGE_IMAGES, run.settings.seed + index)
+        assert samples is not None  # where nothing can be seen another method runs
+        plan = planned(run, self.current, samples)
+        scouts = self._scouts(index, plan, self._aim(index))
+        aim = NEAR * self._aim(index)
+        good = [scout for scout in scouts if scout.loss.loss <= aim]
+        if good:
+            scout = min(good, key=lambda scout: scout.allocation.seconds)
+        else:
+            scout = max(scouts, key=lambda scout: scout.allocation.seconds)
+        seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
+        chosen = Chosen(
+            index,
+            scout.number,
+            scout.allocation.seconds / plan.front[0].seconds,
+            self._epochs(run.keeper.load_scout(index, scout.number), seconds),
+            scout.loss.loss,
+            tuple(GroupChange(g, plan.graph.group(g).channels, w) for g, w in scout.allocation.widths),
+            scout.allocation.gone,
+        )
+        run.happened(chosen)
+        run.progress.say(
+            f"round {index + 1}: {chosen.share:.2f} of the latency, {len(chosen.gone)} branches less; "
+            f"{chosen.epochs:.1f} epochs, about {seconds / 60:.1f} min"
+        )
+        return chosen
+
+    def _scouts(self, index: int, plan: Plan, aim: float) -> list[_Scout]:
+        """Return short trainings of allocations, nearer and nearer to what may lose `aim`."""
         whole = plan.front[0].seconds
-        share = FIRST_SHARE if index == 0 else 0.75
+        share = FIRST_SHARES[index]
         scouts: list[_Scout] = []
         while len(scouts) < SCOUTS[index]:
             allocation = plan.fastest_within(share * whole)
             if any(scout.allocation == allocation for scout in scouts):
                 break
             scouts.append(self._scout(index, len(scouts), plan, allocation))
-            lost = scouts[-1].loss.loss
-            if aim / NEAR <= lost <= aim * NEAR:
+            if aim / NEAR <= scouts[-1].loss.loss <= aim * NEAR:
                 break
-            share = _next_share(scouts, aim, whole)
-        good = [scout for scout in scouts if scout.loss.loss <= aim * NEAR]
-        if good:
-            return min(good, key=lambda scout: scout.allocation.seconds)
-        return max(scouts, key=lambda scout: scout.allocation.seconds)
+            share = next_share([(s.allocation.seconds / whole, s.loss.loss) for s in scouts], aim)
+        return scouts
 
     def _aim(self, index: int) -> float:
         """Return what a scout may lose, so that long training is thought to leave what may be lost."""
-        run = self.run
-        if index == 0 or not run.history.accepted:
-            return AIM * run.start.allowed / RECOVERY
+        run, allowed = self.run, self.run.start.allowed
+        if not run.history.accepted:
+            return AIM * allowed / RECOVERY / (1 if index == 0 else 2)
         last = run.history.accepted[-1]
         assert last.loss is not None
+        lost = run.history.chosen[last.index].scout_loss
         low, high = RECOVERIES
-        recovery = min(high, max(low, last.loss.loss / max(self.first_scout_loss, 1e-4)))
-        return max(0.1 * run.start.allowed, run.start.allowed - last.loss.se) / recovery
+        recovery = min(high, max(low, last.loss.loss / max(lost, 1e-4)))
+        return max(0.1 * allowed, allowed - last.loss.se) / recovery
 
     def _scout(self, index: int, number: int, plan: Plan, allocation: Allocation) -> _Scout:
+        """Train an allocation for a short time, keep it, and return what it lost."""
         run = self.run
-        network = plan.cut(allocation)
-        schedule = self._schedule(network, self.budget.of_scout)
+        known = run.history.scouted.get((index, number))
+        if known is not None:
+            return _Scout(number, allocation, known.loss)
+        with run.cost.spent("evaluate"):
+            network = plan.cut(allocation)
+        epochs = self._epochs(network, self.budget.of_scout)
         try:
-            run.fine_tune(network, schedule, run.settings.seed * 1000 + 100 * (index + 1) + number)
+            run.fine_tune(network, self._schedule(epochs), run.settings.seed * 1000 + 100 * (index + 1) + number)
+            loss = run.loss(run.look(network, "decide"), "decide")
         except FineTuneDiverged:
-            return _Scout(allocation, Paired(1.0), network)
-        loss = run.loss(run.look(network, "decide"), "decide")
+            loss = Paired(1.0)
+        run.keeper.save_scout(index, number, network)
         share = allocation.seconds / plan.front[0].seconds
-        run.happened(Scouted(index, number, share, allocation.damage, schedule.epochs, loss, allocation.gone))
+        run.happened(Scouted(index, number, share, allocation.damage, epochs, loss, allocation.gone))
         run.progress.say(
-            f"scout: {share:.2f} of the latency loses {100 * loss.loss:.2f} points after {schedule.epochs:.1f} epochs "
-            f"({len(allocation.gone)} branches gone, {len(allocation.widths)} groups narrower)"
+            f"scout: {share:.2f} of the latency loses {100 * loss.loss:.2f} points after {epochs:.1f} epochs "
+            f"({len(allocation.gone)} branches less, {len(allocation.widths)} groups narrower)"
         )
-        if index == 0:
-            self.first_scout_loss = loss.loss
-        return _Scout(allocation, loss, network)
+        return _Scout(number, allocation, loss)
 
 
-def _next_share(scouts: Sequence[_Scout], aim: float, whole: float) -> float:
-    """Return the share of the latency at which a scout is thought to lose `aim`.
+def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:
+    """Return the share of the latency at which a model is thought to lose `aim`.
 
-    Between two scouts that lost more and less the logarithms are interpolated; else a power law is gone along.
+    `known` are shares with what was lost at each, the newest last.  Between two that lost less and more the logarithms
+    are interpolated; else a power law is gone along from the newest.
     """
-    least = 0.1 * aim
-
-    def point(scout: _Scout) -> tuple[float, float]:
-        return math.log(scout.allocation.seconds / whole), math.log(max(scout.loss.loss, least))
-
-    below = max((point(s) for s in scouts if s.loss.loss <= aim), default=None, key=lambda p: -p[0])
-    above = min((point(s) for s in scouts if s.loss.loss > aim), default=None, key=lambda p: -p[0])
-    if below and above and below[1] < above[1]:
+    points = [(math.log(share), math.log(max(lost, 0.1 * aim))) for share, lost in known]
+    below = min((p for p in points if p[1] <= math.log(aim)), default=None)
+    above = max((p for p in points if p[1] > math.log(aim)), default=None)
+    if below and above and above[0] < below[0]:
         part = (math.log(aim) - below[1]) / (above[1] - below[1])
         return math.exp(below[0] + part * (above[0] - below[0]))
-    last, lost = point(scouts[-1])
+    share, lost = points[-1]
     step = min(0.5, max(-0.5, (lost - math.log(aim)) / STEEP))
-    return min(0.95, math.exp(last + step))
-
-
-def _changes(plan: Plan, allocation: Allocation) -> tuple[GroupChange, ...]:
-    return tuple(GroupChange(g, plan.graph.group(g).channels, w) for g, w in allocation.widths)
+    return min(0.95, math.exp(share + step))

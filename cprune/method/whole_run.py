@@ -16,6 +16,7 @@ from cprune.method.result import analysis, result_of
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.method.subject import Subject
+from cprune.method.tables import Tables
 from cprune.network import saving
 from cprune.network.network import Network
 from cprune.progress import Progress
@@ -48,7 +49,7 @@ def whole_run(
         run = RunState(
             subject.network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress
         )
-        loop = Loop(run)
+        loop = _method(run)
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings, bench.threads))
         for step in loop.steps():
@@ -62,3 +63,10 @@ def whole_run(
         write_json(folder.result, result)
         write_report(folder)
         return result, outcome.network
+
+
+def _method(run: RunState) -> Loop | Tables:
+    """Return the method that the settings name; where the training images cannot be seen, Algorithm 1."""
+    if run.settings.method == "tables" and run.trainer.samples(1, 0) is not None:
+        return Tables(run)
+    return Loop(run)

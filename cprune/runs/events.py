@@ -6,6 +6,9 @@
 kind         written
 ===========  ====================================================================================
 start        once, when the unpruned model is tuned and its accuracy known
+planned      when it is known how long the run trains
+scouted      after the short training of one allocation
+chosen       when a scout is chosen for long training
 measured     after the gate timed a candidate against the current model
 step         after every visit to a task
 trained      after long training of an accepted model
@@ -160,6 +163,48 @@ class Renewed:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """How many seconds the whole run trains."""
+
+    kind: ClassVar[str] = "planned"
+    train_s: float
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Scouted:
+    """A short training of one allocation: `share` of the latency is forecast, `damage` is before any training.
+
+    `round` and `number` name it; `gone` are the residual branches that it lacks, `loss` is on the images that decide.
+    """
+
+    kind: ClassVar[str] = "scouted"
+    round: int
+    number: int
+    share: float
+    damage: float
+    epochs: float
+    loss: Paired
+    gone: tuple[str, ...]
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The scout of a round that is trained long, for so many epochs: what it lost, and what it lacks."""
+
+    kind: ClassVar[str] = "chosen"
+    round: int
+    number: int
+    share: float
+    epochs: float
+    scout_loss: float
+    groups: tuple[GroupChange, ...]
+    gone: tuple[str, ...]
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
 class Certified:
     """A look at model `index` with the images that certify: accuracy, loss against the unpruned model, is it enough."""
 
@@ -200,10 +245,15 @@ class Final:
     so_far: SoFar | None = None
 
 
-Event: TypeAlias = Start | Measured | Step | Trained | Renewed | Certified | Reported | CostSoFar | Final
+Event: TypeAlias = (
+    Start | Planned | Scouted | Chosen | Measured | Step | Trained | Renewed | Certified | Reported | CostSoFar | Final
+)
 
 _KINDS: Mapping[str, type[Event]] = {
-    event.kind: event for event in (Start, Measured, Step, Trained, Renewed, Certified, Reported, CostSoFar, Final)
+    event.kind: event
+    for event in (
+        *(Start, Planned, Scouted, Chosen, Measured, Step, Trained, Renewed, Certified, Reported, CostSoFar, Final),
+    )
 }
 _FORMER = {"test": "report"}
 """Names that older journals have for fields."""

@@ -86,6 +86,10 @@ class RunFolder:
         """The model of step `index` after long training, for example `final/0007`."""
         return self.path / "final" / f"{index:04d}"
 
+    def scout_dir(self, round_: int, number: int) -> Path:
+        """The network of a scout, for example `steps/scout0.1`."""
+        return self.steps_dir / f"scout{round_}.{number}"
+
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunFolder:
         """Make the folder of a new run and write `config` (plain values) as its `run.json`.

@@ -1,0 +1,52 @@
+"""How long a run trains, and how that time is shared out.
+
+Without `train_time_s` it is what EPOCHS of the unpruned model take, between LEAST_S and MOST_S.  Every scout gets
+SCOUT of it, the first long training FIRST, the last what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cprune.method.state import RunState
+from cprune.runs.events import Planned
+from cprune.training.trainer import Schedule
+
+EPOCHS = 40
+LEAST_S, MOST_S = 240.0, 1800.0
+SCOUT = 0.04
+FIRST = 0.3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The seconds of training of a whole run."""
+
+    seconds: float
+
+    @classmethod
+    def of(cls, run: RunState) -> Budget:
+        """Return what the settings ask for, or what suits model, data and machine; it is measured once in a run."""
+        if run.history.planned is None:
+            seconds = run.settings.train_time_s
+            if seconds is None:
+                with run.cost.spent("train"):
+                    pace = run.trainer.pace(run.first, Schedule(1.0, 0.01))
+                assert pace is not None  # where nobody can know it another method runs
+                seconds = min(MOST_S, max(LEAST_S, EPOCHS * pace.seconds_per_epoch))
+            run.happened(Planned(round(seconds, 1)))
+        planned = run.history.planned
+        assert planned is not None
+        run.progress.say(f"about {planned.train_s / 60:.0f} min of training (--train-time)")
+        return cls(planned.train_s)
+
+    @property
+    def of_scout(self) -> float:
+        """Return the seconds of a short training."""
+        return SCOUT * self.seconds
+
+    def of_round(self, index: int, rounds: int, scouted: int) -> float:
+        """Return the seconds of the long training of a round, after so many scouts in all."""
+        if index < rounds - 1:
+            return FIRST * self.seconds
+        return (1 - (rounds - 1) * FIRST - scouted * SCOUT) * self.seconds
