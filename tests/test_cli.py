@@ -135,6 +135,12 @@ def test_two_limits_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "exclude each other" in refused(capsys, "run", "--min-acc", "0.9", "--max-drop", "1%")
 
 
+@pytest.mark.parametrize("value", ["100%", "0.2", "sure"])
+def test_a_confidence_that_is_none_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, "run", "--confidence", value)
+    assert "95%" in told or "70%" in told
+
+
 def test_an_unknown_importance_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'taylor'" in refused(capsys, "run", "--importance", "tailor")
 
