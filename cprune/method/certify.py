@@ -18,6 +18,8 @@ from cprune.runs.events import Certified, Reported
 from cprune.targets.paired import CONFIDENCE, Bound, Paired
 from cprune.training.accuracy import walk
 
+RESERVE = 1 / 3
+"""Two sets of images never agree: without a reserve every other model at the limit would fail in the report."""
 SAME = 1e-9  # accuracies that differ by less are one: shares of whole images, computed in two ways
 
 
@@ -100,24 +102,29 @@ def safest_first(contenders: Sequence[Contender]) -> list[Contender]:
 def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> Contender | None:
     """Return the last contender before the first that fails on the images that certify; None if the first one does.
 
-    One passes if it loses at most `allowed` there against the unpruned model, or, with the setting `confidence`, if the
+    One passes if it loses at most `allowed` there against the unpruned model, with a reserve for the images of the
+    report: a standard error, but no more than RESERVE of `allowed`.  With the setting `confidence` it passes if the
     bound on its loss on new images says so.
     """
     asked = run.settings.confidence
+
+    def reserve(loss: Paired) -> float:
+        return min(loss.se, RESERVE * allowed)
 
     def passes(contender: Contender) -> bool:
         event = run.history.certified.get(contender.index)
         if event is None:
             look = run.look(contender.load(), "certify")
             loss = run.loss(look, "certify")
-            lost = loss.loss if asked is None else loss.upper(asked)
+            lost = loss.loss + reserve(loss) if asked is None else loss.upper(asked)
             event = Certified(contender.index, look.accuracy, loss, lost <= allowed + SAME)
             run.happened(event)
         said = f"{contender.name} loses {_points(event.loss, confidence(run))} on the images that certify"
         if event.passed:
             run.progress.say(said)
         else:
-            notes.say(f"{said}; {100 * allowed:.2f} may be lost, so nothing faster is looked at")
+            kept = f", {100 * reserve(event.loss):.2f} of it kept in reserve" if asked is None and event.loss.se else ""
+            notes.say(f"{said}; {100 * allowed:.2f} may be lost{kept}, so nothing faster is looked at")
         return event.passed
 
     return walk(contenders, passes)

@@ -37,6 +37,7 @@ AIM = 0.5  # of the accuracy that may be lost, for the first round: the second o
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
 RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
 STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
+RESERVED = 1.5  # standard errors of the accuracy that decides are left of what may be lost
 NEAR = 1.25  # a scout this close to what is looked for ends the search
 LR = 0.02
 
@@ -231,7 +232,7 @@ class Tables:
         lost = run.history.chosen[last.index].scout_loss
         low, high = RECOVERIES
         recovery = min(high, max(low, last.loss.loss / max(lost, 1e-4)))
-        return max(0.1 * allowed, allowed - last.loss.se) / recovery
+        return max(0.25 * allowed, allowed - RESERVED * last.loss.se) / recovery
 
     def _scout(self, index: int, number: int, plan: Plan, allocation: Allocation) -> _Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""
