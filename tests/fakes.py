@@ -27,12 +27,14 @@ from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Event
 from cprune.targets.interval import Comparison, Interval
+from cprune.targets.target import find
 from cprune.training.accuracy import Look
+from cprune.training.data import Split
 from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Checkpoint, Pace, PartName, Schedule
 from cprune.tuner.programs.space import Candidate, candidates
-from cprune.tuner.programs.workload import Conv2d, key
-from cprune.tuner.tune import Best
+from cprune.tuner.programs.workload import Conv2d, Workload, key
+from cprune.tuner.tune import Best, Job
 
 EXAMPLE = (torch.zeros(1, 1, 12, 12),)
 VECTOR = 16
@@ -97,8 +99,40 @@ def width_ms(model: Seen) -> float:
     return float(model.stem + model.a)
 
 
+class FakeTasks:
+    """What tunes single tasks for a `FakeBench`: the latency of a task is its multiplications, 1 ns each and 1 us."""
+
+    def __init__(self) -> None:
+        self.target = find("local", 1)
+        self.tuned: dict[str, Best] = {}
+
+    def known(self, workload: Workload, trials: int) -> Best | None:
+        return self.tuned.get(key(workload))
+
+    def tune_all(
+        self,
+        jobs: Sequence[Job],
+        trials: int,
+        time_limit_s: float = float("inf"),
+        on_trial: Callable[[], object] = lambda: None,
+    ) -> dict[str, Best]:
+        for job in jobs:
+            task = key(job.workload)
+            self.tuned[task] = Best(task, _program(job.workload), task_s(job.workload), trials)
+            for _ in range(trials):
+                on_trial()
+        return {key(job.workload): self.tuned[key(job.workload)] for job in jobs}
+
+
+def task_s(workload: Workload) -> float:
+    """Return what a task takes."""
+    return 1e-6 + 1e-9 * workload.macs
+
+
 class FakeBench:
     """A workbench whose models take `latency_ms` and whose tasks are forecast to take `forecast_ms` together.
+
+    With `by_task` a task takes what its multiplications say (`task_s`).
 
     `broken_at` is the number of a call that raises `error` (calls count from 1).  A task that is new costs `trials`
     trials.
@@ -113,10 +147,13 @@ class FakeBench:
         spread: float = 0.0,
         broken_at: int = 0,
         error: BaseException | None = None,
+        by_task: bool = False,
     ) -> None:
+        self.by_task = by_task
         self.latency_ms, self.forecast_ms, self.spread = latency_ms, forecast_ms or latency_ms, spread
         self.broken_at, self.error = broken_at, error
         self.calls = 0
+        self.tuner = FakeTasks()
         self.models: dict[str, Seen] = {}
         self.known: set[str] = set()
         self.compared: list[tuple[str, str]] = []
@@ -155,7 +192,8 @@ class FakeBench:
             self.known.add(key(task.workload))
             for _ in range(measured):
                 progress.advance()
-            best[task.key] = Best(task.key, _program(task.workload), each_s, measured)
+            latency_s = task_s(task.workload) if self.by_task else each_s
+            best[task.key] = Best(task.key, _program(task.workload), latency_s, measured)
         return Tuned(network, EXAMPLE, lowered, best)
 
     def load(self, key: str, tuned: Tuned) -> None:
@@ -202,6 +240,7 @@ class FakeTrainer:
 
     Where a function is missing, the one before it answers.  Training writes its epochs into the network.  `diverges`
     says of which models the training does.  With `images` a look is at so many, and its accuracy is a share of them.
+    `shown` training images can be seen, noise; with none a method must do without.
     """
 
     deciding: Callable[[Seen], float] = lambda _: 0.9
@@ -209,6 +248,7 @@ class FakeTrainer:
     reporting: Callable[[Seen], float] | None = None
     diverges: Callable[[Seen], bool] = lambda _: False
     images: int = 0
+    shown: int = 0
     recalibrated: list[Seen] = field(default_factory=list)
     looked: list[tuple[PartName, Seen]] = field(default_factory=list)
 
@@ -225,8 +265,10 @@ class FakeTrainer:
         """Return the models that were looked at with that part."""
         return [model for of, model in self.looked if of == part]
 
-    def samples(self, images: int, seed: int) -> None:
-        pass
+    def samples(self, images: int, seed: int) -> Split | None:
+        count = min(images, self.shown)
+        noise = torch.Generator().manual_seed(seed)
+        return Split(torch.randn(count, 1, 12, 12, generator=noise), torch.zeros(count).long()) if count else None
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
         self.recalibrated.append(seen(model))
@@ -264,6 +306,7 @@ class MemoryKeeper:
     def __init__(self, events: Sequence[Event] = (), lives: int | None = None) -> None:
         self.kept, self.lives = list(events), lives
         self.networks: dict[tuple[int, bool], Network] = {}
+        self.scouts: dict[tuple[int, int], Network] = {}
 
     def events(self) -> Sequence[Event]:
         return list(self.kept)
@@ -278,6 +321,15 @@ class MemoryKeeper:
 
     def load(self, index: int, long_trained: bool = False) -> Network:
         return deepcopy(self.networks[index, long_trained])
+
+    def save_scout(self, round_: int, number: int, network: Network) -> None:
+        self.scouts[round_, number] = deepcopy(network)
+
+    def load_scout(self, round_: int, number: int) -> Network:
+        return deepcopy(self.scouts[round_, number])
+
+    def checkpoint(self, name: str, say: Callable[[str], None]) -> None:
+        pass
 
     def without_cost(self) -> list[Event]:
         """Return what was kept but for what it cost, which differs from life to life."""

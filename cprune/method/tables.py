@@ -147,6 +147,11 @@ class Tables:
     def _trained(self, index: int, network: Network, epochs: float, comparison: Comparison) -> Judgement:
         """Train a network long, in place, and look at it."""
         run = self.run
+        faster = f"{1 / comparison.ratio.median:.3f}x faster"
+        known = run.history.trained.get(index)
+        if known is not None:  # an earlier life ended just here
+            network.load_state_dict(run.keeper.load(index, long_trained=True).state_dict())
+            return Judgement("accepted", faster, comparison, known.accuracy, known.loss)
         checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
         try:
             run.fine_tune(network, self._schedule(epochs), run.settings.seed * 1000 + index, checkpoint)
@@ -162,8 +167,7 @@ class Tables:
         run.happened(Trained(index, look.accuracy, look.accuracy, "", loss))
         if checkpoint is not None:
             checkpoint.discard()
-        reason = f"{1 / comparison.ratio.median:.3f}x faster"
-        return Judgement("accepted", reason, comparison, look.accuracy, loss)
+        return Judgement("accepted", faster, comparison, look.accuracy, loss)
 
     def _schedule(self, epochs: float) -> Schedule:
         return Schedule(epochs, LR, varied=True, ema=True)
