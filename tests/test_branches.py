@@ -212,10 +212,14 @@ def test_the_long_way_around_a_short_one_is_a_branch_as_in_a_network_that_adds_i
         "x + 1",
         "x + F.batch_norm(x, None, None, training=True)",  # no layer
         "x * one(x)",
+        # The way around is longer, and needed elsewhere: a lateral connection is no branch of it.
+        "(lambda p: (one(x) + p) * p)(three(two(x).relu()))",
+        # It also reads what the shortcut does not come from.
+        "(lambda q: q.sigmoid() * (x.tanh() + two(q * x)))(one(x))",
     ],
 )
 def test_what_is_no_branch(line: str) -> None:
-    assert of(line, one=conv(4, 4), batch=1) == []
+    assert of(line, one=conv(4, 4), two=conv(4, 4), three=conv(4, 4), batch=1) == []
 
 
 def test_a_network_that_is_one_branch_keeps_it() -> None:
@@ -378,6 +382,16 @@ def test_the_activation_behind_a_projection_stays() -> None:
     assert left[-6:] == ["conv2d", "batch_norm", "relu6", "mean", "linear", "output"]
 
 
+def test_a_clamp_to_other_numbers_stays() -> None:
+    assert of("x.clamp(0, 1)", "(x + one(x)).clamp(0, 0.2)", one=conv(4, 4)) == [("one", "clamp")]
+
+
+def test_a_tensor_that_nothing_ever_read_stays() -> None:
+    whole, all_of_them = found("Residual")
+    network = Network(whole.network.nodes, {**whole.network.tensors(), "spare.weight": torch.ones(2)})
+    assert "spare.weight" in without(network, all_of_them).state_dict()
+
+
 def test_the_argument_is_left_as_it_was_and_nothing_is_shared() -> None:
     whole, all_of_them = found("Residual")
     network = copy.deepcopy(whole.network).train()
@@ -478,6 +492,14 @@ def test_a_mean_behind_a_relu_or_for_some_of_the_readers_alone_is_left_out() -> 
     (branch,) = branches(read_twice.network, read_twice.example)
     kept = without(read_twice.network, [branch], {branch.add: torch.ones(4)})
     assert torch.equal(kept.layers.stem.bias, read_twice.network.layers.stem.bias)
+
+
+def test_a_bias_that_another_layer_shares_takes_no_mean() -> None:
+    whole, (a, *_) = found("Bottleneck")
+    tied = {**whole.network.tensors(), "bnb.bias": whole.network.tensors()["bn.bias"]}
+    network = Network(whole.network.nodes, tied)
+    kept = without(network, [a], {a.add: torch.ones(4)})
+    assert torch.equal(kept.bn.bias, network.bn.bias)
 
 
 def test_a_mean_of_another_length_is_an_error() -> None:

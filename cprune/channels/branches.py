@@ -264,7 +264,7 @@ class _Ways:
         own, rest = self._own(add, operand), self._own(add, 1 - operand)
         calls, other_calls = self._calls(own), self._calls(rest)
         sources = {name for one in own for name in self.by_name[one].refs() if name in self.computed - own}
-        if branch not in own or not calls or len(calls) == len(self.layers):
+        if not calls or len(calls) == len(self.layers):
             return ()
         if not sources or not sources <= self._ancestors(shortcut):
             return ()
