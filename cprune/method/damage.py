@@ -3,10 +3,15 @@
 The damage is the mean Kullback-Leibler divergence from the parent's predictions, in nats an image: smoother than an
 accuracy, so that a few hundred images tell widths apart.  What lies before the cut is computed once for all widths,
 and keeps its statistics of BatchNorm.
+
+Estimating these again on a few hundred images as they are moves even the whole network, which learnt its own from
+varied ones: a ResNet-20 by 0.08 nats, where a halved layer costs 0.03.  So a cut network is compared with the whole
+one treated alike, and no cut does no damage.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,20 +45,20 @@ def damage_table(
     orders: Orders,
     statistics: Statistics,
     images: Tensor,
-    calibration: Tensor,
+    calibration: Tensor | None = None,
     on_entry: Callable[[str, int, float], None] = lambda group, width, damage: None,
     seed: int = 0,
 ) -> Damage:
     """Return the damage of every group in `options` at each of its widths; of what is narrower never less.
 
-    A group is cut to a width by its order in `orders` and compensated (`statistics`); the statistics of BatchNorm
-    behind it are estimated again on `calibration`, and the predictions for `images` compared with the network's own.
-    Both are [N, ...] as the model takes them.  `on_entry` hears of every entry as it was measured.  UserError for a
-    width that a group has not.
+    A group is cut to a width by its order in `orders` and compensated (`statistics`), the statistics of BatchNorm
+    behind it are estimated again on `calibration`, in the whole network as well, and the predictions of both for
+    `images` are compared.  Without `calibration` they stay, which takes less than half of the time.  Both are [N, …] as
+    the model takes them.  `on_entry` hears of every entry as it was measured.  UserError for a width that a group has
+    not.
     """
     table: Damage = {}
-    parent = predictions(network, images)
-    before = _Before(network, graph, images, calibration)
+    before = _Before(network, graph, images, images[:0] if calibration is None else calibration, seed)
     place = {group.id: i for i, group in enumerate(graph.groups)}
     for group_id in sorted(options, key=lambda one: place.get(one, -1)):
         measured: dict[int, float] = {}
@@ -63,9 +68,7 @@ def damage_table(
             if removed:
                 smaller = compensated(network, graph, removed, statistics)
                 seen = before.seen_by(smaller)
-                rest = piece(smaller, seen.waist)
-                recalibrate(rest, _split(seen.calibration), seed, images=len(calibration))
-                damage = divergence(parent, predictions(rest, seen.images))
+                damage = divergence(seen.wanted, _behind(smaller, seen.waist, seen.images, seen.calibration, seed))
             measured[width] = damage
             on_entry(group_id, width, damage)
         rising = never_falling(list(measured.values()))
@@ -75,38 +78,46 @@ def damage_table(
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A waist of the network and its value for the two sets of images."""
+    """A waist of the network, its value for the two sets of images, and what the whole network predicts from there."""
 
     waist: tuple[int, str]
     images: Tensor
     calibration: Tensor
+    wanted: Tensor
 
 
 class _Before:
     """What the whole network computes up to the cut, kept from one entry to the next."""
 
-    def __init__(self, network: Network, graph: Graph, images: Tensor, calibration: Tensor) -> None:
+    def __init__(self, network: Network, graph: Graph, images: Tensor, calibration: Tensor, seed: int) -> None:
         self.network = network
+        self.seed = seed
         self.tensors = network.tensors()
         most = MOST_KEPT // (len(images) + len(calibration))
         found = waists(network)
         sizes = {name: math.prod(spreads[0].shape[1:]) for name, spreads in graph.values.items() if len(spreads) == 1}
         self.waists = [waist for waist in found if sizes.get(waist[1], most + 1) <= most]
-        self.first = self.last = _Seen(found[0], images, calibration)
+        self.start, self.images = found[0], (images, calibration)
+        self.last = self._from(found[0], images, calibration)
 
     def seen_by(self, smaller: Network) -> _Seen:
         """Return the values at the last waist up to which `smaller` is the same network."""
         changed = self._first_changed(smaller)
-        waist = max((one for one in self.waists if one[0] <= changed), default=self.first.waist)
+        waist = max((one for one in self.waists if one[0] <= changed), default=self.start)
         if waist != self.last.waist:
-            start = self.last if self.last.waist[0] < waist[0] else self.first
-            if waist == self.first.waist:
-                self.last = self.first
-            else:
-                middle = piece(self.network, start.waist, waist[1])
-                values = (predictions(middle, part) for part in (start.images, start.calibration))
-                self.last = _Seen(waist, *values)
+            ahead = self.last.waist[0] < waist[0]
+            start, parts = (
+                (self.last.waist, (self.last.images, self.last.calibration)) if ahead else (self.start, self.images)
+            )
+            if waist != start:
+                middle = piece(self.network, start, waist[1])
+                parts = (predictions(middle, parts[0]), predictions(middle, parts[1]) if len(parts[1]) else parts[1])
+            self.last = self._from(waist, *parts)
         return self.last
+
+    def _from(self, waist: tuple[int, str], images: Tensor, calibration: Tensor) -> _Seen:
+        network = copy.deepcopy(self.network) if len(calibration) else self.network
+        return _Seen(waist, images, calibration, _behind(network, waist, images, calibration, self.seed))
 
     def _first_changed(self, smaller: Network) -> int:
         """Return the number of the first node that computes something else."""
@@ -120,6 +131,14 @@ class _Before:
             elif node != other or not changed.isdisjoint(node.refs()):
                 return i
         return len(smaller.nodes)
+
+
+def _behind(network: Network, waist: tuple[int, str], images: Tensor, calibration: Tensor, seed: int) -> Tensor:
+    """Return what a network predicts from a waist on, BatchNorm behind it estimated again if there are images to."""
+    rest = piece(network, waist)
+    if len(calibration):
+        recalibrate(rest, _split(calibration), seed, images=len(calibration))
+    return predictions(rest, images)
 
 
 def cut_to(graph: Graph, orders: Orders, widths: Mapping[str, int]) -> Removed:
