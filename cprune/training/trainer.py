@@ -12,6 +12,7 @@ from cprune.progress import Progress
 from cprune.training import train
 from cprune.training.accuracy import Look
 from cprune.training.checkpoint import Checkpoint
+from cprune.training.computing import keep_freed_memory
 from cprune.training.data import Data, Split
 from cprune.training.fine_tune import Pace, Schedule, fine_tune, pace
 from cprune.training.views import VIEWS, Views, affordable_views
@@ -57,6 +58,7 @@ class DataTrainer:
 
     def __init__(self, data: Data, teacher: nn.Module, threads: int, distil: bool = True, seed: int = 0) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.data, self.teacher, self.distil = data, teacher, distil
         affordable = affordable_views(len(data.train), data.classes) if distil else VIEWS
         count = affordable if data.augment else 1
