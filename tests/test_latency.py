@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ from cprune.tuner.programs.workload import Conv2d, Elementwise, Workload, key
 from cprune.tuner.tune import Best, Job
 
 BLOCK = 16
+TARGET = replace(find("local"), threads=2, vector=16, vector_registers=32)
 CONV = Conv2d(1, 64, 8, 8, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 16, 16)
 
 
@@ -59,7 +60,7 @@ class Counting:
     """A tuner that knows what every workload takes, and counts what it was asked to tune."""
 
     cost: Callable[[Workload], float]
-    target: Target = field(default_factory=lambda: find("local"))
+    target: Target = TARGET
     jobs: list[Job] = field(default_factory=list)
     tuned: dict[str, Best] = field(default_factory=dict)
 
@@ -226,7 +227,7 @@ def test_groups_that_share_an_axis_have_options_of_their_own() -> None:
 def entries(cost: Callable[[Conv2d], float], *widths: tuple[int, int]) -> list[Entry]:
     made = [narrowed(CONV, *pair, Layout(16)) for pair in widths]
     convs = [w for w in made if isinstance(w, Conv2d)]
-    return [Entry(w, of_target(w, find("local"))[0], cost(w)) for w in convs]
+    return [Entry(w, of_target(w, TARGET)[0], cost(w)) for w in convs]
 
 
 def test_half_the_work_takes_half_the_time_beyond_the_launch() -> None:
@@ -237,7 +238,7 @@ def test_half_the_work_takes_half_the_time_beyond_the_launch() -> None:
 
 
 def test_three_blocks_on_two_threads_take_as_long_as_four() -> None:
-    over_channels = next(c for c in of_target(CONV, find("local")) if dict(c.knobs).get("parallel") == "channels")
+    over_channels = next(c for c in of_target(CONV, TARGET) if dict(c.knobs).get("parallel") == "channels")
     full = Entry(CONV, over_channels, 100e-6)
     seconds = []
     for width in (64, 48, 32):

@@ -10,7 +10,7 @@ from cprune.targets.interval import Comparison, Interval, interval, one_level
 from cprune.targets.measure import compare, sustained
 from cprune.targets.mock import MockSession
 from cprune.targets.session import Failure, Model
-from cprune.targets.timing import models_in_turns
+from cprune.targets.timing import models_in_turns, runs_in_turns, weight_sets
 
 
 def test_fifteen_values_give_the_fourth_and_the_twelfth() -> None:
@@ -163,3 +163,35 @@ def test_models_take_turns_and_all_their_weights_move_every_five_rounds() -> Non
     turns = [["b5", "a2"], ["a2", "b5"]]  # 0.1 s are 2 runs of 0.05 s and 5 of 0.02 s
     before = ["move a", "move b", "a1", "b1", *turns[0], *turns[1], *turns[0], *turns[1], *turns[0]]
     assert said == [*before, "move a", "move b", *turns[1], *turns[0]]
+
+
+class Lying:
+    """A tensor by its shape, and whose copy it is."""
+
+    device = "cpu"
+
+    def __init__(self, *shape: int, of: Lying | None = None) -> None:
+        self.shape, self.of = shape, of
+
+    def copyto(self, device: str) -> Lying:
+        return Lying(*self.shape, of=self)
+
+
+def test_weights_lie_in_as_many_places_as_fill_the_caches_and_activations_in_one() -> None:
+    x, weight, bias, output = Lying(1, 8, 8), Lying(64, 64), Lying(1, 64), Lying(1, 8, 8)
+    one = 4 * (64 * 64 + 64)
+    sets = weight_sets([x, weight, bias, output], 3 * one)
+    assert [s[1].of for s in sets] == [None, weight, weight]
+    assert [s[2].of for s in sets] == [None, bias, bias]
+    assert all(s[0] is x and s[-1] is output for s in sets)
+    assert len(weight_sets([x, weight, bias, output], 100 * one)) == 16  # small weights stay near in a model too
+    assert len(weight_sets([x, weight, bias, output], one // 2)) == 2
+    assert len(weight_sets([x, weight, bias, output], 0)) == 1
+    assert len(weight_sets([x, output], one)) == 1
+
+
+def test_every_call_of_a_run_has_the_next_set() -> None:
+    asked: list[tuple[int, ...]] = []
+    library = {"main": lambda *given: asked.append(given)}
+    assert len(runs_in_turns(library, None, [[1], [2], [3]], 2, 0.5, 0.1, 0.0)) == 2
+    assert asked == [(1,), (2,), (3,), (1,), (2,)] * 2  # 0.5 s are five calls of 0.1 s

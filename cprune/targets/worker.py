@@ -18,10 +18,9 @@ import tvm
 import tvm_ffi
 
 from cprune.targets.process import answer, begun, failure
-from cprune.targets.serve import timed
 from cprune.targets.session import Array, Failure, Model, Program, Timed
 from cprune.targets.target import cores
-from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
+from cprune.targets.timing import Arguments, Prepare, models_in_turns, race, timed
 
 
 def main() -> None:

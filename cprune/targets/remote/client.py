@@ -154,7 +154,7 @@ class Client:
 
             return prepare
 
-        return race(list(map(entry, paths, inputs, shapes)), self.cpu, rounds, run_s, cooldown_s, broke)
+        return race(list(map(entry, paths, inputs, shapes)), self.cpu, rounds, run_s, cooldown_s, broke, 0)
 
     def load(self, key: str, path: str, weights: tuple[Array, ...]) -> Failure | None:
         """Upload a whole model with its weights."""
