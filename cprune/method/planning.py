@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ def planned(run: RunState, version: Version, samples: Split) -> Plan:
     table = LatencyTable(version.tuned, graph, run.bench.tuner)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
     found = branches(network, run.example, settings.ignore)
-    damage, branch_damage = _damages(run, network, graph, options, found, moments, which, images, _input(few), repair)
+    damage, branch_damage = _damages(run, network, graph, options, found, moments, which, images, repair)
     problem = Problem(
         options,
         damage,
@@ -127,17 +128,18 @@ def _damages(
     moments: Statistics,
     which: Orders,
     images: Tensor,
-    calibration: Tensor,
     repair: Callable[[Network], None],
 ) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
     """Return the damage of every group at every width, and of every branch that is gone."""
     narrower = {group: widths[1:] for group, widths in options.items()}
     with run.cost.spent("evaluate"):
-        before = predictions(network, images)
         run.progress.start("looking at what can go", sum(map(len, narrower.values())) + len(found))
         damage = damage_table(
-            network, graph, narrower, which, moments, images, calibration, lambda *_: run.progress.advance()
+            network, graph, narrower, which, moments, images, on_entry=lambda *_: run.progress.advance()
         )
+        whole = deepcopy(network)
+        repair(whole)  # what is cut is repaired, and that alone moves the predictions
+        before = predictions(whole, images)
         of_branches = {}
         for branch in found:
             smaller = without(network, [branch])
