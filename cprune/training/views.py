@@ -9,8 +9,12 @@ each view once; its answers serve every later epoch and every later training.  O
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +100,7 @@ class Views:
         if self.teacher is None:
             return None
         if view not in self._answers:
-            self._answers[view] = self._asked(self.teacher, view)
+            self._answers[view] = torch.cat(list(self._asked(self.teacher, view)))
         return self._answers[view]
 
     def unknown(self, varied: bool) -> int:
@@ -105,30 +109,30 @@ class Views:
             return 0
         return sum(view not in self._answers for view in range(self.count if varied else 1))
 
-    def seconds_to_ask(self) -> float:
-        """Return how long the teacher needs for one view, 0 without one, measured on a few batches; nothing is kept."""
+    def seconds_to_ask(self, batches: int = 6) -> float:
+        """Return how long the teacher needs for one view, 0 without one: the median of a few batches; none is kept."""
         if self.teacher is None:
             return 0.0
-        few, more, batches = 2, 6, -(-len(self.split) // _BATCH)
         took_s = []
-        for asked in (few, min(more, batches)):
+        with closing(self._asked(self.teacher, self.of_epoch(1, True))) as parts:
             began = time.perf_counter()
-            self._asked(self.teacher, self.of_epoch(1, True), asked * _BATCH)
-            took_s.append(time.perf_counter() - began)
-        if batches <= more:
-            return took_s[1]
-        return took_s[0] + (took_s[1] - took_s[0]) / (more - few) * (batches - few)
+            for _ in islice(parts, batches + 1):
+                took_s.append(time.perf_counter() - began)
+                began = time.perf_counter()
+        # The first one waits for what the teacher can be computed in to be tried out.
+        return statistics.median(took_s[1:] or took_s) * len(self.split) / min(_BATCH, len(self.split))
 
-    def _asked(self, teacher: nn.Module, view: int, images: int | None = None) -> Tensor:
+    def _asked(self, teacher: nn.Module, view: int) -> Generator[Tensor, None, None]:
+        """Yield the logits batch by batch."""
         sample = self.images(0, torch.arange(min(2, len(self.split))))
-        parts = torch.split(torch.arange(len(self.split))[:images], _BATCH)
         with (
             in_mode(teacher, training=False),
             torch.no_grad(),
             fastest_layout(teacher, sample, False) as layout,
             torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16(teacher, sample, False)),
         ):
-            return torch.cat([teacher(self.images(view, part, layout)).float() for part in parts])
+            for part in torch.split(torch.arange(len(self.split)), _BATCH):
+                yield teacher(self.images(view, part, layout)).float()
 
 
 def augmented(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
