@@ -13,8 +13,9 @@ from cprune.channels.graph import Graph
 from cprune.compiling.narrowing import narrowed
 from cprune.compiling.tuned import Tuned
 from cprune.method.terms import Term, Widths, terms
-from cprune.tuner.estimate import Entry, estimate, family, size
+from cprune.tuner.estimate import Entry, family, size
 from cprune.tuner.programs.workload import Workload, key, padded
+from cprune.tuner.search.estimator import Errors, Estimate, fitted
 from cprune.tuner.tune import Best, Job, Tunes
 
 EIGHTHS = 8
@@ -33,13 +34,20 @@ class Later:
 class LatencyTable:
     """The latencies of a tuned network's calls by the widths of its groups; `graph` is `analyse` of that network.
 
-    `later` lists the entries that were estimated before they were measured, to see how far estimates are off.
+    Estimates are learnt (`cprune.tuner.search.estimator`) where that beats the plain ones on what is known: the table's
+    entries and those of other models, `taught` (`Tuner.entries`).  `errors` are those of both, None before the first
+    estimate and while little is known; `later` lists what was estimated before it was measured.
     """
 
-    def __init__(self, tuned: Tuned, graph: Graph, tuner: Tunes, trials: int = TRIALS) -> None:
+    def __init__(
+        self, tuned: Tuned, graph: Graph, tuner: Tunes, trials: int = TRIALS, taught: Sequence[Entry] = ()
+    ) -> None:
         self.terms, self.layout = terms(tuned.lowered, graph), tuned.lowered.layout
         self.full: Mapping[str, int] = {group.id: group.channels for group in graph.groups}
         self.later: list[Later] = []
+        self.errors: Errors | None = None
+        self._taught = {key(entry.workload): entry for entry in taught}
+        self._estimate: Estimate | None = None
         self._tuner, self._trials = tuner, trials
         self._best: dict[str, Best | None] = {}
         self._families: dict[str, list[Entry]] = {}
@@ -107,6 +115,7 @@ class LatencyTable:
             self.later.append(Later(workload, estimated_s, best.latency_s))
         if missing:
             self._seconds.clear()
+            self._estimate = None  # it learns from what was measured
         return len(missing)
 
     def options(self, group: str) -> tuple[int, ...]:
@@ -169,8 +178,11 @@ class LatencyTable:
         return self._best[task]
 
     def _estimated(self, workload: Workload) -> float:
-        target = self._tuner.target
-        return estimate(workload, self._families[family(workload)], target.threads, target.vector)
+        if self._estimate is None:
+            target = self._tuner.target
+            entries = {**self._taught, **{key(e.workload): e for es in self._families.values() for e in es}}
+            self._estimate, self.errors = fitted(list(entries.values()), target.threads, target.vector)
+        return self._estimate(workload, self._families[family(workload)])
 
     def _note(self, workload: Workload, best: Best) -> None:
         if self._best.get(best.task) is None:

@@ -9,6 +9,7 @@ falls when either axis becomes wider, and lies between the measured entries on b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod, sqrt
@@ -94,17 +95,25 @@ def estimate(workload: Workload, entries: Sequence[Entry], threads: int, vector:
     Raises ValueError where none is.
     """
     mine = size(workload)
-    wider = [e for e in entries if _covers(size(e.workload), mine)]
-    narrower = [e for e in entries if _covers(mine, size(e.workload))]
+    wider = [e for e in entries if covers(size(e.workload), mine)]
+    narrower = [e for e in entries if covers(mine, size(e.workload))]
     if not wider:
         raise ValueError("no wider task of the family was measured")
     above = min(_scaled(e, workload, threads, vector) for e in wider)
     below = max([above, *(_scaled(e, workload, threads, vector) for e in narrower)])
-    least = max((e.seconds for e in narrower), default=0.0)
-    return min(max(sqrt(above * below), least), *(e.seconds for e in wider))
+    return bounded(sqrt(above * below), workload, entries)
 
 
-def _covers(wide: tuple[int, int], narrow: tuple[int, int]) -> bool:
+def bounded(seconds: float, workload: Workload, entries: Sequence[Entry]) -> float:
+    """Return `seconds`, at least those of every narrower entry and at most those of every wider one."""
+    mine = size(workload)
+    least = max((e.seconds for e in entries if covers(mine, size(e.workload))), default=0.0)
+    most = min((e.seconds for e in entries if covers(size(e.workload), mine)), default=math.inf)
+    return min(max(seconds, least), most)
+
+
+def covers(wide: tuple[int, int], narrow: tuple[int, int]) -> bool:
+    """Tell whether a task of size `wide` has at least the channels of one of size `narrow`, on both sides."""
     return wide[0] >= narrow[0] and wide[1] >= narrow[1]
 
 

@@ -18,11 +18,13 @@ from cprune.targets.interval import NOISY
 from cprune.targets.session import Session
 from cprune.targets.target import Target
 from cprune.tuner.batch import try_batch
+from cprune.tuner.estimate import Entry
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Workload, key
+from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.race import settled, winner
+from cprune.tuner.records.record import Record
 from cprune.tuner.records.store import Store
-from cprune.tuner.rig import Rig
+from cprune.tuner.rig import Rig, ranked
 from cprune.tuner.search.strategy import DEFAULT, strategy
 from cprune.tuner.task import OpenTask, stalled
 
@@ -117,6 +119,14 @@ class Tuner:
             if record is not None:
                 best = Best(record.task, Candidate.parse(record.candidate), record.latency_s, 0)
         return best and replace(best, measured=0)
+
+    def entries(self) -> list[Entry]:
+        """Return the fastest program of every task that the store has for this target: what estimates learn from."""
+        fastest: dict[str, Record] = {}
+        for record in ranked(self._rig.store.all(self.target.fingerprint)):
+            if record.space == self._rig.spaces and not record.task.startswith('["tir",'):
+                fastest.setdefault(record.task, record)
+        return [Entry(from_key(task), Candidate.parse(r.candidate), r.latency_s) for task, r in fastest.items()]
 
     def tune(
         self,
