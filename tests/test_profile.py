@@ -29,16 +29,30 @@ def test_many_widths_are_thinned_out_evenly() -> None:
 
 
 def test_a_narrower_layer_is_stored_in_the_blocks_of_the_layout() -> None:
-    narrow = profile.narrowed(CONV, 24, Layout(16))
+    narrow = profile.narrowed(CONV, 32, 24, Layout(16))
     assert (narrow.out_channels, narrow.out_block, narrow.in_channels) == (32, 16, 32)
-    half = profile.narrowed(CONV, 24, Layout(16, narrow=(24,)))
+    half = profile.narrowed(CONV, 32, 24, Layout(16, narrow=(24,)))
     assert (half.out_channels, half.out_block) == (24, 8)
 
 
 def test_a_narrower_depthwise_layer_has_fewer_inputs_too() -> None:
     depthwise = Conv2d(1, 48, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 48, False, "relu", 16, 16)
-    narrow = profile.narrowed(depthwise, 32, Layout(16))
+    narrow = profile.narrowed(depthwise, 48, 32, Layout(16))
     assert (narrow.in_channels, narrow.out_channels, narrow.groups) == (32, 32, 32)
+
+
+def test_a_side_that_stays_keeps_its_block_and_an_image_its_channels() -> None:
+    padded = Conv2d(1, 24, 8, 8, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "relu", 8, 16)  # 20 channels
+    assert profile.narrowed(padded, 24, 16, Layout(16, narrow=(20,))).in_block == 8
+    assert profile.narrowed(CONV, 16, 48, Layout(16)).in_channels == 16
+
+
+def test_both_axes_give_a_row_for_every_pair(tmp_path: Path) -> None:
+    options = ["--trials", "2", "--width-trials", "1", "--widths", "2", "--records", str(tmp_path / "r.sqlite")]
+    out = tmp_path / "table"
+    assert cli.main(["profile", "-m", "small_nets:tiny", *options, "--both-axes", "--out", str(out), "--json"]) == 0
+    rows = [(row["in_channels"], row["out_channels"]) for row in csv.DictReader((out / "latency.csv").open())]
+    assert rows == [("3", "8"), ("3", "16"), ("8", "8"), ("8", "32"), ("16", "8"), ("16", "32")]
 
 
 def test_profile_prints_the_staircase_and_writes_files_that_others_can_read(

@@ -119,6 +119,9 @@ def profile(
     trials: Trials = None,
     widths: Annotated[int, typer.Option(min=1, help="widths of every task, at most")] = 12,
     width_trials: Annotated[int, typer.Option(min=1, help="programs tried per narrower width")] = 12,
+    both_axes: Annotated[
+        bool, typer.Option("--both-axes", help="fewer input channels too: up to WIDTHS x WIDTHS entries a task")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="also write profile.json, latency.csv and an SVG per task here")
     ] = None,
@@ -128,7 +131,8 @@ def profile(
     from cprune.commands import profile
 
     with show.progress() as progress:
-        staircases = profile.profile(options.request(trials=trials), profile.Options(widths, width_trials), progress)
+        asked = profile.Options(widths, width_trials, both_axes)
+        staircases = profile.profile(options.request(trials=trials), asked, progress)
     show.answer(staircases, show.staircases, as_json)
     if out is not None:
         paths = profile.write(staircases, out)

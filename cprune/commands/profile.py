@@ -18,6 +18,7 @@ from typing import Any
 from cprune.channels.groups import analyse
 from cprune.commands.request import Request
 from cprune.compiling.lowered import Layout
+from cprune.compiling.narrowing import narrowed as narrow
 from cprune.compiling.tuned import tune
 from cprune.method.channel_step import step_of
 from cprune.progress import Progress
@@ -25,7 +26,7 @@ from cprune.targets.interval import interval
 from cprune.targets.session import Built, Session, Timed
 from cprune.targets.session import arguments as random_arguments
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs.workload import Conv2d, describe, key, padded
+from cprune.tuner.programs.workload import Conv2d, describe, key
 from cprune.tuner.tune import Best, Tuner
 
 ROUNDS = 15
@@ -38,16 +39,28 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Options:
-    """At most `widths` widths a task, `trials` candidates for each of them."""
+    """At most `widths` widths a task, `trials` candidates for each of them; of `both_axes` as many squared."""
 
     widths: int = 12
     trials: int = 12
+    both_axes: bool = False
 
 
 @dataclass(frozen=True)
 class Width:
     """The latency of a task with this many channels: median and its 95 % interval."""
 
+    channels: int
+    median_us: float
+    low_us: float
+    high_us: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The latency of a task with this many channels on both sides: median and its 95 % interval."""
+
+    in_channels: int
     channels: int
     median_us: float
     low_us: float
@@ -70,7 +83,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Staircase:
-    """One task: its description, the layers that run it, its channel step (0: none), its widths, the widest last."""
+    """One task: its description, the layers that run it, its channel step (0: none), its widths, the widest last.
+
+    `pairs` are the widths of both sides, where they were asked for and the task has two.
+    """
 
     id: str
     layers: tuple[str, ...]
@@ -78,6 +94,7 @@ class Staircase:
     step: int
     workload: LayerShape
     widths: tuple[Width, ...]
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,12 +120,14 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
         graph = analyse(network, example, settings.ignore, settings.whole_heads)
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
         grain = max(4, request.target.vector // 2)
-        plans = {t.key: widths(w.out_channels, grain, options.widths) for t, w in tasks}
+        plans = {t.key: _plan(w, grain, options) for t, w in tasks}
         progress.start("tuning narrower widths", sum(map(len, plans.values())))
         staircases = []
         for task, workload in tasks:
             best = tuned.best[task.key]
-            forms = {channels: narrowed(workload, channels, tuned.lowered.layout) for channels in plans[task.key]}
+            layout = tuned.lowered.layout
+            forms = {pair: narrowed(workload, *pair, layout) for pair in plans[task.key]}
+            pairs = _measured(forms, task.key, best, tuner, session, options.trials, progress)
             layers = tuple(name for name in task.layers if name in graph.layers)
             staircases.append(
                 Staircase(
@@ -117,7 +136,12 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
                     task.uses,
                     step_of(workload, best.candidate, request.target.threads, settings.step_join),
                     _shape(workload),
-                    _measured(forms, task.key, best, tuner, session, options.trials, progress),
+                    tuple(
+                        Width(p.channels, p.median_us, p.low_us, p.high_us)
+                        for p in pairs
+                        if p.in_channels == workload.in_channels
+                    ),
+                    pairs if options.both_axes and not workload.depthwise else (),
                 )
             )
         progress.done()
@@ -135,43 +159,53 @@ def widths(channels: int, grain: int, most: int) -> list[int]:
     return sorted(picked)
 
 
-def narrowed(workload: Conv2d, channels: int, layout: Layout) -> Conv2d:
-    """Return the task of the same layer with fewer output channels (of a depthwise layer: channels)."""
-    out = layout.of(channels)
-    if workload.depthwise:
-        stored = padded(channels, out)
-        return replace(workload, in_channels=stored, out_channels=stored, groups=stored, in_block=out, out_block=out)
-    return replace(workload, out_channels=padded(channels, out), out_block=out)
+def _plan(w: Conv2d, grain: int, options: Options) -> list[tuple[int, int]]:
+    """Return the pairs (input channels, output channels) to measure; an image keeps its channels."""
+    both = options.both_axes and w.in_block and not w.depthwise
+    inputs = widths(w.in_channels, grain, options.widths) if both else [w.in_channels]
+    return [(i, o) for i in inputs for o in widths(w.out_channels, grain, options.widths)]
+
+
+def narrowed(workload: Conv2d, in_channels: int, channels: int, layout: Layout) -> Conv2d:
+    """Return the task of the same layer with other channels; a side that keeps its stored width keeps its block.
+
+    A depthwise layer has `channels` on both sides.
+    """
+    changed = narrow(workload, in_channels, channels, layout)
+    assert isinstance(changed, Conv2d)
+    if in_channels != workload.in_channels or workload.depthwise:
+        return changed
+    return replace(changed, in_channels=workload.in_channels, in_block=workload.in_block)
 
 
 def _measured(
-    forms: Mapping[int, Conv2d],
+    forms: Mapping[tuple[int, int], Conv2d],
     whole: str,
     best: Best,
     tuner: Tuner,
     session: Session,
     trials: int,
     progress: Progress,
-) -> tuple[Width, ...]:
-    """Tune every form of a task by its channels, each from the next wider one, and return their latencies.
+) -> tuple[Pair, ...]:
+    """Tune every form of a task by its channels, each from the nearest wider one, and return their latencies.
 
     `best` is the program of the whole task, the one with the key `whole`.
     """
-    entries: dict[int, tuple[Conv2d, Best]] = {}
-    wider = best
-    for channels in sorted(forms, reverse=True):
-        workload = forms[channels]
+    entries: dict[tuple[int, int], tuple[Conv2d, Best]] = {}
+    for pair in sorted(forms, reverse=True):
+        workload = forms[pair]
         if key(workload) == whole:
-            entries[channels] = (workload, best)
+            entries[pair] = (workload, best)
         else:
-            wider = tuner.tune(workload, trials, (wider.candidate,))
-            entries[channels] = (workload, wider)
+            wider = [other for other in entries if other[0] >= pair[0] and other[1] >= pair[1]]
+            start = entries[min(wider)][1] if wider else best
+            entries[pair] = (workload, tuner.tune(workload, trials, (start.candidate,)))
         progress.advance()
     runs = _timed_in_turns(session, list(entries.values()))
     rows = []
-    for channels, seconds in sorted(zip(entries, runs, strict=True)):
+    for pair, seconds in sorted(zip(entries, runs, strict=True)):
         us = interval([1e6 * s for s in seconds])
-        rows.append(Width(channels, us.median, us.low, us.high))
+        rows.append(Pair(*pair, us.median, us.low, us.high))
     return tuple(rows)
 
 
@@ -219,18 +253,19 @@ def write(staircases: Staircases, folder: Path) -> list[Path]:
 
 
 def table(staircases: Staircases) -> list[dict[str, str | int | float]]:
-    """Return the rows of the CSV table: one a task and width, columns as in COLUMNS."""
+    """Return the rows of the CSV table: one a task and width, or pair of widths, columns as in COLUMNS."""
     return [
         {
             "task": task.id,
             "layers": " ".join(task.layers),
             "uses": task.uses,
             **asdict(task.workload),
+            "in_channels": width.in_channels if isinstance(width, Pair) else task.workload.in_channels,
             "out_channels": width.channels,
             "threads": staircases.threads,
             "target": staircases.target,
             **{name: round(getattr(width, name), 3) for name in ("median_us", "low_us", "high_us")},
         }
         for task in staircases.tasks
-        for width in task.widths
+        for width in (task.pairs or task.widths)
     ]
