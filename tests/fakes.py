@@ -75,7 +75,7 @@ def seen(network: nn.Module) -> Seen:
     tensors = dict(network.named_parameters())
     return Seen(
         len(tensors["stem.weight"]),
-        len(tensors["a.weight"]),
+        len(tensors["a.weight"]) if "a.weight" in tensors else 0,  # the branch is gone
         round(float(tensors["head.bias"].detach()[0]), 2),
     )
 

@@ -12,8 +12,8 @@ from cprune.method.state import RunState
 from cprune.runs.events import Planned
 from cprune.training.trainer import Schedule
 
-EPOCHS = 40
-LEAST_S, MOST_S = 240.0, 1800.0
+EPOCHS = 25
+LEAST_S, MOST_S = 300.0, 1920.0
 SCOUT = 0.04
 FIRST = 0.3
 

@@ -14,6 +14,7 @@ in place of many (BIMP, arXiv 2111.00843).  Ours is the way they are joined, and
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,9 @@ from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Schedule
 
 ROUNDS = 2
-FIRST_SHARES = (0.5, 0.75)  # of the latency of the current model, for the first scout of each round
+FIRST_SHARES = (0.5, 0.85)  # of the latency of the current model, for the first scout of each round
+TIMED = 5  # allocations whose forecasts are near the share that is looked for are compiled and timed
+TIMED_TRIALS, TIMED_ROUNDS = 3, 5
 SCOUTS = (4, 2)  # at most, of each round
 AIM = 0.5  # of the accuracy that may be lost, for the first round: the second one uses the rest
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
@@ -44,10 +47,11 @@ LR = 0.02
 
 @dataclass(frozen=True, eq=False)
 class _Scout:
-    """An allocation after a short training: its number in the round, and what it lost."""
+    """An allocation after a short training: its number, its measured share of the latency, and what it lost."""
 
     number: int
     allocation: Allocation
+    share: float
     loss: Paired
 
 
@@ -56,6 +60,7 @@ class Tables:
 
     def __init__(self, run: RunState) -> None:
         self.run = run
+        self.error = 1.0  # measured over forecast, of the models that were timed last
         self.held = "before"  # the name under which the workbench holds the current model
 
     def begin(self) -> Start:
@@ -84,10 +89,10 @@ class Tables:
         if run.history.steps:
             run.progress.say(f"resumed after {len(run.history.steps)} rounds")
 
-    def _tuned(self, network: Network, text: str = "") -> Version:
+    def _tuned(self, network: Network, text: str = "", trials: int | None = None) -> Version:
         run = self.run
         siblings = self.current.tuned.layer_programs
-        return run.tune(network, run.layout, run.settings.loop_trials, siblings, text, "loop")
+        return run.tune(network, run.layout, trials or run.settings.loop_trials, siblings, text, "loop")
 
     # -- one round
 
@@ -169,13 +174,13 @@ class Tables:
             checkpoint.discard()
         return Judgement("accepted", faster, comparison, look.accuracy, loss)
 
-    def _schedule(self, epochs: float) -> Schedule:
-        return Schedule(epochs, LR, varied=True, ema=True)
+    def _schedule(self, epochs: float, long: bool = True) -> Schedule:
+        return Schedule(epochs, LR, varied=long, ema=long)
 
-    def _epochs(self, network: Network, seconds: float) -> float:
+    def _epochs(self, network: Network, seconds: float, long: bool = True) -> float:
         """Return how many epochs of training a network has in so many seconds, a tenth at least."""
         with self.run.cost.spent("train"):
-            pace = self.run.trainer.pace(network, self._schedule(1.0))
+            pace = self.run.trainer.pace(network, self._schedule(1.0, long))
         assert pace is not None
         return round(max(0.1, pace.epochs(seconds)), 2)
 
@@ -186,19 +191,17 @@ class Tables:
         run = self.run
         samples = run.trainer.samples(STATISTICS_IMAGES + DAMAGE_IMAGES, run.settings.seed + index)
         assert samples is not None  # where nothing can be seen another method runs
-        plan = planned(run, self.current, samples)
-        scouts = self._scouts(index, plan, self._aim(index))
-        aim = NEAR * self._aim(index)
-        good = [scout for scout in scouts if scout.loss.loss <= aim]
-        if good:
-            scout = min(good, key=lambda scout: scout.allocation.seconds)
-        else:
-            scout = max(scouts, key=lambda scout: scout.allocation.seconds)
+        latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
+        plan = planned(run, self.current, (latency_ms or run.start.latency_ms).median, samples)
+        aim = self._aim(index)
+        scouts = self._scouts(index, plan, aim)
+        good = [scout for scout in scouts if scout.loss.loss <= NEAR * aim]
+        scout = min(good, key=lambda scout: scout.share) if good else self._milder(index, plan, scouts, aim)
         seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
         chosen = Chosen(
             index,
             scout.number,
-            scout.allocation.seconds / plan.front[0].seconds,
+            scout.share,
             self._epochs(run.keeper.load_scout(index, scout.number), seconds),
             scout.loss.loss,
             tuple(GroupChange(g, plan.graph.group(g).channels, w) for g, w in scout.allocation.widths),
@@ -211,20 +214,55 @@ class Tables:
         )
         return chosen
 
+    def _milder(self, index: int, plan: Plan, scouts: Sequence[_Scout], aim: float) -> _Scout:
+        """Return an allocation that loses less than all scouts, by what they lost; it was not trained."""
+        run = self.run
+        share = max(next_share([(s.share, s.loss.loss) for s in scouts], aim), max(s.share for s in scouts))
+        allocation, measured = self._fastest_near(index, plan, min(0.95, share))
+        with run.cost.spent("evaluate"):
+            run.keeper.save_scout(index, len(scouts), plan.cut(allocation))
+        return _Scout(len(scouts), allocation, measured, Paired(aim))
+
     def _scouts(self, index: int, plan: Plan, aim: float) -> list[_Scout]:
         """Return short trainings of allocations, nearer and nearer to what may lose `aim`."""
-        whole = plan.front[0].seconds
+        run = self.run
         share = FIRST_SHARES[index]
         scouts: list[_Scout] = []
         while len(scouts) < SCOUTS[index]:
-            allocation = plan.fastest_within(share * whole)
-            if any(scout.allocation == allocation for scout in scouts):
-                break
-            scouts.append(self._scout(index, len(scouts), plan, allocation))
+            known = run.history.scouted.get((index, len(scouts)))
+            if known is not None:
+                allocation = next(one for one in plan.front if _told(one) == (known.widths, known.gone))
+                scouts.append(_Scout(known.number, allocation, known.share, known.loss))
+            else:
+                allocation, measured = self._fastest_near(index, plan, share)
+                if any(scout.allocation == allocation for scout in scouts):
+                    break
+                scouts.append(self._scout(index, len(scouts), plan, allocation, measured))
             if aim / NEAR <= scouts[-1].loss.loss <= aim * NEAR:
                 break
-            share = next_share([(s.allocation.seconds / whole, s.loss.loss) for s in scouts], aim)
+            share = next_share([(s.share, s.loss.loss) for s in scouts], aim)
         return scouts
+
+    def _fastest_near(self, index: int, plan: Plan, share: float) -> tuple[Allocation, float]:
+        """Return the best of some allocations that are compiled and timed, and its measured share of the latency.
+
+        Whole models have costs that the sum of their tasks does not show.  The best has the least damage, where every
+        share is taken to be worth what STEEP says.
+        """
+        run = self.run
+        found: list[tuple[Allocation, float]] = []
+        run.progress.start("timing allocations", TIMED)
+        for allocation in plan.near(share / self.error, TIMED):
+            name = "candidate"
+            version = self._tuned(plan.cut(allocation), trials=TIMED_TRIALS)
+            run.load(name, version)
+            ratio = run.compare(self.held, name, TIMED_ROUNDS).ratio.median
+            run.bench.drop(name)
+            found.append((allocation, ratio))
+            run.progress.advance()
+        run.progress.done()
+        self.error = statistics.median(ratio / plan.share(allocation) for allocation, ratio in found)
+        return min(found, key=lambda one: one[0].damage * one[1] ** STEEP)
 
     def _aim(self, index: int) -> float:
         """Return what a scout may lose, so that long training is thought to leave what may be lost."""
@@ -238,28 +276,33 @@ class Tables:
         recovery = min(high, max(low, last.loss.loss / max(lost, 1e-4)))
         return max(0.25 * allowed, allowed - RESERVED * last.loss.se) / recovery
 
-    def _scout(self, index: int, number: int, plan: Plan, allocation: Allocation) -> _Scout:
+    def _scout(self, index: int, number: int, plan: Plan, allocation: Allocation, share: float) -> _Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""
         run = self.run
-        known = run.history.scouted.get((index, number))
-        if known is not None:
-            return _Scout(number, allocation, known.loss)
         with run.cost.spent("evaluate"):
             network = plan.cut(allocation)
-        epochs = self._epochs(network, self.budget.of_scout)
+        epochs = self._epochs(network, self.budget.of_scout, long=False)
         try:
-            run.fine_tune(network, self._schedule(epochs), run.settings.seed * 1000 + 100 * (index + 1) + number)
+            run.fine_tune(
+                network, self._schedule(epochs, long=False), run.settings.seed * 1000 + 100 * (index + 1) + number
+            )
             loss = run.loss(run.look(network, "decide"), "decide")
         except FineTuneDiverged:
             loss = Paired(1.0)
         run.keeper.save_scout(index, number, network)
-        share = allocation.seconds / plan.front[0].seconds
-        run.happened(Scouted(index, number, share, allocation.damage, epochs, loss, allocation.gone))
+        widths, gone = _told(allocation)
+        forecast = plan.share(allocation)
+        run.happened(Scouted(index, number, share, forecast, allocation.damage, epochs, loss, widths, gone))
         run.progress.say(
             f"scout: {share:.2f} of the latency loses {100 * loss.loss:.2f} points after {epochs:.1f} epochs "
             f"({len(allocation.gone)} branches less, {len(allocation.widths)} groups narrower)"
         )
-        return _Scout(number, allocation, loss)
+        return _Scout(number, allocation, share, loss)
+
+
+def _told(allocation: Allocation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the widths of an allocation as texts, "layer1.conv 16", and the branches that are gone."""
+    return tuple(f"{group} {width}" for group, width in allocation.widths), allocation.gone
 
 
 def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:

@@ -173,18 +173,21 @@ class Planned:
 
 @dataclass(frozen=True)
 class Scouted:
-    """A short training of one allocation: `share` of the latency is forecast, `damage` is before any training.
+    """A short training of one allocation: `share` of the latency was measured, `forecast` is what the tables say.
 
-    `round` and `number` name it; `gone` are the residual branches that it lacks, `loss` is on the images that decide.
+    `round` and `number` name it; `damage` is before any training, `loss` on the images that decide.  `widths` are those
+    of the groups that are narrower ("layer1.conv 16"), `gone` the residual branches that it lacks.
     """
 
     kind: ClassVar[str] = "scouted"
     round: int
     number: int
     share: float
+    forecast: float
     damage: float
     epochs: float
     loss: Paired
+    widths: tuple[str, ...]
     gone: tuple[str, ...]
     so_far: SoFar | None = None
 

@@ -24,9 +24,9 @@ from cprune.targets.errors import UserError, unknown
 from cprune.training.readers import Arrays, Part, folder, function, npz
 
 FASHION_MNIST = Path(__file__).parents[1] / "assets" / "fashion_mnist.npz"
-TEST_SHARES = (3, 3, 4)
+TEST_SHARES = (9, 4, 7)
 """How test images are shared out to decide, certify and report where nothing else was given for decisions."""
-VALIDATION_SHARES = (1, 1)
+VALIDATION_SHARES = (2, 1)
 """How validation images are shared out to decide and certify."""
 
 

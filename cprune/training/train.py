@@ -84,12 +84,17 @@ def recalibrate(model: nn.Module, split: Split, seed: int, images: int = 512, ba
     def update_from(start: float, part: Tensor) -> None:
         for value in statistics.values():
             value.fill_(start)
-        model(_ready(split, part))
+        model(_ready(split, part, layout))
 
     large = 2.0**20
     done = False
     try:
-        with torch.random.fork_rng(devices=[]), in_mode(model, training=True), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            fastest_layout(model, _ready(split, chosen[:2]), False) as layout,
+            in_mode(model, training=True),
+        ):
             torch.manual_seed(seed)
             for module in cumulative:  # their m would change with every batch
                 module.momentum = 0.1
