@@ -8,8 +8,9 @@ import pytest
 from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny
 
 from cprune.method.ending import finish
+from cprune.method.scouting import next_share
 from cprune.method.state import RunState
-from cprune.method.tables import Tables, next_share
+from cprune.method.tables import Tables
 from cprune.runs.events import Chosen, Planned, Scouted, Step
 
 TABLES = replace(DEFAULT, train_time_s=100.0)

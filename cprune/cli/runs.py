@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from cprune.runs.folder import RunFolder
 
 
+MOST_GROUPS = 6
+"""So many groups of a step are told; `cprune report` has all of them."""
+
+
 @about_a_model
 def run(
     options: ModelOptions,
@@ -140,7 +144,9 @@ def report(directory: Annotated[Path, typer.Argument(help="a run folder, finishe
 
 
 def _say_step(step: Step) -> None:
-    groups = ", ".join(f"{g.id} {g.before}→{g.after}" for g in step.groups)
+    groups = ", ".join(f"{g.id} {g.before}→{g.after}" for g in step.groups[:MOST_GROUPS])
+    if len(step.groups) > MOST_GROUPS:
+        groups += f" and {len(step.groups) - MOST_GROUPS} groups more"
     latency = f"{step.latency_ms.median:.3f} ms" if step.latency_ms else "not timed"
     accuracy = f"{step.accuracy:.2%}" if step.accuracy is not None else "not trained"
     mark = {"accepted": "+", "rejected": "-", "excluded": "x"}[step.verdict]

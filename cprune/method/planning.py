@@ -13,9 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from cprune.channels.branches import Branch, branches, without
 from cprune.channels.compensation import compensated
 from cprune.channels.elimination import ELIMINATION, Orders, orders
@@ -74,48 +71,44 @@ class Plan:
         return chosen[:count]
 
 
-def planned(run: RunState, version: Version, latency_ms: float, samples: Split) -> Plan:
-    """Return what may be cut from a tuned network that takes `latency_ms`, by looks at `samples`, training images.
+def planned(run: RunState, version: Version, latency_ms: float, seed: int) -> Plan:
+    """Return what may be cut from a tuned network that takes `latency_ms`, by looks at training images.
 
     What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.
     """
     network, graph, settings = version.tuned.network, version.graph, run.settings
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(samples), generator=generator)
-    few = samples.take(order[:CALIBRATION_IMAGES])
-    images = _input(samples.take(order[-DAMAGE_IMAGES:]))
+    sets = (run.trainer.samples(count, seed) for count in (STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES))
+    shown, looked_at, few = (
+        images for images in sets if images is not None
+    )  # where none are seen another method runs
 
     def repair(smaller: Network) -> None:
-        recalibrate(smaller, few, settings.seed, CALIBRATION_IMAGES)
+        recalibrate(smaller, few, seed, CALIBRATION_IMAGES)
 
     with run.cost.spent("evaluate"):
-        moments = statistics(network, graph, _input(samples), seed=settings.seed)
+        moments = statistics(network, graph, shown.model_input(shown.images), seed=seed)
         which = orders(
             network,
             graph,
             settings.importance or ELIMINATION,
             statistics=moments,
-            gradients=run.trainer.gradients(network, settings.seed) if settings.importance == "taylor" else None,
-            seed=settings.seed,
+            gradients=run.trainer.gradients(network, seed) if settings.importance == "taylor" else None,
+            seed=seed,
         )
     table = LatencyTable(version.tuned, graph, run.bench.tuner)
     between_s = max(0.0, latency_ms / 1e3 - table.forecast_s({})) / len(table.terms)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
     found = branches(network, run.example, settings.ignore)
-    damage, branch_damage = _damages(run, network, graph, options, found, moments, which, images, repair)
+    looks = _Looks(run, network, graph, moments, which, looked_at, repair)
     problem = Problem(
         options,
-        damage,
-        branch_damage,
+        looks.of_groups(options),
+        looks.of_branches(found),
         {group.id: _inside(group.layers, found) for group in graph.groups},
         tuple(_part(table, term, found, between_s) for term in table.terms),
     )
     drawn = _measured_front(run, table, problem)
     return Plan(network, graph, found, moments, which, tuple(drawn), repair)
-
-
-def _input(split: Split) -> Tensor:
-    return split.model_input(split.images)
 
 
 def _options(table: LatencyTable, group: str, max_sparsity: float) -> tuple[int, ...]:
@@ -136,35 +129,52 @@ def _part(table: LatencyTable, term: Term, found: Sequence[Branch], between_s: f
     return Part(term.groups, _inside(term.layers, found) if term.layers else frozenset(), seconds)
 
 
-def _damages(
-    run: RunState,
-    network: Network,
-    graph: Graph,
-    options: Mapping[str, Sequence[int]],
-    found: Sequence[Branch],
-    moments: Statistics,
-    which: Orders,
-    images: Tensor,
-    repair: Callable[[Network], None],
-) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
-    """Return the damage of every group at every width, and of every branch that is gone."""
-    narrower = {group: widths[1:] for group, widths in options.items()}
-    with run.cost.spent("evaluate"):
-        run.progress.start("looking at what can go", sum(map(len, narrower.values())) + len(found))
-        damage = damage_table(
-            network, graph, narrower, which, moments, images, on_entry=lambda *_: run.progress.advance()
-        )
-        whole = deepcopy(network)
-        repair(whole)  # what is cut is repaired, and that alone moves the predictions
-        before = predictions(whole, images)
-        of_branches = {}
-        for branch in found:
-            smaller = without(network, [branch])
-            repair(smaller)
-            of_branches[branch.id] = BRANCH_WEIGHT * divergence(before, predictions(smaller, images))
-            run.progress.advance()
-        run.progress.done()
-    return damage, {branch: d for branch, d in of_branches.items() if math.isfinite(d)}
+@dataclass(frozen=True, eq=False)
+class _Looks:
+    """Looks at everything that can go, alone, with the images `shown`."""
+
+    run: RunState
+    network: Network
+    graph: Graph
+    moments: Statistics
+    which: Orders
+    shown: Split
+    repair: Callable[[Network], None]
+
+    def of_groups(self, options: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], float]:
+        """Return the damage of every group at every width but the whole one."""
+        narrower = {group: widths[1:] for group, widths in options.items()}
+        progress, images = self.run.progress, self.shown.model_input(self.shown.images)
+        with self.run.cost.spent("evaluate"):
+            progress.start("looking at widths", sum(map(len, narrower.values())))
+            damage = damage_table(
+                self.network,
+                self.graph,
+                narrower,
+                self.which,
+                self.moments,
+                images,
+                on_entry=lambda *_: progress.advance(),
+            )
+            progress.done()
+        return damage
+
+    def of_branches(self, found: Sequence[Branch]) -> dict[str, float]:
+        """Return the damage of every branch that is gone."""
+        progress, images = self.run.progress, self.shown.model_input(self.shown.images)
+        damage = {}
+        with self.run.cost.spent("evaluate"):
+            progress.start("looking at residual branches", len(found))
+            whole = deepcopy(self.network)
+            self.repair(whole)  # what is cut is repaired, and that alone moves the predictions
+            before = predictions(whole, images)
+            for branch in found:
+                smaller = without(self.network, [branch])
+                self.repair(smaller)
+                damage[branch.id] = BRANCH_WEIGHT * divergence(before, predictions(smaller, images))
+                progress.advance()
+            progress.done()
+        return {branch: one for branch, one in damage.items() if math.isfinite(one)}
 
 
 def _measured_front(run: RunState, table: LatencyTable, problem: Problem) -> list[Allocation]:

@@ -1,0 +1,147 @@
+"""How far a network can be cut: short trainings of a few allocations, each nearer to the loss that is looked for.
+
+Forecasts are sums of tasks; a whole model has costs that they do not show.  So some allocations around the latency that
+is looked for are compiled and timed, and the best of them is trained for a short time: a scout.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cprune.method.allocation import Allocation
+from cprune.method.planning import Plan
+from cprune.method.seconds import Budget
+from cprune.method.state import RunState
+from cprune.network.network import Network
+from cprune.runs.events import Scouted
+from cprune.targets.paired import Paired
+from cprune.training.fine_tune import FineTuneDiverged
+
+TIMED = 5  # allocations whose forecasts are near the share that is looked for are compiled and timed
+STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
+NEAR = 1.25  # a scout this close to what is looked for ends the search
+MOST_SHARE = 0.95
+LARGEST_STEP = 0.5  # of the logarithm of the latency, from one scout to the next
+
+
+@dataclass(frozen=True, eq=False)
+class Scout:
+    """An allocation after a short training: its number, its measured share of the latency, and what it lost."""
+
+    number: int
+    allocation: Allocation
+    share: float
+    loss: Paired
+
+
+class Scouting:
+    """The scouts of one round.  `timed` says which share of the current model's latency a network takes."""
+
+    def __init__(
+        self, run: RunState, index: int, plan: Plan, budget: Budget, timed: Callable[[Network], float]
+    ) -> None:
+        self.run, self.index, self.plan, self.budget, self.timed = run, index, plan, budget, timed
+        self.error = 1.0  # measured over forecast, of the models that were timed last
+
+    def found(self, first_share: float, most: int, aim: float) -> Scout:
+        """Return the fastest of at most `most` scouts that lost about `aim` at most.
+
+        Where all of them lost more it is an allocation that is thought to lose `aim`, and that was not trained.
+        """
+        scouts = self._all(first_share, most, aim)
+        good = [scout for scout in scouts if scout.loss.loss <= NEAR * aim]
+        return min(good, key=lambda scout: scout.share) if good else self._milder(scouts, aim)
+
+    def _all(self, share: float, most: int, aim: float) -> list[Scout]:
+        scouts: list[Scout] = []
+        while len(scouts) < most:
+            scout = self._known(len(scouts))
+            if scout is None:
+                allocation, measured = self._fastest_near(share)
+                if any(allocation == one.allocation for one in scouts):
+                    break
+                scout = self._trained(len(scouts), allocation, measured)
+            scouts.append(scout)
+            if aim / NEAR <= scout.loss.loss <= aim * NEAR:
+                break
+            share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
+        return scouts
+
+    def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
+        share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
+        allocation, measured = self._fastest_near(max(share, *(one.share for one in scouts)))
+        with self.run.cost.spent("evaluate"):
+            self.run.keeper.save_scout(self.index, len(scouts), self.plan.cut(allocation))
+        return Scout(len(scouts), allocation, measured, Paired(aim))
+
+    def _known(self, number: int) -> Scout | None:
+        """Return the scout of that number of an earlier life, if there was one."""
+        known = self.run.history.scouted.get((self.index, number))
+        if known is None:
+            return None
+        allocation = next(one for one in self.plan.front if _told(one) == (known.widths, known.gone))
+        return Scout(number, allocation, known.share, known.loss)
+
+    def _fastest_near(self, share: float) -> tuple[Allocation, float]:
+        """Return the best of some allocations that are compiled and timed, and its measured share of the latency.
+
+        The best has the least damage, where every share is taken to be worth what STEEP says.
+        """
+        near = self.plan.near(min(MOST_SHARE, share) / self.error, TIMED)
+        self.run.progress.start("timing allocations", len(near))
+        found = []
+        for allocation in near:
+            with self.run.cost.spent("evaluate"):
+                network = self.plan.cut(allocation)
+            found.append((allocation, self.timed(network)))
+            self.run.progress.advance()
+        self.run.progress.done()
+        self.error = statistics.median(measured / self.plan.share(allocation) for allocation, measured in found)
+        return min(found, key=lambda one: one[0].damage * one[1] ** STEEP)
+
+    def _trained(self, number: int, allocation: Allocation, share: float) -> Scout:
+        """Train an allocation for a short time, keep it, and return what it lost."""
+        run = self.run
+        with run.cost.spent("evaluate"):
+            network = self.plan.cut(allocation)
+        epochs = self.budget.epochs(run, network, self.budget.of_scout, long=False)
+        try:
+            seed = run.settings.seed * 1000 + 100 * (self.index + 1) + number
+            run.fine_tune(network, self.budget.schedule(epochs, long=False), seed)
+            loss = run.loss(run.look(network, "decide"), "decide")
+        except FineTuneDiverged:
+            loss = Paired(1.0)
+        run.keeper.save_scout(self.index, number, network)
+        widths, gone = _told(allocation)
+        forecast = self.plan.share(allocation)
+        run.happened(Scouted(self.index, number, share, forecast, allocation.damage, epochs, loss, widths, gone))
+        run.progress.say(
+            f"scout: {share:.2f} of the latency loses {100 * loss.loss:.2f} points after {epochs:.1f} epochs "
+            f"({len(gone)} branches less, {len(widths)} groups narrower)"
+        )
+        return Scout(number, allocation, share, loss)
+
+
+def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:
+    """Return the share of the latency at which a model is thought to lose `aim`.
+
+    `known` are shares with what was lost at each, the newest last.  Between two that lost less and more the logarithms
+    are interpolated; else a power law is gone along from the newest.
+    """
+    points = [(math.log(share), math.log(max(lost, 0.1 * aim))) for share, lost in known]
+    below = min((p for p in points if p[1] <= math.log(aim)), default=None)
+    above = max((p for p in points if p[1] > math.log(aim)), default=None)
+    if below and above and above[0] < below[0]:
+        part = (math.log(aim) - below[1]) / (above[1] - below[1])
+        return math.exp(below[0] + part * (above[0] - below[0]))
+    share, lost = points[-1]
+    step = min(LARGEST_STEP, max(-LARGEST_STEP, (lost - math.log(aim)) / STEEP))
+    return min(MOST_SHARE, math.exp(share + step))
+
+
+def _told(allocation: Allocation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the widths of an allocation as texts, "layer1.conv 16", and the branches that are gone."""
+    return tuple(f"{group} {width}" for group, width in allocation.widths), allocation.gone
