@@ -78,9 +78,7 @@ def planned(run: RunState, version: Version, latency_ms: float, seed: int) -> Pl
     """
     network, graph, settings = version.tuned.network, version.graph, run.settings
     sets = (run.trainer.samples(count, seed) for count in (STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES))
-    shown, looked_at, few = (
-        images for images in sets if images is not None
-    )  # where none are seen another method runs
+    shown, looked_at, few = (images for images in sets if images is not None)  # where none are seen another method runs
 
     def repair(smaller: Network) -> None:
         recalibrate(smaller, few, seed, CALIBRATION_IMAGES)

@@ -21,6 +21,7 @@ from cprune.targets.paired import Paired
 from cprune.training.fine_tune import FineTuneDiverged
 
 TIMED = 5  # allocations whose forecasts are near the share that is looked for are compiled and timed
+AROUND = 0.12  # logarithms of shares this far apart are near
 STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
 NEAR = 1.25  # a scout this close to what is looked for ends the search
 MOST_SHARE = 0.95
@@ -88,7 +89,8 @@ class Scouting:
     def _fastest_near(self, share: float) -> tuple[Allocation, float]:
         """Return the best of some allocations that are compiled and timed, and its measured share of the latency.
 
-        The best has the least damage, where every share is taken to be worth what STEEP says.
+        The best has the least damage, where every share near the one that is looked for is taken to be worth what STEEP
+        says; if none is near, it is the nearest.
         """
         near = self.plan.near(min(MOST_SHARE, share) / self.error, TIMED)
         self.run.progress.start("timing allocations", len(near))
@@ -100,7 +102,10 @@ class Scouting:
             self.run.progress.advance()
         self.run.progress.done()
         self.error = statistics.median(measured / self.plan.share(allocation) for allocation, measured in found)
-        return min(found, key=lambda one: one[0].damage * one[1] ** STEEP)
+        inside = [one for one in found if abs(math.log(one[1] / share)) <= AROUND]
+        if not inside:
+            return min(found, key=lambda one: abs(math.log(one[1] / share)))
+        return min(inside, key=lambda one: one[0].damage * one[1] ** STEEP)
 
     def _trained(self, number: int, allocation: Allocation, share: float) -> Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""
