@@ -62,7 +62,7 @@ class Scouting:
             scout = self._known(len(scouts))
             if scout is None:
                 allocation, measured = self._fastest_near(share)
-                if any(allocation == one.allocation for one in scouts):
+                if any(_told(allocation) == _told(one.allocation) for one in scouts):
                     break
                 scout = self._trained(len(scouts), allocation, measured)
             scouts.append(scout)
@@ -83,8 +83,11 @@ class Scouting:
         known = self.run.history.scouted.get((self.index, number))
         if known is None:
             return None
-        allocation = next(one for one in self.plan.front if _told(one) == (known.widths, known.gone))
-        return Scout(number, allocation, known.share, known.loss)
+        # Of its events, not of the front: more is measured by now, and the front may be another one.
+        pairs = (text.rsplit(" ", 1) for text in known.widths)
+        widths = tuple((group, int(width)) for group, width in pairs)
+        seconds = known.forecast * self.plan.front[0].seconds
+        return Scout(number, Allocation(widths, known.gone, seconds, known.damage), known.share, known.loss)
 
     def _fastest_near(self, share: float) -> tuple[Allocation, float]:
         """Return the best of some allocations that are compiled and timed, and its measured share of the latency.
