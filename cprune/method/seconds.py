@@ -12,6 +12,7 @@ from cprune.method.state import RunState
 from cprune.network.network import Network
 from cprune.runs.events import Planned
 from cprune.training.trainer import Schedule
+from cprune.training.views import VIEWS
 
 EPOCHS = 25
 LEAST_S, MOST_S = 300.0, 1920.0
@@ -19,6 +20,7 @@ SCOUT = 0.04
 LR = 0.02
 """Of 0.01, 0.02, 0.05 and 0.1 the best for ResNet-56 with half of its blocks and inner widths, 10 and 15 epochs."""
 FIRST = 0.3
+ASKING = 0.15  # of it, for the teacher's answers about views of the images, at most
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,24 @@ class Budget:
     """The seconds of training of a whole run."""
 
     seconds: float
+    views: int
 
     @classmethod
     def of(cls, run: RunState) -> Budget:
         """Return what the settings ask for, or what suits model, data and machine; it is measured once in a run."""
         if run.history.planned is None:
+            with run.cost.spent("train"):
+                pace = run.trainer.pace(run.first, Schedule(1.0, LR, varied=True))
+            assert pace is not None  # where nobody can know it another method runs
             seconds = run.settings.train_time_s
             if seconds is None:
-                with run.cost.spent("train"):
-                    pace = run.trainer.pace(run.first, Schedule(1.0, 0.01))
-                assert pace is not None  # where nobody can know it another method runs
                 seconds = min(MOST_S, max(LEAST_S, EPOCHS * pace.seconds_per_epoch))
-            run.happened(Planned(round(seconds, 1)))
+            views = VIEWS if not pace.seconds_per_view else int(ASKING * seconds / pace.seconds_per_view)
+            run.happened(Planned(round(seconds, 1), min(VIEWS, max(2, views))))
         planned = run.history.planned
         assert planned is not None
         run.progress.say(f"about {planned.train_s / 60:.0f} min of training (--train-time)")
-        return cls(planned.train_s)
+        return cls(planned.train_s, planned.views)
 
     def epochs(self, run: RunState, network: Network, seconds: float, long: bool = True) -> float:
         """Return how many epochs of training a network has in so many seconds, a tenth at least."""
@@ -52,7 +56,7 @@ class Budget:
 
     def schedule(self, epochs: float, long: bool = True) -> Schedule:
         """Return how a model is trained long, or for a short time: on the images as they are."""
-        return Schedule(epochs, LR, varied=long, ema=long)
+        return Schedule(epochs, LR, varied=long, ema=long, views=self.views)
 
     @property
     def of_scout(self) -> float:

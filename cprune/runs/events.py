@@ -164,10 +164,11 @@ class Renewed:
 
 @dataclass(frozen=True)
 class Planned:
-    """How many seconds the whole run trains."""
+    """How many seconds the whole run trains, and with how many views of the images."""
 
     kind: ClassVar[str] = "planned"
     train_s: float
+    views: int
     so_far: SoFar | None = None
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from cprune.targets.errors import CpruneError, UserError
 from cprune.training.checkpoint import Checkpoint, digest
 from cprune.training.computing import faster_in_bfloat16, fastest_layout, in_mode, statistics_of
-from cprune.training.views import Views, drawn_from, seed_from
+from cprune.training.views import VIEWS, Views, drawn_from, seed_from
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -61,6 +61,7 @@ class Schedule:
             the images as they are, which is cheaper and, for an epoch or two, better.
         ema: the trained weights and statistics are an exponential moving average over the last third of the steps.
         batch: images a step.
+        views: of how many views of the images the teacher is asked at most.
     """
 
     epochs: float
@@ -70,6 +71,7 @@ class Schedule:
     shape: Literal["cosine", "linear"] = "cosine"
     warm_up: float = 0.03
     batch: int = 128
+    views: int = VIEWS
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step, 0 to `steps` - 1."""
@@ -163,7 +165,7 @@ def pace(
             took_s.append(time.perf_counter() - began)
             training.done %= training.steps
     a_step = statistics.median(took_s[2:])
-    unknown = views.unknown(schedule.varied)
+    unknown = views.unknown(schedule.varied, schedule.views)
     return Pace(a_step * training.steps_per_epoch, views.seconds_to_ask() if unknown else 0.0, unknown)
 
 
@@ -265,7 +267,7 @@ class _Training:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, torch.randperm(len(self.views.split), generator=drawn_from("order", self.seed, epoch))
         index = self._order[1][place * self.batch : (place + 1) * self.batch]
-        return index, self.views.of_epoch(epoch, self.schedule.varied)
+        return index, self.views.of_epoch(epoch, self.schedule.varied, self.schedule.views)
 
     def _must_be_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):

@@ -75,11 +75,11 @@ class Views:
         self._answers: dict[int, Tensor] = {}
         self._moves: tuple[int, _Moves] | None = None
 
-    def of_epoch(self, epoch: int, varied: bool) -> int:
-        """Return which view an epoch (from 0) sees: always view 0 unless `varied`."""
+    def of_epoch(self, epoch: int, varied: bool, most: int = VIEWS) -> int:
+        """Return which view an epoch (from 0) sees: always view 0 unless `varied`, and one of the first `most`."""
         if not varied or self.count == 1:
             return 0
-        return epoch if self.teacher is None else epoch % self.count
+        return epoch if self.teacher is None else epoch % min(self.count, most)
 
     def images(self, view: int, index: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """Return some images (int64 [n]) of a view as float32 [n, C, H, W] for the model."""
@@ -103,11 +103,11 @@ class Views:
             self._answers[view] = torch.cat(list(self._asked(self.teacher, view)))
         return self._answers[view]
 
-    def unknown(self, varied: bool) -> int:
+    def unknown(self, varied: bool, most: int = VIEWS) -> int:
         """Return about how many views, of those that a training may see, the teacher has yet to be asked."""
         if self.teacher is None:
             return 0
-        return sum(view not in self._answers for view in range(self.count if varied else 1))
+        return sum(view not in self._answers for view in range(min(self.count, most) if varied else 1))
 
     def seconds_to_ask(self, batches: int = 6) -> float:
         """Return how long the teacher needs for one view, 0 without one: the median of a few batches; none is kept."""
