@@ -9,6 +9,7 @@ the front is drawn from estimates, what it uses is measured, and it is drawn aga
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from cprune.network.network import Network
 from cprune.training.data import Split
 from cprune.training.train import recalibrate
 
-STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES = 1024, 512, 256
+STATISTICS_IMAGES, DAMAGE_IMAGES, LEAST_LOOKED_AT, CALIBRATION_IMAGES = 1024, 512, 128, 256
 BRANCH_WEIGHT = 0.4
 """Training brings a branch back better than widths: of a 15-block ResNet five blocks less, and half of every inner
 width, left 76 and 75 % before training; after two epochs 0.64 and 1.45 points were lost."""
@@ -71,19 +72,24 @@ class Plan:
         return chosen[:count]
 
 
-def planned(run: RunState, version: Version, latency_ms: float, seed: int) -> Plan:
+def planned(run: RunState, version: Version, latency_ms: float, looking_s: float, seed: int) -> Plan:
     """Return what may be cut from a tuned network that takes `latency_ms`, by looks at training images.
 
-    What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.
+    What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.  The looks
+    at all that can go take about `looking_s` seconds, if that is possible with LEAST_LOOKED_AT to DAMAGE_IMAGES images.
     """
     network, graph, settings = version.tuned.network, version.graph, run.settings
-    sets = (run.trainer.samples(count, seed) for count in (STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES))
+    counts = STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES
+    sets = (run.trainer.samples(count, 3 * seed + i) for i, count in enumerate(counts))
     shown, looked_at, few = (images for images in sets if images is not None)  # where none are seen another method runs
 
     def repair(smaller: Network) -> None:
         recalibrate(smaller, few, seed, CALIBRATION_IMAGES)
 
     with run.cost.spent("evaluate"):
+        began = time.perf_counter()
+        predictions(network, few.model_input(few.images))
+        image_s = (time.perf_counter() - began) / len(few)
         moments = statistics(network, graph, shown.model_input(shown.images), seed=seed)
         which = orders(
             network,
@@ -97,6 +103,7 @@ def planned(run: RunState, version: Version, latency_ms: float, seed: int) -> Pl
     between_s = max(0.0, latency_ms / 1e3 - table.forecast_s({})) / len(table.terms)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
     found = branches(network, run.example, settings.ignore)
+    looked_at = looked_at.take(_first(looking_s / image_s, len(found) * 2 + sum(map(len, options.values())), looked_at))
     looks = _Looks(run, network, graph, moments, which, looked_at, repair)
     problem = Problem(
         options,
@@ -107,6 +114,11 @@ def planned(run: RunState, version: Version, latency_ms: float, seed: int) -> Pl
     )
     drawn = _measured_front(run, table, problem)
     return Plan(network, graph, found, moments, which, tuple(drawn), repair)
+
+
+def _first(images: float, looks: int, split: Split) -> slice:
+    """Return the first of the images, so many that all looks together are at about `images`."""
+    return slice(0, min(len(split), max(LEAST_LOOKED_AT, int(images / looks))))
 
 
 def _options(table: LatencyTable, group: str, max_sparsity: float) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ SCOUT = 0.04
 LR = 0.02
 """Of 0.01, 0.02, 0.05 and 0.1 the best for ResNet-56 with half of its blocks and inner widths, 10 and 15 epochs."""
 FIRST = 0.3
+LOOKING = 0.07  # as long, beside it
 ASKING = 0.15  # of it, for the teacher's answers about views of the images, at most
 
 
@@ -62,6 +63,11 @@ class Budget:
     def of_scout(self) -> float:
         """Return the seconds of a short training."""
         return SCOUT * self.seconds
+
+    @property
+    def of_looking(self) -> float:
+        """Return the seconds, beside the training, for a look at everything that can go."""
+        return LOOKING * self.seconds
 
     def of_round(self, index: int, rounds: int, scouted: int) -> float:
         """Return the seconds of the long training of a round, after so many scouts in all."""

@@ -160,7 +160,8 @@ class Tables:
         """Plan, scout, and return the scout that long training is thought to bring back far enough."""
         run = self.run
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
-        plan = planned(run, self.current, (latency_ms or run.start.latency_ms).median, run.settings.seed + index)
+        usual_ms = (latency_ms or run.start.latency_ms).median
+        plan = planned(run, self.current, usual_ms, self.budget.of_looking, run.settings.seed + index)
         scouting = Scouting(run, index, plan, self.budget, self._share)
         scout = scouting.found(FIRST_SHARES[index], SCOUTS[index], self._aim())
         seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))

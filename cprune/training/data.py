@@ -46,8 +46,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> Split:
-        """Return the part with these images (int64 indices)."""
+    def take(self, index: Tensor | slice) -> Split:
+        """Return the part with these images (int64 indices, or a slice)."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def model_input(self, images: Tensor) -> Tensor:
