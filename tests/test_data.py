@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cprune.targets.errors import UserError
-from cprune.training.data import Data, dealt, load_data
+from cprune.training.data import TEST_SHARES, VALIDATION_SHARES, Data, dealt, load_data
 
 
 def sizes(data: Data) -> list[int]:
@@ -63,13 +63,13 @@ def fashion() -> Data:
 
 
 def test_the_built_in_data_share_out_the_12000_images_that_the_model_was_not_trained_on(fashion: Data) -> None:
-    assert sizes(fashion) == [8000, 3600, 3600, 4800]
+    assert sizes(fashion) == [8000, 5400, 2400, 4200]  # 45, 20 and 35 %
     assert fashion.input_shape == (1, 28, 28)
     assert (fashion.classes, fashion.augment) == (10, True)
 
 
-def test_every_class_of_the_built_in_data_has_800_360_360_and_480_images(fashion: Data) -> None:
-    for part, count in ((fashion.train, 800), (fashion.decide, 360), (fashion.certify, 360), (fashion.report, 480)):
+def test_every_class_of_the_built_in_data_has_800_540_240_and_420_images(fashion: Data) -> None:
+    for part, count in ((fashion.train, 800), (fashion.decide, 540), (fashion.certify, 240), (fashion.report, 420)):
         assert torch.bincount(part.labels).tolist() == [count] * 10
 
 
@@ -106,17 +106,22 @@ def test_the_only_images_of_rare_classes_fall_to_all_parts() -> None:
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
-@given(labels=st.lists(st.integers(0, 4), max_size=60), seed=st.integers(0, 9))
+@given(
+    labels=st.lists(st.integers(0, 4), max_size=60),
+    shares=st.sampled_from([(3, 3, 4), TEST_SHARES, VALIDATION_SHARES]),
+    seed=st.integers(0, 9),
+)
 def test_dealing_leaves_no_image_out_and_gives_every_part_its_share_of_every_class(
-    labels: list[int], seed: int
+    labels: list[int], shares: tuple[int, ...], seed: int
 ) -> None:
-    parts = dealt(torch.tensor(labels, dtype=torch.int64), (3, 3, 4), seed)
+    parts = dealt(torch.tensor(labels, dtype=torch.int64), shares, seed)
     assert sorted(index for part in parts for index in part.tolist()) == list(range(len(labels)))
-    for share, part in zip((0.3, 0.3, 0.4), parts, strict=True):
+    for share, part in zip(shares, parts, strict=True):
         assert part.tolist() == sorted(part.tolist())
-        assert len(part) or len(labels) < 3
+        assert len(part) or len(labels) < len(shares)
         for label in range(5):
-            assert abs(sum(labels[index] == label for index in part.tolist()) - share * labels.count(label)) < 2
+            due = share / sum(shares) * labels.count(label)
+            assert abs(sum(labels[index] == label for index in part.tolist()) - due) < 2
 
 
 def test_the_seed_decides_which() -> None:
@@ -131,7 +136,7 @@ def test_the_seed_decides_which() -> None:
 
 def test_float_images_are_taken_as_they_are(tmp_path: Path) -> None:
     data = load_data(npz(tmp_path, arrays()), seed=0)
-    assert sizes(data) == [10, 1, 1, 2]  # of four test images
+    assert sizes(data) == [10, 2, 1, 1]  # of four test images: shares of 1.8, 0.8 and 1.4
     assert data.train.images.flatten().sort().values.tolist() == list(range(480))
     assert data.classes == 2
     assert not data.augment
@@ -155,7 +160,7 @@ def test_without_x_val_no_training_image_is_decided_on(tmp_path: Path) -> None:
     """The held-out images were in the model's training set: 96 % there, 88 % on the test images."""
     content = arrays(x_test=np.full((10, 3, 4, 4), -1, np.float32), y_test=np.array([0, 1] * 5))
     data = load_data(npz(tmp_path, content), seed=0)
-    assert sizes(data) == [10, 3, 3, 4]
+    assert sizes(data) == [10, 5, 2, 3]  # shares of 4.5, 2 and 3.5
     for part in (data.decide, data.certify, data.report):
         assert part.images.unique().tolist() == [-1]
 
@@ -163,9 +168,11 @@ def test_without_x_val_no_training_image_is_decided_on(tmp_path: Path) -> None:
 def test_images_given_to_decide_on_are_used_for_that_and_to_certify(tmp_path: Path) -> None:
     content = arrays(x_val=np.full((6, 3, 4, 4), 7, np.float32), y_val=np.array([1, 0, 1, 0, 1, 1]))
     data = load_data(npz(tmp_path, content), seed=0)
-    assert sizes(data) == [10, 3, 3, 4]
+    assert sizes(data) == [10, 4, 2, 4]  # two of three for decisions
+    # dealt in the order 0 0 1 1 1 1, to decide, certify and decide, and so again
+    assert data.decide.labels.sort().values.tolist() == [0, 1, 1, 1]
+    assert data.certify.labels.sort().values.tolist() == [0, 1]
     for part in (data.decide, data.certify):
-        assert part.labels.sort().values.tolist() == [0, 1, 1]
         assert part.images.unique().tolist() == [7]
     assert data.report.labels.tolist() == [0, 1, 1, 0]
 
@@ -341,7 +348,7 @@ def test_mean_and_std_are_for_bytes(tmp_path: Path) -> None:
 
 def test_a_training_set_of_one_image_a_class_is_enough_for_cprune(tmp_path: Path) -> None:
     content = arrays(x_train=np.zeros((2, 3, 4, 4), np.float32), y_train=np.array([0, 1]))
-    assert sizes(load_data(npz(tmp_path, content), seed=0)) == [2, 1, 1, 2]
+    assert sizes(load_data(npz(tmp_path, content), seed=0)) == [2, 2, 1, 1]
 
 
 def test_two_test_images_cannot_be_shared_out_for_three_uses(tmp_path: Path) -> None:
@@ -407,7 +414,7 @@ def test_train_and_test_folders_are_used_if_there_are_any(tmp_path: Path) -> Non
         for number in range(count):
             image(tmp_path / part / "cat" / f"{number}.jpg", (9, 9, 9))
             image(tmp_path / part / "dog" / f"{number}.jpg", (99, 9, 9))
-    assert sizes(load_data(f"folder:{tmp_path}", seed=0)) == [10, 1, 1, 2]
+    assert sizes(load_data(f"folder:{tmp_path}", seed=0)) == [10, 2, 1, 1]
 
 
 def test_a_val_folder_is_decided_on_and_certified_with(tmp_path: Path) -> None:
@@ -415,7 +422,7 @@ def test_a_val_folder_is_decided_on_and_certified_with(tmp_path: Path) -> None:
         for number in range(count):
             image(tmp_path / part / "cat" / f"{number}.jpg", (9, 9, 9))
             image(tmp_path / part / "dog" / f"{number}.jpg", (99, 9, 9))
-    assert sizes(load_data(f"folder:{tmp_path}", seed=0)) == [10, 3, 3, 4]
+    assert sizes(load_data(f"folder:{tmp_path}", seed=0)) == [10, 4, 2, 4]
 
 
 def test_images_are_cropped_and_resized_to_the_model(tmp_path: Path) -> None:
@@ -563,4 +570,4 @@ def test_an_npz_of_lzma_members_is_read_like_any_other(tmp_path: Path) -> None:
             member = io.BytesIO()
             np.save(member, values)
             archive.writestr(f"{name}.npy", member.getvalue())
-    assert len(load_data(f"npz:{path}", seed=0).report) == 2
+    assert len(load_data(f"npz:{path}", seed=0).report) == 1

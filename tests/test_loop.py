@@ -24,7 +24,9 @@ from cprune.runs.journal import Journal
 from cprune.targets.errors import UserError
 from cprune.tuner.records.store import Store
 
-FAST: dict[str, Any] = {"trials": 3, "loop_trials": 2, "rounds": 7, "run_ms": 0.5, "beta": 1.0, "max_steps": 3}
+FAST: dict[str, Any] = {
+    "method": "cprune", "trials": 3, "loop_trials": 2, "rounds": 7, "run_ms": 0.5, "beta": 1.0, "max_steps": 3,
+}  # fmt: skip
 
 
 class Tiny(nn.Module):
@@ -124,6 +126,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
 # --- killed and resumed ----------------------------------------------------------------------------------------
 
 TOML = """
+method = "cprune"
 trials = 3
 loop_trials = 2
 rounds = 7

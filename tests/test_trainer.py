@@ -52,7 +52,7 @@ class Counting(nn.Module):
 
 
 def stripes_data(augment: bool = True, classes: int = 2) -> Data:
-    return Data("stripes", stripes(128), stripes(32, 1), stripes(32, 2), classes, augment)
+    return Data("stripes", stripes(128), stripes(32, 1), stripes(32, 2), stripes(32, 3), classes, augment)
 
 
 def test_trainings_share_the_answers_of_the_teacher() -> None:
@@ -110,6 +110,16 @@ def test_a_pace_is_known_of_data_and_not_of_functions() -> None:
     functions.fine_tune(small_net(), Schedule(1, 0.01), 0, Seen(), Checkpoint(Path("nowhere")))
     assert functions.pace(small_net(), Schedule(1, 0.01)) is None
     assert not Path("nowhere").exists()
+
+
+def test_samples_are_training_images_drawn_with_the_seed_and_functions_show_none() -> None:
+    trainer = DataTrainer(stripes_data(), small_net(1), threads=1)
+    few, again, others = (trainer.samples(40, seed) for seed in (3, 3, 4))
+    assert len(few) == 40
+    assert torch.equal(few.images, again.images)
+    assert not torch.equal(few.images, others.images)
+    assert len(trainer.samples(1000, 0)) == 128  # all there are
+    assert CallableTrainer(lambda model: 0.9, None).samples(40, 0) is None
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's setting")
