@@ -18,7 +18,7 @@ from torch import nn
 import cprune
 from cprune import api
 from cprune.method.settings import Settings
-from cprune.runs.events import Measured, Start, Step
+from cprune.runs.events import Measured, Scouted, Start, Step
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
 from cprune.targets.errors import UserError
@@ -88,7 +88,10 @@ def test_the_folder_gives_the_same_model_back(pruned: Any) -> None:
 
 @pytest.mark.slow
 def test_the_result_has_every_field_of_the_contract(pruned: Any) -> None:
-    told = json.loads((pruned[0].folder / "result.json").read_text())
+    has_every_field_of_the_contract(json.loads((pruned[0].folder / "result.json").read_text()))
+
+
+def has_every_field_of_the_contract(told: dict[str, Any]) -> None:
     assert {"status", "model", "target", "accuracy", "latency_ms", "speedup", "macs", "params", "trials", "seconds",
             "steps"} <= told.keys()  # fmt: skip
     assert told["accuracy"].keys() == {"required", "before", "after", "images", "loss", "bound", "memorised"}
@@ -141,6 +144,24 @@ max_drop = 1.0
 """
 
 
+TABLES_TOML = """
+trials = 2
+loop_trials = 1
+rounds = 3
+run_ms = 0.5
+beta = 1.0
+train_time_s = 5.0
+max_drop = 1.0
+"""
+
+
+def small() -> nn.Sequential:
+    """Return a model of one group of 32 channels, whose latency tables are measured in seconds."""
+    torch.manual_seed(0)
+    body = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).eval()
+
+
 def data_file(folder: Path) -> Path:
     import numpy as np
 
@@ -169,11 +190,8 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path, afte
     arguments = ("run", "-m", "test_loop:tiny", "-d", f"npz:{data_file(tmp_path)}", "--config", "fast.toml",
                  "--out", str(out))  # fmt: skip
     first = command(tmp_path, *arguments)
-    journal, deadline = Journal(out / "journal.jsonl"), time.monotonic() + 240
-    while not any(e.kind == after for e in journal.events()):
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    journal = Journal(out / "journal.jsonl")
+    wait_for(first, journal, after)
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = journal.events()
@@ -194,6 +212,56 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path, afte
     assert json.loads(printed)["steps"]["accepted"] == sum(e.verdict == "accepted" for e in steps)
     assert (out / "report.html").exists()
     assert json.loads(printed)["seconds"]["total"] > before[-1].so_far.seconds["total"]
+
+
+def wait_for(running: subprocess.Popen[str], journal: Journal, kind: str) -> None:
+    """Return as soon as an event of a kind is in the journal of a run that goes on."""
+    deadline = time.monotonic() + 240
+    while not any(event.kind == kind for event in journal.events()):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_tables_that_is_killed_in_the_long_training_ends_with_a_whole_result(tmp_path: Path) -> None:
+    (tmp_path / "tables.toml").write_text(TABLES_TOML)
+    out = tmp_path / "run"
+    arguments = ("run", "-m", "test_loop:small", "-d", f"npz:{data_file(tmp_path)}", "--config", "tables.toml",
+                 "--threads", "1", "--out", str(out))  # fmt: skip
+    journal = Journal(out / "journal.jsonl")
+    first = command(tmp_path, *arguments)
+    wait_for(first, journal, "measured")  # 30 % of 5 s of training follow
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = journal.events()
+    assert before[-1].kind == "measured"
+    with Store(out / "records.sqlite") as store:
+        counted = len(store.all())
+    second = command(tmp_path, "resume", str(out), "--json")
+    printed, errors = second.communicate(timeout=240)
+    assert second.returncode == 0, errors
+    told = json.loads(printed)
+    assert told == json.loads((out / "result.json").read_text())
+    has_every_field_of_the_contract(told)
+    assert told["status"] == "pruned"
+    assert told["params"]["after"] < told["params"]["before"]
+    assert told["speedup"]["low"] > 1
+    events = journal.events()
+    assert events[: len(before)] == before  # what was known is still known
+    once = [(e.round, e.number) for e in events if isinstance(e, Scouted)]
+    assert len(once) == len(set(once))  # no scout was trained twice
+    keys = [e.key for e in events if isinstance(e, Measured)]
+    assert len(keys) == len(set(keys))
+    steps = [e for e in events if isinstance(e, Step)]
+    assert steps[0].verdict == "accepted"
+    assert told["steps"]["accepted"] == sum(e.verdict == "accepted" for e in steps)
+    with Store(out / "records.sqlite") as store:
+        assert len(store.all()) >= counted
+    assert told["seconds"]["total"] > before[-1].so_far.seconds["total"]
+    smaller = cprune.load(out)
+    assert sum(p.numel() for p in smaller.parameters()) == told["params"]["after"]
+    assert (out / "report.html").exists()
 
 
 def test_a_folder_that_is_a_run_already_is_not_run_over(tmp_path: Path) -> None:
