@@ -40,7 +40,12 @@ def run(
     options: ModelOptions,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
+        typer.Option(
+            "--data",
+            "-d",
+            help="fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION; of the images that the model was "
+            "not trained on 45 % decide, 20 % certify, 35 % are reported on",
+        ),
     ] = None,
     min_acc: Annotated[
         str | None, typer.Option(help="accuracy to keep on the images of the report: 0.7 or 70%")
@@ -48,7 +53,10 @@ def run(
     max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,
     confidence: Annotated[
         str | None,
-        typer.Option(help="95%: so sure that no more is lost on new images either; default: on the images there are"),
+        typer.Option(
+            help="95%: so sure that no more is lost on new images either; default: on the images there are, "
+            "certified with a reserve"
+        ),
     ] = None,
     trials: Trials = None,
     method: Annotated[

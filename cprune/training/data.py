@@ -3,8 +3,9 @@
 A run needs four parts: it fine-tunes on `train`, looks at `decide` as often as it likes, walks along its finished
 models once with `certify`, and looks at `report` once before and once after.  A model that somebody brings was trained
 on all of the training images, and is nearly perfect on them; so no part but `train` is ever taken from them.  `decide`
-and `certify` are the halves of the validation images where there are some; otherwise all three come out of the test
-images, drawn with the run's seed, every class in the same shares.  (The original CPrune decides on the test set.)
+and `certify` are two thirds and one third of the validation images where there are some; otherwise all three come out
+of the test images, 45, 20 and 35 % of them, drawn with the run's seed, every class in the same shares.  Most images
+decide, since those are looked at most.  (The original CPrune decides on the test set.)
 
 Images stay as they came, in bytes where they are bytes, and become numbers for the model batch by batch.
 """
