@@ -17,9 +17,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # Every branch of the method is entered by its tests on fakes, or this fails and names the lines.
-METHOD := loop judgement ending state history promise certify
+METHOD := loop judgement ending state history promise certify beginning tables planning scouting seconds
+METHOD_TESTS := method certify tables scouting seconds
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -q tests/test_method.py tests/test_certify.py $(METHOD:%=--cov=cprune.method.%) --cov-branch \
+	$(BIN)/python -m pytest -q $(METHOD_TESTS:%=tests/test_%.py) $(METHOD:%=--cov=cprune.method.%) --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 $(ARGS)
 
 # `git commit` then runs what `make check` does.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny
 
+from cprune.method import planning
 from cprune.method.ending import finish
-from cprune.method.scouting import next_share
+from cprune.method.latency import LatencyTable
+from cprune.method.planning import Plan, planned
 from cprune.method.state import RunState
 from cprune.method.tables import Tables
 from cprune.runs.events import Chosen, Planned, Scouted, Step
+from cprune.targets.interval import Comparison, Interval
+from cprune.training.checkpoint import Checkpoint
+from cprune.tuner.programs.workload import Workload
 
 TABLES = replace(DEFAULT, train_time_s=100.0)
 MACS_MS = {"whole": 1.0}
@@ -28,7 +36,8 @@ def recovering(model: Seen) -> float:
 
 
 def trainer(**changed: object) -> FakeTrainer:
-    return FakeTrainer(**{"deciding": recovering, "images": 10_000, "shown": 64, **changed})  # type: ignore[arg-type]
+    # 16 images are shown: what a look at training images takes is most of what a run on fakes does.
+    return FakeTrainer(**{"deciding": recovering, "images": 10_000, "shown": 16, **changed})  # type: ignore[arg-type]
 
 
 def run_of(keeper: MemoryKeeper | None = None, **changed: object) -> RunState:
@@ -91,7 +100,90 @@ def test_a_model_that_is_not_faster_ends_the_run() -> None:
     run = a_run(FakeBench(lambda _: 1.0, by_task=True), trainer(), None, TABLES)
     steps, _ = whole(run)
     assert [step.verdict for step in steps] == ["rejected"]
-    assert run.bench.compared.count(("before", "step0")) == 1  # as long as when it was a candidate
+    assert steps[0].reason == "not clearly faster: 1.000 [1.000, 1.000] of the time"
+    assert run.bench.compared.count(("before", "step0")) == 1  # as slow as the candidate was
+
+
+class Hiccup(FakeBench):
+    """A bench on which the first comparison of one model says that it takes `times` as long."""
+
+    def __init__(self, model: str, times: float) -> None:
+        super().__init__(by_macs, by_task=True)
+        self.model, self.times = model, times
+
+    def compare(self, old: str, new: str, rounds: int, run_ms: float, beta: float | None = None) -> Comparison:
+        told = super().compare(old, new, rounds, run_ms, beta)
+        if new != self.model or self.compared.count((old, new)) > 1:
+            return told
+        return replace(told, ratio=Interval(*(self.times * value for value in astuple(told.ratio))))
+
+
+@pytest.mark.parametrize(("times", "comparisons"), [(1.09, 1), (1.2, 2), (0.8, 2)])
+def test_a_model_that_is_not_as_fast_as_its_scout_was_is_measured_again(times: float, comparisons: int) -> None:
+    run = a_run(Hiccup("step0", times), trainer(), None, TABLES)
+    steps, _ = whole(run)
+    assert run.bench.compared.count(("before", "step0")) == comparisons
+    assert steps[0].ratio is not None
+    told = times if comparisons == 1 else 1.0
+    assert steps[0].ratio.median == pytest.approx(told * run.history.chosen[0].share)
+
+
+class CheckpointKeeper(MemoryKeeper):
+    """Keeps trainings in a folder, as if each had been written just before it ended."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.names: list[str] = []
+
+    def checkpoint(self, name: str, say: Callable[[str], None]) -> Checkpoint:
+        self.names.append(name)
+        (self.folder / name).write_bytes(b"half of a training")
+        return Checkpoint(self.folder / name)
+
+
+def test_what_is_left_of_a_training_goes_when_its_model_is_kept(tmp_path: Path) -> None:
+    keeper = CheckpointKeeper(tmp_path)
+    steps, _ = whole(run_of(keeper))
+    assert [step.verdict for step in steps] == ["accepted", "accepted"]
+    assert keeper.names == ["round0", "round1"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def plan_with(monkeypatch: pytest.MonkeyPatch, table: type[LatencyTable]) -> Plan:
+    monkeypatch.setattr(planning, "LatencyTable", table)
+    run = run_of()
+    tables = Tables(run)
+    tables.begin()
+    return planned(run, tables.current, run.start.latency_ms.median, 0)
+
+
+def test_what_the_front_uses_is_measured_before_anything_is_chosen_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = []
+
+    class Watched(LatencyTable):
+        def missing(self, *arguments: Any, **named: Any) -> list[Workload]:
+            found = super().missing(*arguments, **named)
+            missing.append(len(found))
+            return found
+
+    plan_with(monkeypatch, Watched)
+    assert missing[0] > 0
+    assert missing[-1] == 0
+
+
+def test_a_front_that_always_moves_to_what_is_not_measured_is_drawn_no_more_than_four_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    class Deaf(LatencyTable):
+        def measure(self, *arguments: Any, **named: Any) -> int:
+            asked.append(arguments)
+            return 0
+
+    assert plan_with(monkeypatch, Deaf).front[0].widths == ()
+    assert len(asked) == 4
 
 
 def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not() -> None:
@@ -106,14 +198,6 @@ def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not() -> None:
         keeper.lives = None
         whole(run_of(keeper))
         assert keeper.without_cost() == undisturbed.without_cost()
-
-
-def test_the_next_scout_lies_between_those_that_lost_more_and_less_than_the_aim() -> None:
-    # 1 point at half of the latency, 4 at a quarter, 2 wanted: in the middle of the logarithms
-    assert next_share([(0.5, 0.01), (0.25, 0.04)], 0.02) == pytest.approx(0.5**1.5)
-    # one scout alone that lost 8 times too much: a power of 3, so twice the latency, but no step of more than exp(0.5)
-    assert next_share([(0.25, 0.08)], 0.01) == pytest.approx(0.25 * 2.718281828**0.5)
-    assert next_share([(0.4, 0.01)], 0.02) == pytest.approx(0.4 * 0.5 ** (1 / 3))
 
 
 def test_tiny_is_whole_at_first() -> None:

@@ -62,7 +62,7 @@ class Scouting:
             scout = self._known(len(scouts))
             if scout is None:
                 allocation, measured = self._fastest_near(share)
-                if any(_told(allocation) == _told(one.allocation) for one in scouts):
+                if _told(allocation) in [_told(one.allocation) for one in scouts]:
                     break
                 scout = self._trained(len(scouts), allocation, measured)
             scouts.append(scout)
@@ -79,13 +79,14 @@ class Scouting:
         return Scout(len(scouts), allocation, measured, Paired(aim))
 
     def _known(self, number: int) -> Scout | None:
-        """Return the scout of that number of an earlier life, if there was one."""
+        """Return the scout of that number of an earlier life, if there was one.
+
+        It need not be on the front of this life: what was timed since then is measured now, and moves the front.
+        """
         known = self.run.history.scouted.get((self.index, number))
         if known is None:
             return None
-        # Of its events, not of the front: more is measured by now, and the front may be another one.
-        pairs = (text.rsplit(" ", 1) for text in known.widths)
-        widths = tuple((group, int(width)) for group, width in pairs)
+        widths = tuple((group, int(width)) for group, _, width in (text.rpartition(" ") for text in known.widths))
         seconds = known.forecast * self.plan.front[0].seconds
         return Scout(number, Allocation(widths, known.gone, seconds, known.damage), known.share, known.loss)
 
@@ -95,15 +96,11 @@ class Scouting:
         The best has the least damage, where every share near the one that is looked for is taken to be worth what STEEP
         says; if none is near, it is the nearest.
         """
-        near = self.plan.near(min(MOST_SHARE, share) / self.error, TIMED)
-        self.run.progress.start("timing allocations", len(near))
         found = []
-        for allocation in near:
+        for allocation in self.plan.near(min(MOST_SHARE, share) / self.error, TIMED):
             with self.run.cost.spent("evaluate"):
                 network = self.plan.cut(allocation)
             found.append((allocation, self.timed(network)))
-            self.run.progress.advance()
-        self.run.progress.done()
         self.error = statistics.median(measured / self.plan.share(allocation) for allocation, measured in found)
         inside = [one for one in found if abs(math.log(one[1] / share)) <= AROUND]
         if not inside:

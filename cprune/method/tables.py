@@ -184,7 +184,7 @@ class Tables:
     def _share(self, network: Network) -> float:
         """Return which share of the current model's latency a network takes: compiled, and timed with it in turns."""
         run, name = self.run, "candidate"
-        run.load(name, self._tuned(network, trials=TIMED_TRIALS))
+        run.load(name, self._tuned(network, "tuning an allocation to time it", TIMED_TRIALS))
         ratio = run.compare(self.held, name, TIMED_ROUNDS).ratio.median
         run.bench.drop(name)
         return ratio

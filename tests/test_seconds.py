@@ -1,0 +1,78 @@
+"""How long a run trains, and how that is shared out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes import DEFAULT, FakeTrainer, MemoryKeeper, a_run
+from torch import nn
+
+from cprune.method.seconds import Budget
+from cprune.runs.events import Planned
+from cprune.training.trainer import Pace, Schedule
+
+
+class Paced(FakeTrainer):
+    """A trainer that knows how many seconds an epoch takes, and that counts how often it was asked."""
+
+    seconds_per_epoch = 1.0
+    asked = 0
+
+    def pace(self, model: nn.Module, schedule: Schedule) -> Pace:
+        self.asked += 1
+        return Pace(self.seconds_per_epoch)
+
+
+def paced(seconds_per_epoch: float) -> Paced:
+    trainer = Paced()
+    trainer.seconds_per_epoch = seconds_per_epoch
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("an_epoch_s", "seconds"),
+    [(4.0, 300.0), (12.0, 300.0), (30.0, 750.0), (76.8, 1920.0), (100.0, 1920.0)],
+)
+def test_a_run_trains_25_epochs_of_the_unpruned_model_but_5_minutes_at_least_and_32_at_most(
+    an_epoch_s: float, seconds: float
+) -> None:
+    run = a_run(trainer=paced(an_epoch_s))
+    assert Budget.of(run) == Budget(seconds)
+    assert run.history.planned is not None
+    assert run.history.planned.train_s == seconds
+
+
+def test_what_was_asked_for_is_not_measured() -> None:
+    trainer = paced(30.0)
+    assert Budget.of(a_run(trainer=trainer, settings=replace(DEFAULT, train_time_s=5.0))) == Budget(5.0)
+    assert trainer.asked == 0
+
+
+def test_a_run_that_goes_on_keeps_its_seconds_on_a_machine_that_is_slower_by_now() -> None:
+    keeper = MemoryKeeper()
+    assert Budget.of(a_run(trainer=paced(30.0), keeper=keeper)) == Budget(750.0)
+    slower = paced(60.0)
+    assert Budget.of(a_run(trainer=slower, keeper=keeper)) == Budget(750.0)
+    assert slower.asked == 0
+    assert [event for event in keeper.kept if isinstance(event, Planned)] == keeper.kept
+
+
+def test_a_network_has_as_many_epochs_as_fit_but_a_tenth_of_one_at_least() -> None:
+    run = a_run(trainer=paced(7.0))
+    assert Budget(100.0).epochs(run, run.first, 30.0) == 4.29  # 30 / 7
+    assert Budget(100.0).epochs(run, run.first, 0.0) == 0.1
+
+
+def test_scouts_get_4_percent_each_the_first_round_30_and_the_last_what_is_left() -> None:
+    budget = Budget(1000.0)
+    assert budget.of_scout == pytest.approx(40.0)
+    assert budget.of_round(0, 2, scouted=4) == pytest.approx(300.0)
+    assert budget.of_round(1, 2, scouted=6) == pytest.approx(460.0)  # 1000 - 300 - 6 * 40
+
+
+def test_a_short_training_sees_the_images_as_they_are_and_a_long_one_averages_its_weights() -> None:
+    long, short = Budget(1.0).schedule(3.0), Budget(1.0).schedule(3.0, long=False)
+    assert (long.epochs, long.varied, long.ema) == (3.0, True, True)
+    assert (short.epochs, short.varied, short.ema) == (3.0, False, False)
+    assert long.lr == short.lr == 0.02
