@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch import nn
 
 from cprune.channels import groups
 from cprune.channels.graph import Graph
-from cprune.method import state
+from cprune.method import ending, state
 from cprune.method.ending import Outcome, finish
 from cprune.method.history import History
 from cprune.method.loop import Loop
@@ -36,7 +36,7 @@ from cprune.runs.events import (
     Trained,
 )
 from cprune.targets.errors import DeviceLost, UserError
-from cprune.targets.interval import Interval
+from cprune.targets.interval import Comparison, Interval
 from cprune.targets.paired import Paired
 
 
@@ -400,6 +400,40 @@ def test_a_model_that_is_not_faster_after_final_tuning_is_not_returned() -> None
     assert outcome.choice.accuracy == 0.9
     assert outcome.after is outcome.before
     assert outcome.notes == ("the pruned model is not clearly faster after final tuning; the model stays as it is",)
+
+
+class Throttled(FakeBench):
+    """A bench whose machine is so many times slower in one final comparison after the other, then as it was."""
+
+    def __init__(self, *times: float) -> None:
+        super().__init__()
+        self.times = list(times)
+
+    def compare(self, old: str, new: str, rounds: int, run_ms: float, beta: float | None = None) -> Comparison:
+        told = super().compare(old, new, rounds, run_ms, beta)
+        if (old, new) != ("before", "after"):
+            return told
+        times = self.times.pop(0) if self.times else 1.0
+        slowed = [Interval(*(times * value for value in astuple(one))) for one in (told.old_ms, told.new_ms)]
+        return Comparison(*slowed, told.ratio)
+
+
+@pytest.mark.parametrize(
+    ("times", "waits", "old_ms"),
+    [
+        ((1.09,), 0, 1.09 * 192),  # 192 ms at the beginning, a tenth more is as usual
+        ((1.5, 1.2), 2, 192),
+        ((1.5, 1.3, 1.4, 1.6, 1.5, 1.5, 1.5, 1.5, 1.5), 8, 1.3 * 192),  # it stays slow: the best of nine counts
+    ],
+)
+def test_the_end_waits_for_a_machine_that_is_slower_than_at_the_beginning_but_not_for_ever(
+    times: tuple[float, ...], waits: int, old_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(ending.time, "sleep", slept.append)
+    _, outcome = whole_run(bench=Throttled(*times), settings=replace(DEFAULT, max_steps=1))
+    assert slept == waits * [15.0]
+    assert outcome.comparison.old_ms.median == pytest.approx(old_ms)
 
 
 def test_long_training_that_diverges_leaves_the_model_as_it_was() -> None:
