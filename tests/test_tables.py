@@ -155,7 +155,7 @@ def plan_with(monkeypatch: pytest.MonkeyPatch, table: type[LatencyTable]) -> Pla
     run = run_of()
     tables = Tables(run)
     tables.begin()
-    return planned(run, tables.current, run.start.latency_ms.median, 0)
+    return planned(run, tables.current, run.start.latency_ms.median, 1.0, 0)
 
 
 def test_what_the_front_uses_is_measured_before_anything_is_chosen_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +193,13 @@ def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not() -> None:
     assert {Planned, Scouted, Chosen, Step} <= kinds
     for lives in range(1, len(undisturbed.kept)):
         keeper = MemoryKeeper(lives=lives)
+        first = run_of(keeper)
         with pytest.raises(Killed):
-            whole(run_of(keeper))
+            whole(first)
         keeper.lives = None
-        whole(run_of(keeper))
+        second = run_of(keeper)
+        second.bench.tuner = first.bench.tuner  # what was tuned is on disk
+        whole(second)
         assert keeper.without_cost() == undisturbed.without_cost()
 
 
