@@ -11,6 +11,7 @@ import pytest
 from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny
 
 from cprune.method import planning
+from cprune.method import tables as tables_module
 from cprune.method.ending import finish
 from cprune.method.latency import LatencyTable
 from cprune.method.planning import Plan, planned
@@ -148,6 +149,27 @@ def test_what_is_left_of_a_training_goes_when_its_model_is_kept(tmp_path: Path) 
     assert [step.verdict for step in steps] == ["accepted", "accepted"]
     assert keeper.names == ["round0", "round1"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_which_nothing_may_go_stays_as_it_is() -> None:
+    run = a_run(FakeBench(by_macs, by_task=True), trainer(), None, replace(TABLES, ignore=("*",)))
+    steps, tables = whole(run)
+    assert steps == []
+    outcome = finish(run, tables.current)
+    assert outcome.status == "unpruned"
+    assert outcome.notes == ("no step was both faster and accurate enough; the model stays as it is, tuned",)
+
+
+def test_a_round_after_which_nothing_is_left_to_go_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned_once(run: RunState, *arguments: Any) -> Plan:
+        plan = planned(run, *arguments)
+        return replace(plan, front=plan.front[:1]) if run.history.steps else plan
+
+    monkeypatch.setattr(tables_module, "planned", planned_once)
+    run = run_of()
+    steps, tables = whole(run)
+    assert [step.verdict for step in steps] == ["accepted"]
+    assert finish(run, tables.current).status == "pruned"
 
 
 def plan_with(monkeypatch: pytest.MonkeyPatch, table: type[LatencyTable]) -> Plan:

@@ -118,7 +118,7 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
 
 def _first(images: float, looks: int, split: Split) -> slice:
     """Return the first of the images, so many that all looks together are at about `images`."""
-    return slice(0, min(len(split), max(LEAST_LOOKED_AT, int(images / looks))))
+    return slice(0, min(len(split), max(LEAST_LOOKED_AT, int(images / max(1, looks)))))
 
 
 def _options(table: LatencyTable, group: str, max_sparsity: float) -> tuple[int, ...]:

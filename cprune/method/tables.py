@@ -49,12 +49,14 @@ class Tables:
         return self.run.start
 
     def steps(self) -> Iterator[Step]:
-        """Yield a step for every round, until one brings no faster model."""
+        """Yield a step for every round, until one brings no faster model, or nothing is left that could go."""
         run = self.run
         self.budget = Budget.of(run)
         self._go_on()
         while len(run.history.steps) < ROUNDS:
             step = self._round(len(run.history.steps))
+            if step is None:
+                return
             yield step
             if step.verdict == "rejected":
                 return
@@ -76,10 +78,12 @@ class Tables:
 
     # -- one round
 
-    def _round(self, index: int) -> Step:
-        """Cut, scout, time, train, look; an accepted model becomes `current`."""
+    def _round(self, index: int) -> Step | None:
+        """Cut, scout, time, train, look; an accepted model becomes `current`.  None if there is nothing to cut."""
         run, before = self.run, self.run.cost.now()
         chosen = run.history.chosen.get(index) or self._chosen(index)
+        if chosen is None:
+            return None
         new = self._tuned(run.keeper.load_scout(index, chosen.number), "tuning changed tasks")
         comparison = self._compared(index, new, chosen.share)
         ratio = comparison.ratio
@@ -156,12 +160,18 @@ class Tables:
 
     # -- the choice of a round
 
-    def _chosen(self, index: int) -> Chosen:
-        """Plan, scout, and return the scout that long training is thought to bring back far enough."""
+    def _chosen(self, index: int) -> Chosen | None:
+        """Plan, scout, and return the scout that long training is thought to bring back far enough.
+
+        None where the front is the whole model alone: all layers are ignored, or as narrow as they may be.
+        """
         run = self.run
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
         usual_ms = (latency_ms or run.start.latency_ms).median
         plan = planned(run, self.current, usual_ms, self.budget.of_looking, run.settings.seed + index)
+        if len(plan.front) == 1:
+            run.progress.say("nothing is left whose removal would make the model faster")
+            return None
         scouting = Scouting(run, index, plan, self.budget, self._share)
         scout = scouting.found(FIRST_SHARES[index], SCOUTS[index], self._aim())
         seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
