@@ -227,3 +227,14 @@ def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not() -> None:
 
 def test_tiny_is_whole_at_first() -> None:
     assert seen(tiny()).whole
+
+
+def test_after_a_model_that_lost_too_much_the_first_scout_takes_a_little_more_of_the_latency() -> None:
+    run = run_of(deciding=lambda m: 0.9 if m.stem * m.a == 64 * 128 else 0.88)
+    whole(run)
+    share = run.history.chosen[0].share
+    # 2 points were lost, and 1 may be lost less 1.5 standard errors of 0.14: 0.79
+    room = 0.01 - 1.5 * (0.02 * 0.98 / 10_000) ** 0.5
+    tables = Tables(run)
+    run.history.steps = run.history.steps[:1]
+    assert tables._first_share() == pytest.approx(share * (0.02 / room) ** (1 / 3))

@@ -13,21 +13,23 @@ in place of many (BIMP, arXiv 2111.00843).  Ours is the way they are joined, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from cprune.method.beginning import begin
 from cprune.method.judgement import Judgement
 from cprune.method.planning import planned
-from cprune.method.scouting import Scouting
+from cprune.method.scouting import STEEP, Scouting
 from cprune.method.seconds import Budget
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Chosen, GroupChange, Measured, Start, Step, Trained
 from cprune.targets.interval import Comparison
+from cprune.targets.paired import Paired
 from cprune.training.fine_tune import FineTuneDiverged
 
 ROUNDS = 2
-FIRST_SHARES = (0.5, 0.85)  # of the latency of the current model, for the first scout of each round
+FIRST_SHARE, NEXT_SHARE = 0.5, 0.85  # of the latency of the current model, for the first scout of a round
 TIMED_TRIALS, TIMED_ROUNDS = 3, 5
 SCOUTS = (4, 2)  # at most, of each round
 AIM = 0.5  # of the accuracy that may be lost, for the first round: the second one uses the rest
@@ -173,7 +175,7 @@ class Tables:
             run.progress.say("nothing is left whose removal would make the model faster")
             return None
         scouting = Scouting(run, index, plan, self.budget, self._share)
-        scout = scouting.found(FIRST_SHARES[index], SCOUTS[index], self._aim())
+        scout = scouting.found(self._first_share(), SCOUTS[index], self._aim())
         seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
         chosen = Chosen(
             index,
@@ -199,6 +201,24 @@ class Tables:
         run.bench.drop(name)
         return ratio
 
+    def _first_share(self) -> float:
+        """Return the share of the latency for the first scout: more than that of a model that lost too much."""
+        run = self.run
+        if not run.history.steps:
+            return FIRST_SHARE
+        last = run.history.steps[-1]
+        if last.verdict == "accepted":
+            return NEXT_SHARE
+        share = run.history.chosen[last.index].share
+        if last.loss is None:  # its training diverged
+            return math.sqrt(share)
+        return float(share * max(1.0, last.loss.loss / self._room(last.loss)) ** (1 / STEEP))
+
+    def _room(self, loss: Paired) -> float:
+        """Return what may be lost where it is decided, so that other images are likely to agree."""
+        allowed = self.run.start.allowed
+        return max(0.25 * allowed, allowed - RESERVED * loss.se)
+
     def _aim(self) -> float:
         """Return what a scout may lose, so that long training is thought to leave what may be lost."""
         run, allowed = self.run, self.run.start.allowed
@@ -209,4 +229,4 @@ class Tables:
         assert last.loss is not None
         low, high = RECOVERIES
         recovery = min(high, max(low, last.loss.loss / max(run.history.chosen[last.index].scout_loss, 1e-4)))
-        return max(0.25 * allowed, allowed - RESERVED * last.loss.se) / recovery
+        return self._room(last.loss) / recovery
