@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cprune.channels.compensation import compensated
@@ -28,6 +27,7 @@ from cprune.channels.surgery import Removed
 from cprune.network.network import Network
 from cprune.network.waist import piece, waists
 from cprune.targets.errors import UserError
+from cprune.training.accuracy import kl
 from cprune.training.data import Split
 from cprune.training.train import logits, recalibrate
 
@@ -164,7 +164,7 @@ def _split(images: Tensor) -> Split:
 
 def divergence(parent: Tensor, other: Tensor) -> float:
     """Return the mean of KL(parent || other) in nats over two sets of logits [N, classes]; infinite for no number."""
-    found = F.kl_div(F.log_softmax(other, 1), F.log_softmax(parent, 1), reduction="batchmean", log_target=True).item()
+    found = kl(parent, other)
     return max(found, 0.0) if math.isfinite(found) else math.inf
 
 

@@ -38,6 +38,15 @@ class Scout:
     loss: Paired
 
 
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """An allocation that was compiled and timed: its measured share of the latency, and its network."""
+
+    allocation: Allocation
+    share: float
+    network: Network
+
+
 class Scouting:
     """The scouts of one round.  `timed` says which share of the current model's latency a network takes."""
 
@@ -61,10 +70,10 @@ class Scouting:
         while len(scouts) < most:
             scout = self._known(len(scouts))
             if scout is None:
-                allocation, measured = self._fastest_near(share)
-                if _told(allocation) in [_told(one.allocation) for one in scouts]:
+                timed = self._fastest_near(share)
+                if _told(timed.allocation) in [_told(one.allocation) for one in scouts]:
                     break
-                scout = self._trained(len(scouts), allocation, measured)
+                scout = self._trained(len(scouts), timed)
             scouts.append(scout)
             if aim / NEAR <= scout.loss.loss <= aim * NEAR:
                 break
@@ -73,10 +82,9 @@ class Scouting:
 
     def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
         share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
-        allocation, measured = self._fastest_near(max(share, *(one.share for one in scouts)))
-        with self.run.cost.spent("evaluate"):
-            self.run.keeper.save_scout(self.index, len(scouts), self.plan.cut(allocation))
-        return Scout(len(scouts), allocation, measured, Paired(aim))
+        timed = self._fastest_near(max(share, *(one.share for one in scouts)))
+        self.run.keeper.save_scout(self.index, len(scouts), timed.network)
+        return Scout(len(scouts), timed.allocation, timed.share, Paired(aim))
 
     def _known(self, number: int) -> Scout | None:
         """Return the scout of that number of an earlier life, if there was one.
@@ -90,8 +98,8 @@ class Scouting:
         seconds = known.forecast * self.plan.front[0].seconds
         return Scout(number, Allocation(widths, known.gone, seconds, known.damage), known.share, known.loss)
 
-    def _fastest_near(self, share: float) -> tuple[Allocation, float]:
-        """Return the best of some allocations that are compiled and timed, and its measured share of the latency.
+    def _fastest_near(self, share: float) -> _Timed:
+        """Return the best of some allocations that are compiled and timed.
 
         The best has the least damage, where every share near the one that is looked for is taken to be worth what STEEP
         says; if none is near, it is the nearest.
@@ -100,18 +108,16 @@ class Scouting:
         for allocation in self.plan.near(min(MOST_SHARE, share) / self.error, TIMED):
             with self.run.cost.spent("evaluate"):
                 network = self.plan.cut(allocation)
-            found.append((allocation, self.timed(network)))
-        self.error = statistics.median(measured / self.plan.share(allocation) for allocation, measured in found)
-        inside = [one for one in found if abs(math.log(one[1] / share)) <= AROUND]
+            found.append(_Timed(allocation, self.timed(network), network))
+        self.error = statistics.median(one.share / self.plan.share(one.allocation) for one in found)
+        inside = [one for one in found if abs(math.log(one.share / share)) <= AROUND]
         if not inside:
-            return min(found, key=lambda one: abs(math.log(one[1] / share)))
-        return min(inside, key=lambda one: one[0].damage * one[1] ** STEEP)
+            return min(found, key=lambda one: abs(math.log(one.share / share)))
+        return min(inside, key=lambda one: one.allocation.damage * one.share**STEEP)
 
-    def _trained(self, number: int, allocation: Allocation, share: float) -> Scout:
+    def _trained(self, number: int, timed: _Timed) -> Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""
-        run = self.run
-        with run.cost.spent("evaluate"):
-            network = self.plan.cut(allocation)
+        run, allocation, share, network = self.run, timed.allocation, timed.share, timed.network
         epochs = self.budget.epochs(run, network, self.budget.of_scout, long=False)
         try:
             seed = run.settings.seed * 1000 + 100 * (self.index + 1) + number
