@@ -9,8 +9,10 @@ Every look is in the journal, so a resumed run repeats none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from cprune.method.state import RunState
 from cprune.network.network import Network
@@ -20,6 +22,7 @@ from cprune.training.accuracy import walk
 
 RESERVE = 1 / 3
 """Two sets of images never agree: without a reserve every other model at the limit would fail in the report."""
+LEAST_ROOM = 0.25
 SAME = 1e-9  # accuracies that differ by less are one: shares of whole images, computed in two ways
 
 
@@ -27,14 +30,15 @@ SAME = 1e-9  # accuracies that differ by less are one: shares of whole images, c
 class Contender:
     """A finished model that may be delivered.
 
-    `index` names it in the journal and `name` in messages; `decided` is its accuracy on the images that decide; `load`
-    reads its network.
+    `index` names it in the journal and `name` in messages; `decided` is its accuracy on the images that decide, and
+    `decided_loss` what it loses there; `load` reads its network.
     """
 
     index: int
     name: str
     decided: float
     load: Callable[[], Network]
+    decided_loss: Paired | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,32 +106,74 @@ def safest_first(contenders: Sequence[Contender]) -> list[Contender]:
 def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> Contender | None:
     """Return the last contender before the first that fails on the images that certify; None if the first one does.
 
-    One passes if it loses at most `allowed` there against the unpruned model, with a reserve for the images of the
-    report: a standard error, but no more than RESERVE of `allowed`.  With the setting `confidence` it passes if the
-    bound on its loss on new images says so.
+    One passes if it loses at most `allowed` there against the unpruned model, and on those images and the ones that
+    decide together at most `allowed` less a reserve for the images of the report: by so much, a standard error of their
+    difference, the two sets disagree, but no more than RESERVE of `allowed` is kept.  With the setting `confidence` it
+    passes if the bound on its loss on new images says so, of the images that certify alone.
     """
     asked = run.settings.confidence
-
-    def reserve(loss: Paired) -> float:
-        return min(loss.se, RESERVE * allowed)
 
     def passes(contender: Contender) -> bool:
         event = run.history.certified.get(contender.index)
         if event is None:
             look = run.look(contender.load(), "certify")
             loss = run.loss(look, "certify")
-            lost = loss.loss + reserve(loss) if asked is None else loss.upper(asked)
-            event = Certified(contender.index, look.accuracy, loss, lost <= allowed + SAME)
+            event = Certified(contender.index, look.accuracy, loss, enough(contender, loss))
             run.happened(event)
         said = f"{contender.name} loses {_points(event.loss, confidence(run))} on the images that certify"
+        together, reserve = known(contender, event.loss)
+        if asked is None and together.images > event.loss.images:
+            said += f", {100 * together.loss:.2f} with those that decide"
         if event.passed:
             run.progress.say(said)
         else:
-            kept = f", {100 * reserve(event.loss):.2f} of it kept in reserve" if asked is None and event.loss.se else ""
+            kept = f", {100 * reserve:.2f} of it kept in reserve" if asked is None and reserve else ""
             notes.say(f"{said}; {100 * allowed:.2f} may be lost{kept}, so nothing faster is looked at")
         return event.passed
 
+    def enough(contender: Contender, loss: Paired) -> bool:
+        together, reserve = known(contender, loss)
+        lost = max(loss.loss, together.loss + reserve) if asked is None else loss.upper(asked)
+        return lost <= allowed + SAME
+
+    def known(contender: Contender, loss: Paired) -> tuple[Paired, float]:
+        together = _together(loss, contender.decided_loss)
+        return together, min(_difference(together, run.start.images.report), RESERVE * allowed)
+
     return walk(contenders, passes)
+
+
+def room(run: RunState, loss: Paired) -> float:
+    """Return what a model may lose on the images that decide so that it is likely to pass the walk.
+
+    That is a standard error less than what passes; the disagreement of `loss` says how large that is.  Never less than
+    LEAST_ROOM of what may be lost.
+    """
+    allowed, images, asked = run.start.allowed, run.start.images, run.settings.confidence
+
+    def error(count: int) -> float:
+        return math.sqrt(loss.disagreement / count) if count else loss.se
+
+    if asked is not None:
+        certify = error(images.certify)
+        passing = allowed - NormalDist().inv_cdf(asked) * certify
+        return max(LEAST_ROOM * allowed, passing - certify)
+    together = error(images.decide + images.certify)
+    passing = allowed - min(math.hypot(together, error(images.report)), RESERVE * allowed)
+    return max(LEAST_ROOM * allowed, passing - together)
+
+
+def _together(certified_loss: Paired, decided: Paired | None) -> Paired:
+    """Return the loss on two sets of images as one, where both say which were right; else the first."""
+    if decided is None or not (certified_loss.images and decided.images):
+        return certified_loss
+    pairs = [(one.images, one.lost, one.gained) for one in (certified_loss, decided)]
+    return Paired.of(*(sum(counts) for counts in zip(*pairs, strict=True)))
+
+
+def _difference(loss: Paired, images: int) -> float:
+    """Return the standard error of the difference between a loss and that of the same model on so many others."""
+    return math.hypot(loss.se, loss.se * math.sqrt(loss.images / images)) if images else loss.se
 
 
 def unpruned(run: RunState, notes: tuple[str, ...]) -> Choice:

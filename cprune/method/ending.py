@@ -112,7 +112,8 @@ def _contenders(run: RunState) -> list[Contender]:
         trained = run.history.trained.get(step.index)
         decided = trained.accuracy if trained else step.accuracy or 0.0
         load = partial(run.keeper.load, step.index, long_trained=trained is not None)
-        contenders.append(Contender(step.index, f"the model after step {step.index}", decided, load))
+        loss = trained.loss if trained else step.loss
+        contenders.append(Contender(step.index, f"the model after step {step.index}", decided, load, loss))
     return contenders
 
 

@@ -20,6 +20,7 @@ SCOUT = 0.04
 LR = 0.02
 """Of 0.01, 0.02, 0.05 and 0.1 the best for ResNet-56 with half of its blocks and inner widths, 10 and 15 epochs."""
 FIRST = 0.3
+RESCUE = 0.08  # beside all others
 LOOKING = 0.07  # as long, beside it
 ASKING = 0.15  # of it, for the teacher's answers about views of the images, at most
 
@@ -70,7 +71,12 @@ class Budget:
         return LOOKING * self.seconds
 
     def of_round(self, index: int, rounds: int, scouted: int) -> float:
-        """Return the seconds of the long training of a round, after so many scouts in all."""
+        """Return the seconds of the long training of a round, after so many scouts in all.
+
+        What comes after the last round has RESCUE of all seconds, beside them.
+        """
+        if index == rounds:
+            return RESCUE * self.seconds
         if index < rounds - 1:
             return FIRST * self.seconds
         return (1 - (rounds - 1) * FIRST - scouted * SCOUT) * self.seconds

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cprune.method.beginning import begin
+from cprune.method.certify import room
 from cprune.method.judgement import Judgement
 from cprune.method.planning import planned
 from cprune.method.scouting import STEEP, Scouting
@@ -35,7 +37,7 @@ SCOUTS = (4, 2)  # at most, of each round
 AIM = 0.5  # of the accuracy that may be lost, for the first round: the second one uses the rest
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
 RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
-RESERVED = 1.5  # standard errors of the accuracy that decides are left of what may be lost
+NEARLY = 1.6  # times what may be lost: a model that lost no more than this is trained on
 
 
 class Tables:
@@ -51,17 +53,31 @@ class Tables:
         return self.run.start
 
     def steps(self) -> Iterator[Step]:
-        """Yield a step for every round, until one brings no faster model, or nothing is left that could go."""
+        """Yield a step for every round, until one brings no faster model, or nothing is left that could go.
+
+        After the last round comes a short one more if that ended with a model that is nearly accurate enough.
+        """
         run = self.run
         self.budget = Budget.of(run)
         self._go_on()
-        while len(run.history.steps) < ROUNDS:
+        while len(run.history.steps) < ROUNDS + self._is_to_go_on():
             step = self._round(len(run.history.steps))
             if step is None:
                 return
             yield step
             if step.verdict == "rejected":
                 return
+
+    def _is_to_go_on(self) -> bool:
+        """Tell whether the model of the last round lost a little too much, so that it is trained on."""
+        steps = self.run.history.steps
+        return bool(steps) and steps[-1].verdict == "excluded" and self._nearly(steps[-1].index, steps[-1].loss)
+
+    def _nearly(self, index: int, loss: Paired | None) -> bool:
+        """Tell whether what a model lost after a round is more than it should, and little enough to train it on."""
+        if loss is None or index >= ROUNDS:
+            return False
+        return room(self.run, loss) < loss.loss <= NEARLY * self.run.start.allowed
 
     def _go_on(self) -> None:
         """Go to the last accepted model of an earlier life, if there was one."""
@@ -150,6 +166,10 @@ class Tables:
             return Judgement("excluded", f"training diverged: {error}", comparison)
         look = run.look(network, "decide")
         loss = run.loss(look, "decide")
+        if self._nearly(index, loss):
+            run.keeper.save_scout(index + 1, 0, network)
+            reason = f"{100 * loss.loss:.2f} points lost are too many to be sure of: it is trained on"
+            return Judgement("excluded", reason, comparison, look.accuracy, loss)
         if look.accuracy < run.start.floor:
             reason = f"accuracy {look.accuracy:.2%} is below {run.start.floor:.2%}"
             return Judgement("excluded", reason, comparison, look.accuracy, loss)
@@ -168,6 +188,8 @@ class Tables:
         None where the front is the whole model alone: all layers are ignored, or as narrow as they may be.
         """
         run = self.run
+        if self._is_to_go_on():
+            return self._same_again(index)
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
         usual_ms = (latency_ms or run.start.latency_ms).median
         plan = planned(run, self.current, usual_ms, self.budget.of_looking, run.settings.seed + index)
@@ -193,6 +215,18 @@ class Tables:
         )
         return chosen
 
+    def _same_again(self, index: int) -> Chosen:
+        """Choose the model of the last round once more, to be trained on."""
+        run = self.run
+        last, lost = run.history.chosen[index - 1], run.history.steps[-1].loss
+        assert lost is not None
+        seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
+        epochs = self.budget.epochs(run, run.keeper.load_scout(index, 0), seconds)
+        chosen = replace(last, round=index, number=0, epochs=epochs, scout_loss=lost.loss, so_far=None)
+        run.happened(chosen)
+        run.progress.say(f"the same model is trained on: {epochs:.1f} epochs, about {seconds / 60:.1f} min")
+        return chosen
+
     def _share(self, network: Network) -> float:
         """Return which share of the current model's latency a network takes: compiled, and timed with it in turns."""
         run, name = self.run, "candidate"
@@ -212,12 +246,7 @@ class Tables:
         share = run.history.chosen[last.index].share
         if last.loss is None:  # its training diverged
             return math.sqrt(share)
-        return float(share * max(1.0, last.loss.loss / self._room(last.loss)) ** (1 / STEEP))
-
-    def _room(self, loss: Paired) -> float:
-        """Return what may be lost where it is decided, so that other images are likely to agree."""
-        allowed = self.run.start.allowed
-        return max(0.25 * allowed, allowed - RESERVED * loss.se)
+        return float(share * max(1.0, last.loss.loss / room(run, last.loss)) ** (1 / STEEP))
 
     def _aim(self) -> float:
         """Return what a scout may lose, so that long training is thought to leave what may be lost."""
@@ -229,4 +258,4 @@ class Tables:
         assert last.loss is not None
         low, high = RECOVERIES
         recovery = min(high, max(low, last.loss.loss / max(run.history.chosen[last.index].scout_loss, 1e-4)))
-        return self._room(last.loss) / recovery
+        return room(run, last.loss) / recovery
