@@ -123,6 +123,9 @@ class FakeTasks:
                 on_trial()
         return {key(job.workload): self.tuned[key(job.workload)] for job in jobs}
 
+    def in_turns(self, entries: Sequence[tuple[Workload, Candidate]], rounds: int) -> list[tuple[float, ...]]:
+        return [(task_s(workload),) * rounds for workload, _ in entries]
+
 
 def task_s(workload: Workload) -> float:
     """Return what a task takes."""

@@ -20,15 +20,16 @@ from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
 from cprune.compiling.narrowing import narrowed
 from cprune.compiling.tuned import Tuned
+from cprune.method.comparable import ratios, whole_seconds
 from cprune.method.latency import LatencyTable
-from cprune.method.terms import Axis, Term, terms
+from cprune.method.terms import Axis, Term, Widths, terms
 from cprune.models.zoo import load_model
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.targets.target import Target, find
 from cprune.tuner.estimate import Entry, estimate, size
-from cprune.tuner.programs.space import of_target
-from cprune.tuner.programs.workload import Conv2d, Elementwise, Workload, key
+from cprune.tuner.programs.space import Candidate, of_target
+from cprune.tuner.programs.workload import Conv2d, Elementwise, Workload, from_key, key
 from cprune.tuner.tune import Best, Job
 
 BLOCK = 16
@@ -57,15 +58,20 @@ def case(name: str) -> Case:
 
 @dataclass
 class Counting:
-    """A tuner that knows what every workload takes, and counts what it was asked to tune."""
+    """A tuner that knows what every workload takes, and counts what it was asked to tune.
+
+    In a slow minute, `slow` times 1, all takes longer.  `turns` are the workloads that took turns.
+    """
 
     cost: Callable[[Workload], float]
     target: Target = TARGET
+    slow: float = 1.0
+    turns: list[list[Workload]] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     tuned: dict[str, Best] = field(default_factory=dict)
 
     def best(self, workload: Workload) -> Best:
-        return Best(key(workload), of_target(workload, self.target)[0], self.cost(workload), 1)
+        return Best(key(workload), of_target(workload, self.target)[0], self.slow * self.cost(workload), 1)
 
     def known(self, workload: Workload, trials: int) -> Best | None:
         return self.tuned.get(key(workload))
@@ -84,10 +90,23 @@ class Counting:
             on_trial()
         return found
 
+    def in_turns(self, entries: Sequence[tuple[Workload, Candidate]], rounds: int) -> list[tuple[float, ...]]:
+        self.turns.append([workload for workload, _ in entries])
+        return [(self.slow * self.cost(workload),) * rounds for workload, _ in entries]
+
 
 def elements(workload: Workload) -> float:
     ins, outs = size(workload)
     return 1e-5 + 1e-9 * ins * outs
+
+
+HALF = {"features.0": 32, "features.30": 256}
+
+
+def works(t: LatencyTable, widths: Widths) -> list[Workload]:
+    """Return what every call computes at these widths."""
+    found = [t.workload(term, widths) for term in t.terms]
+    return [workload for workload in found if workload is not None]
 
 
 def table(name: str, cost: Callable[[Workload], float] = elements) -> tuple[LatencyTable, Counting]:
@@ -202,6 +221,78 @@ def test_what_was_estimated_before_it_was_measured_is_told() -> None:
     # Each has half the blocks: 1e-5 + 1e-9 * 512 * 256 = 141 us, for 272 us whole with a launch of 3 us.
     assert [e.measured_s for e in convs] == [pytest.approx(141.07e-6, rel=1e-3)] * 2
     assert [e.estimated_s for e in convs] == [pytest.approx((3 + 269.14 / 2) * 1e-6, rel=1e-3)] * 2
+
+
+# -- what can be compared
+
+
+def test_an_entry_of_a_slow_minute_counts_as_one_of_the_minute_in_which_the_whole_model_was_tuned() -> None:
+    t, tuner = table("vgg16_bn")
+    usual, _ = table("vgg16_bn")
+    usual.measure([HALF])
+    tuner.slow = 1.3
+    t.measure([HALF])
+    assert all(best.latency_s == 1.3 * elements(from_key(task)) for task, best in tuner.tuned.items())  # as recorded
+    assert t.forecast_s(HALF) == pytest.approx(usual.forecast_s(HALF))
+    assert t.forecast_s({}) == pytest.approx(usual.forecast_s({}))
+
+
+def test_a_known_entry_of_a_slow_minute_is_compared_before_it_is_used() -> None:
+    slow, tuner = table("vgg16_bn")
+    tuner.slow = 1.3
+    slow.measure([HALF])
+    tuner.slow = 1.0
+    t, _ = table("vgg16_bn")
+    t._tuner = tuner  # the same store
+    assert not t.settled([HALF])
+    assert t.measure([HALF]) == 0
+    assert t.settled([HALF])
+    usual, _ = table("vgg16_bn")
+    assert t.forecast_s(HALF) == pytest.approx(sum(elements(w) for w in works(usual, HALF)))
+
+
+def test_whole_tasks_of_slow_and_fast_minutes_are_compared_and_their_sum_stays() -> None:
+    conv, dense = CONV, replace(CONV, kernel=(1, 1), pad=(0, 0, 0, 0))
+    pool = replace(CONV, height=4, width=4)
+    took = {key(conv): 130e-6, key(dense): 50e-6, key(pool): 20e-6}  # the first in a slow minute: it takes 100 us
+    truth = {key(conv): 100e-6, key(dense): 50e-6, key(pool): 20e-6}
+    tuner = Counting(lambda w: truth[key(w)])
+    tasks = [Entry(w, of_target(w, TARGET)[0], took[key(w)]) for w in (conv, dense, pool)]
+    found = whole_seconds(tuner, tasks, {key(conv): 1, key(dense): 2, key(pool): 1})
+    # Together 130 + 2 * 50 + 20 = 250 us were known; in turns it is 100 + 2 * 50 + 20 = 220.
+    assert found == {task: pytest.approx(seconds * 250 / 220) for task, seconds in truth.items()}
+
+
+def test_a_ratio_is_the_median_over_rounds_and_none_of_what_does_not_run_again() -> None:
+    class Phases(Counting):
+        def in_turns(self, entries: Sequence[tuple[Workload, Candidate]], rounds: int) -> list[tuple[float, ...]]:
+            # The machine is twice as slow from the third round on; one round of the second was disturbed.
+            return [(1.0, 1.0, 2.0, 2.0, 2.0), (0.5, 0.9, 1.0, 1.0, 1.0), ()]
+
+    whole, half, quarter = entries(lambda _: 1e-6, (64, 64), (64, 32), (64, 16))
+    assert ratios(Phases(elements), whole, [half, quarter]) == {key(half.workload): 0.5}
+
+
+def test_nothing_is_compared_with_what_does_not_run_again() -> None:
+    class Broken(Counting):
+        def in_turns(self, entries: Sequence[tuple[Workload, Candidate]], rounds: int) -> list[tuple[float, ...]]:
+            return [(), (1.0, 1.0)]
+
+    whole, half = entries(lambda w: 1e-6 * w.out_channels, (64, 64), (64, 32))
+    assert ratios(Broken(elements), whole, [half]) == {}
+    assert whole_seconds(Broken(elements), [whole, half], {key(whole.workload): 1, key(half.workload): 1}) == {
+        key(whole.workload): pytest.approx(64e-6),
+        key(half.workload): pytest.approx(32e-6),
+    }
+
+
+def test_no_more_than_eight_programs_take_turns_at_once_and_the_whole_one_is_always_among_them() -> None:
+    whole, *narrow = entries(elements, (64, 64), *((16 * a, 16 * b) for a in range(1, 4) for b in range(1, 5)))
+    tuner = Counting(elements)
+    found = ratios(tuner, whole, narrow)
+    assert [len(turn) for turn in tuner.turns] == [8, 6]
+    assert all(turn[0] == whole.workload for turn in tuner.turns)
+    assert found == {key(e.workload): pytest.approx(e.seconds / whole.seconds) for e in narrow}
 
 
 # -- options

@@ -20,7 +20,6 @@ from cprune.method.tables import Tables
 from cprune.runs.events import Chosen, Planned, Scouted, Step
 from cprune.targets.interval import Comparison, Interval
 from cprune.training.checkpoint import Checkpoint
-from cprune.tuner.programs.workload import Workload
 
 TABLES = replace(DEFAULT, train_time_s=100.0)
 MACS_MS = {"whole": 1.0}
@@ -181,17 +180,18 @@ def plan_with(monkeypatch: pytest.MonkeyPatch, table: type[LatencyTable]) -> Pla
 
 
 def test_what_the_front_uses_is_measured_before_anything_is_chosen_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = []
+    missing, settled = [], []
 
     class Watched(LatencyTable):
-        def missing(self, *arguments: Any, **named: Any) -> list[Workload]:
-            found = super().missing(*arguments, **named)
-            missing.append(len(found))
-            return found
+        def settled(self, *arguments: Any, **named: Any) -> bool:
+            missing.append(len(self.missing(*arguments, **named)))
+            settled.append(super().settled(*arguments, **named))
+            return settled[-1]
 
     plan_with(monkeypatch, Watched)
     assert missing[0] > 0
     assert missing[-1] == 0
+    assert settled == [False] * (len(settled) - 1) + [True]
 
 
 def test_a_front_that_always_moves_to_what_is_not_measured_is_drawn_no_more_than_four_times(

@@ -362,3 +362,22 @@ def test_a_program_of_a_later_version_never_wins(text: str, store: Store, target
     foreign = Record(key(CONV), target.fingerprint, text, (1e-9,))
     store.add([foreign])
     assert not Rig(MockSession(lambda *_: Timed((1.0,) * 3)), store, target).makes(CONV, foreign)
+
+
+def test_programs_that_take_turns_are_timed_and_not_recorded(
+    few: tuple[Candidate, ...], store: Store, target: Target
+) -> None:
+    table = Table(target, lambda c: -1.0 if c == few[2] else rank(few)(c))
+    tuner = Tuner(MockSession(table), store, target)
+    runs = tuner.in_turns([(CONV, few[1]), (CONV, few[2]), (CONV, few[0])], 3)
+    assert runs == [(2e-6,) * 3, (), (1e-6,) * 3]
+    assert tuner.clock.measuring > 0
+    assert not store.of_task(key(CONV), target.fingerprint)
+
+
+def test_a_program_that_is_not_built_takes_no_turn(few: tuple[Candidate, ...], store: Store, target: Target) -> None:
+    class Unbuilt(MockSession):
+        def build(self, programs: Sequence[Program], **_: Any) -> list[Any]:  # type: ignore[override]
+            return [Failure("build", "no")] * len(programs)
+
+    assert Tuner(Unbuilt(), store, target).in_turns([(CONV, few[0])], 3) == [()]

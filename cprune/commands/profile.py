@@ -23,11 +23,10 @@ from cprune.compiling.tuned import tune
 from cprune.method.channel_step import step_of
 from cprune.progress import Progress
 from cprune.targets.interval import interval
-from cprune.targets.session import Built, Session, Timed
-from cprune.targets.session import arguments as random_arguments
-from cprune.tuner.programs import program as programs
+from cprune.targets.session import Session
 from cprune.tuner.programs.workload import Conv2d, describe, key
 from cprune.tuner.tune import Best, Tuner
+from cprune.tuner.turns import in_turns
 
 ROUNDS = 15
 COLUMNS = (
@@ -211,13 +210,10 @@ def _measured(
 
 def _timed_in_turns(session: Session, entries: Sequence[tuple[Conv2d, Best]]) -> list[tuple[float, ...]]:
     unique = dict.fromkeys(entries)
-    built = session.build([programs.program(w, b.candidate) for w, b in unique])
-    arguments = [random_arguments(programs.shapes(w, b.candidate), 0) for w, b in unique]
-    ready = [b for b in built if isinstance(b, Built)]
-    timed = session.race(ready, arguments, ROUNDS) if len(ready) == len(built) else []
-    runs = {e: t.runs_s for e, t in zip(unique, timed, strict=False) if isinstance(t, Timed)}
+    timed = in_turns(session, session.build, [(w, b.candidate) for w, b in unique], ROUNDS)
+    runs = dict(zip(unique, timed, strict=True))
     # A width whose program does not run again (a crash, a deadline) keeps the time of its tuning.
-    return [runs.get(entry, (entry[1].latency_s,)) for entry in entries]
+    return [runs[entry] or (entry[1].latency_s,) for entry in entries]
 
 
 def _shape(w: Conv2d) -> LayerShape:

@@ -1,17 +1,20 @@
 """The latency of any allocation of widths: tables that are measured where somebody looks, and estimated elsewhere.
 
 The table of a task has an entry for every pair (input channels, output channels) that the layout tells apart.  Entries
-are tuned from the program of the nearest wider one and kept in the record store, so that none is measured twice.
+are tuned from the program of the nearest wider one and kept in the record store, so that none is tuned twice; the table
+has what they take when they are timed in turns with the whole ones (`cprune.method.comparable`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from cprune.channels.graph import Graph
 from cprune.compiling.narrowing import narrowed
 from cprune.compiling.tuned import Tuned
+from cprune.method.comparable import ratios, whole_seconds
 from cprune.method.terms import Term, Widths, terms
 from cprune.tuner.estimate import Entry, family, size
 from cprune.tuner.programs.workload import Workload, key, padded
@@ -49,12 +52,13 @@ class LatencyTable:
         self._taught = {key(entry.workload): entry for entry in taught}
         self._estimate: Estimate | None = None
         self._tuner, self._trials = tuner, trials
-        self._best: dict[str, Best | None] = {}
-        self._families: dict[str, list[Entry]] = {}
+        self._entries: dict[str, Entry | None] = {}  # by task; None: nobody measured it
+        self._families: dict[str, dict[str, Entry]] = {}
+        self._compared: set[str] = set()  # tasks that were timed in turns with others
         self._seconds: dict[tuple[str, int, int], float] = {}
         self._described = frozenset(term.call for term in self.terms if self._is_described(term))
         for term in self.terms:
-            self._note(term.workload, tuned.best[key(term.workload)])
+            self._note(_entry(term.workload, tuned.best[key(term.workload)]))
 
     def seconds(self, term: Term, widths: Widths) -> float:
         """Return the latency of a call at these widths (a group that is left out has its full width).
@@ -84,16 +88,12 @@ class LatencyTable:
 
     def missing(self, allocations: Sequence[Widths], gone: Collection[str] = ()) -> list[Workload]:
         """Return the entries that these allocations use and that are not measured yet, the widest first."""
-        out = set(gone)
-        found: dict[str, Workload] = {}
-        for term in self.terms:
-            if term.call in out or out.intersection(term.layers):
-                continue
-            for widths in allocations:
-                workload = self.workload(term, widths)
-                if workload is not None and self._known(workload) is None:
-                    found[key(workload)] = workload
-        return sorted(found.values(), key=lambda w: [-n for n in size(w)])
+        used = {key(workload): workload for _, workload in self._used(allocations, gone)}
+        return sorted((w for w in used.values() if self._known(w) is None), key=lambda w: [-n for n in size(w)])
+
+    def settled(self, allocations: Sequence[Widths], gone: Collection[str] = ()) -> bool:
+        """Tell whether all entries that these allocations use were timed in turns with whole ones, in this table."""
+        return all(key(workload) in self._compared for _, workload in self._used(allocations, gone))
 
     def measure(
         self,
@@ -103,19 +103,20 @@ class LatencyTable:
     ) -> int:
         """Tune what `missing` returns, each from its nearest wider sibling; return how many entries that were.
 
+        What these allocations use is timed in turns with the whole tasks, entries that were known before as well.
         Raises BrokenWorld if not one program of an entry works.
         """
-        missing = self.missing(allocations, gone)
-        for workload in missing:
-            entries = self._families.get(family(workload), ())
-            estimated_s = self._estimated(workload)
+        estimated_s = {}
+        for workload in (missing := self.missing(allocations, gone)):
+            estimated_s[key(workload)] = self._estimated(workload)
+            entries = list(self._families.get(family(workload), {}).values())
             job = Job(workload, 1, tuple(e.candidate for e in _nearest(workload, entries)))
             best = self._tuner.tune_all([job], self._trials, on_trial=on_trial)[key(workload)]
-            self._note(workload, best)
-            self.later.append(Later(workload, estimated_s, best.latency_s))
-        if missing:
-            self._seconds.clear()
-            self._estimate = None  # it learns from what was measured
+            self._note(_entry(workload, best))
+        self._compare(allocations, gone)
+        self.later += [Later(w, estimated_s[key(w)], self._of(key(w)).seconds) for w in missing]
+        self._seconds.clear()
+        self._estimate = None  # it learns from what was measured
         return len(missing)
 
     def options(self, group: str) -> tuple[int, ...]:
@@ -145,6 +146,42 @@ class LatencyTable:
 
     # -- entries
 
+    def _used(self, allocations: Sequence[Widths], gone: Collection[str]) -> Iterator[tuple[Term, Workload]]:
+        """Yield the calls that stay, with what each computes in every allocation where widths tell."""
+        out = set(gone)
+        for term in self.terms:
+            if term.call in out or out.intersection(term.layers):
+                continue
+            for widths in allocations:
+                workload = self.workload(term, widths)
+                if workload is not None:
+                    yield term, workload
+
+    def _compare(self, allocations: Sequence[Widths], gone: Collection[str]) -> None:
+        """Time the entries of these allocations in turns with the whole ones, where that was not done yet."""
+        uses = Counter(key(term.workload) for term in self.terms)
+        if not self._compared:
+            for task, seconds in whole_seconds(self._tuner, [self._of(task) for task in uses], uses).items():
+                self._set(task, seconds)
+        waiting: dict[str, dict[str, Entry]] = {}
+        for term, workload in self._used(allocations, gone):
+            if (task := key(workload)) not in self._compared:
+                waiting.setdefault(key(term.workload), {})[task] = self._of(task)
+                self._compared.add(task)
+        for whole, entries in waiting.items():
+            for task, ratio in ratios(self._tuner, self._of(whole), list(entries.values())).items():
+                self._set(task, ratio * self._of(whole).seconds)
+
+    def _of(self, task: str) -> Entry:
+        entry = self._entries[task]
+        assert entry is not None  # measured, or whole: those are there from the beginning
+        return entry
+
+    def _set(self, task: str, seconds: float) -> None:
+        """Let a known entry take this long, as others that were timed in turns."""
+        self._note(replace(self._of(task), seconds=seconds))
+        self._compared.add(task)
+
     def _channels(self, term: Term, widths: Widths) -> tuple[int, int]:
         whole = {group: widths.get(group, self.full[group]) for group in term.groups}
         return term.inputs.at(whole), term.outputs.at(whole)
@@ -162,33 +199,34 @@ class LatencyTable:
     def _looked_up(self, term: Term, ins: int, outs: int) -> float:
         workload = self._narrowed(term, ins, outs)
         if workload is None:
-            whole = self._best[key(term.workload)]
-            assert whole is not None  # the full width of every call is there from the beginning
-            return whole.latency_s * (ins + outs) / (term.inputs.at(self.full) + term.outputs.at(self.full))
+            whole = self._of(key(term.workload))
+            return whole.seconds * (ins + outs) / (term.inputs.at(self.full) + term.outputs.at(self.full))
         known = self._known(workload)
-        return self._estimated(workload) if known is None else known.latency_s
+        return self._estimated(workload) if known is None else known.seconds
 
-    def _known(self, workload: Workload) -> Best | None:
+    def _known(self, workload: Workload) -> Entry | None:
         task = key(workload)
-        if task not in self._best:
-            self._best[task] = None
+        if task not in self._entries:
+            self._entries[task] = None
             best = self._tuner.known(workload, self._trials)
             if best is not None:
-                self._note(workload, best)
-        return self._best[task]
+                self._note(_entry(workload, best))
+        return self._entries[task]
 
     def _estimated(self, workload: Workload) -> float:
         if self._estimate is None:
             target = self._tuner.target
-            entries = {**self._taught, **{key(e.workload): e for es in self._families.values() for e in es}}
+            entries = {**self._taught, **{task: e for es in self._families.values() for task, e in es.items()}}
             self._estimate, self.errors = fitted(list(entries.values()), target.threads, target.vector)
-        return self._estimate(workload, self._families[family(workload)])
+        return self._estimate(workload, list(self._families[family(workload)].values()))
 
-    def _note(self, workload: Workload, best: Best) -> None:
-        if self._best.get(best.task) is None:
-            entry = Entry(workload, best.candidate, best.latency_s)
-            self._families.setdefault(family(workload), []).append(entry)
-        self._best[best.task] = best
+    def _note(self, entry: Entry) -> None:
+        task = key(entry.workload)
+        self._entries[task] = self._families.setdefault(family(entry.workload), {})[task] = entry
+
+
+def _entry(workload: Workload, best: Best) -> Entry:
+    return Entry(workload, best.candidate, best.latency_s)
 
 
 def _nearest(workload: Workload, entries: Sequence[Entry]) -> list[Entry]:

@@ -192,12 +192,12 @@ def _measured_front(run: RunState, table: LatencyTable, problem: Problem) -> lis
     drawn = front(problem)
     for _ in range(DRAWN):
         chosen = list(dict.fromkeys(_along(drawn)))
-        missing = len(table.missing([dict(one.widths) for one in chosen]))
-        if not missing:
+        widths = [dict(one.widths) for one in chosen]
+        if table.settled(widths):
             break
-        run.progress.start("measuring latency tables", missing * TRIALS)
+        run.progress.start("measuring latency tables", len(table.missing(widths)) * TRIALS)
         with run.cost.spent("tune"), run.cost.counting("loop"):
-            table.measure([dict(one.widths) for one in chosen], run.progress.advance)
+            table.measure(widths, run.progress.advance)
         run.progress.done()
         drawn = front(problem)
     return drawn

@@ -27,6 +27,7 @@ from cprune.tuner.records.store import Store
 from cprune.tuner.rig import Rig, ranked
 from cprune.tuner.search.strategy import DEFAULT, strategy
 from cprune.tuner.task import OpenTask, stalled
+from cprune.tuner.turns import Tuned, in_turns
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Tunes(Protocol):
         on_trial: Callable[[], object] = lambda: None,
     ) -> dict[str, Best]:
         """Return the fastest program of every job by task key."""
+
+    def in_turns(self, entries: Sequence[Tuned], rounds: int) -> list[tuple[float, ...]]:
+        """Return the runs in seconds of tuned programs that take turns; see `cprune.tuner.turns`."""
 
 
 class Tuner:
@@ -127,6 +131,16 @@ class Tuner:
             if record.space == self._rig.spaces and not record.task.startswith('["tir",'):
                 fastest.setdefault(record.task, record)
         return [Entry(from_key(task), Candidate.parse(r.candidate), r.latency_s) for task, r in fastest.items()]
+
+    def in_turns(self, entries: Sequence[Tuned], rounds: int) -> list[tuple[float, ...]]:
+        """Return the runs in seconds of tuned programs that take turns; see `cprune.tuner.turns`.
+
+        They are not recorded: a record has what was measured of a program, and these are for comparing several.
+        """
+        start = time.perf_counter()
+        runs = in_turns(self._rig.session, self._rig.build, entries, rounds)
+        self.clock.measuring += time.perf_counter() - start
+        return runs
 
     def tune(
         self,
