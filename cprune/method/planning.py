@@ -20,6 +20,7 @@ from cprune.channels.elimination import ELIMINATION, Orders, orders
 from cprune.channels.graph import Graph
 from cprune.channels.statistics import Statistics, statistics
 from cprune.method.allocation import Allocation, Part, Problem, front
+from cprune.method.balance import balanced
 from cprune.method.damage import cut_to, damage_table, divergence, predictions
 from cprune.method.latency import TRIALS, LatencyTable
 from cprune.method.state import RunState, Version
@@ -105,10 +106,10 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
     found = branches(network, run.example, settings.ignore)
     looked_at = looked_at.take(_first(looking_s / image_s, len(found) * 2 + sum(map(len, options.values())), looked_at))
     looks = _Looks(run, network, graph, moments, which, looked_at, repair)
+    damage = balanced(graph, options, looks.of_groups(options), looks.of_branches(found))
     problem = Problem(
         options,
-        looks.of_groups(options),
-        looks.of_branches(found),
+        *damage,
         {group.id: _inside(group.layers, found) for group in graph.groups},
         tuple(_part(table, term, found, between_s) for term in table.terms),
     )
