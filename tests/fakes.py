@@ -310,6 +310,7 @@ class MemoryKeeper:
         self.kept, self.lives = list(events), lives
         self.networks: dict[tuple[int, bool], Network] = {}
         self.scouts: dict[tuple[int, int], Network] = {}
+        self.tables: dict[int, Mapping[str, Any]] = {}
 
     def events(self) -> Sequence[Event]:
         return list(self.kept)
@@ -330,6 +331,12 @@ class MemoryKeeper:
 
     def load_scout(self, round_: int, number: int) -> Network:
         return deepcopy(self.scouts[round_, number])
+
+    def save_tables(self, round_: int, values: Mapping[str, Any]) -> None:
+        self.tables[round_] = values
+
+    def load_tables(self, round_: int) -> Mapping[str, Any] | None:
+        return self.tables.get(round_)
 
     def checkpoint(self, name: str, say: Callable[[str], None]) -> None:
         pass

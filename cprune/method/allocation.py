@@ -52,12 +52,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A choice: the groups that are narrower with their widths, the branches that are gone, and the two sums."""
+    """A choice: the groups that are narrower with their widths, the branches that are gone, and the two sums.
+
+    `params` and `macs` are those of its network, 0 where nobody counted them.
+    """
 
     widths: tuple[tuple[str, int], ...]
     gone: tuple[str, ...]
     seconds: float
     damage: float
+    params: int = 0
+    macs: int = 0
 
 
 def front(problem: Problem) -> list[Allocation]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from cprune.files import read_json, write_json
 from cprune.network.network import Network
 from cprune.network.saving import load, save
 from cprune.runs.events import Event
@@ -34,6 +35,12 @@ class Keeper(Protocol):
 
     def load_scout(self, round_: int, number: int) -> Network:
         """Return the network of a scout."""
+
+    def save_tables(self, round_: int, values: Mapping[str, Any]) -> None:
+        """Keep the tables of a round (`cprune.method.round_tables`), plain values."""
+
+    def load_tables(self, round_: int) -> Mapping[str, Any] | None:
+        """Return the tables of a round, None if there are none."""
 
     def checkpoint(self, name: str, say: Callable[[str], None]) -> Checkpoint | None:
         """Return where the training of that name keeps its state; None if nowhere."""
@@ -68,6 +75,15 @@ class FolderKeeper:
     def load_scout(self, round_: int, number: int) -> Network:
         """See `Keeper.load_scout`."""
         return load(self.folder.scout_dir(round_, number))
+
+    def save_tables(self, round_: int, values: Mapping[str, Any]) -> None:
+        """See `Keeper.save_tables`."""
+        self.folder.steps_dir.mkdir(exist_ok=True)
+        write_json(self.folder.tables(round_), values)
+
+    def load_tables(self, round_: int) -> Mapping[str, Any] | None:
+        """See `Keeper.load_tables`.  Raises UserError for a file that is damaged."""
+        return read_json(self.folder.tables(round_))
 
     def checkpoint(self, name: str, say: Callable[[str], None]) -> Checkpoint:
         """See `Keeper.checkpoint`."""

@@ -23,6 +23,7 @@ from cprune.method.allocation import Allocation, Part, Problem, front
 from cprune.method.balance import balanced
 from cprune.method.damage import cut_to, damage_table, divergence, predictions
 from cprune.method.latency import TRIALS, LatencyTable
+from cprune.method.round_tables import RoundTables, keep, kept
 from cprune.method.state import RunState, Version
 from cprune.method.terms import Term
 from cprune.network.network import Network
@@ -73,8 +74,10 @@ class Plan:
         return chosen[:count]
 
 
-def planned(run: RunState, version: Version, latency_ms: float, looking_s: float, seed: int) -> Plan:
+def planned(run: RunState, version: Version, latency_ms: float, looking_s: float, seed: int, round_: int = 0) -> Plan:
     """Return what may be cut from a tuned network that takes `latency_ms`, by looks at training images.
+
+    What an earlier life kept of this round is taken as it is.
 
     What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.  The looks
     at all that can go take about `looking_s` seconds, if that is possible with LEAST_LOOKED_AT to DAMAGE_IMAGES images.
@@ -100,10 +103,13 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
             gradients=run.trainer.gradients(network, seed) if settings.importance == "taylor" else None,
             seed=seed,
         )
+    found = branches(network, run.example, settings.ignore)
+    known = kept(run, round_, [group.id for group in graph.groups])
+    if known is not None:
+        return Plan(network, graph, found, moments, which, known.allocations, repair)
     table = LatencyTable(version.tuned, graph, run.bench.tuner)
     between_s = max(0.0, latency_ms / 1e3 - table.forecast_s({})) / len(table.terms)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
-    found = branches(network, run.example, settings.ignore)
     looked_at = looked_at.take(_first(looking_s / image_s, len(found) * 2 + sum(map(len, options.values())), looked_at))
     looks = _Looks(run, network, graph, moments, which, looked_at, repair)
     damage = balanced(graph, options, looks.of_groups(options), looks.of_branches(found))
@@ -114,6 +120,7 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
         tuple(_part(table, term, found, between_s) for term in table.terms),
     )
     drawn = _measured_front(run, table, problem)
+    keep(run, round_, RoundTables.of(problem, drawn))
     return Plan(network, graph, found, moments, which, tuple(drawn), repair)
 
 

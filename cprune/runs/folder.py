@@ -90,6 +90,10 @@ class RunFolder:
         """The network of a scout, for example `steps/scout0.1`."""
         return self.steps_dir / f"scout{round_}.{number}"
 
+    def tables(self, round_: int) -> Path:
+        """What a round looked at and measured before it chose, for example `steps/tables0.json`."""
+        return self.steps_dir / f"tables{round_}.json"
+
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunFolder:
         """Make the folder of a new run and write `config` (plain values) as its `run.json`.
