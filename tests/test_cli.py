@@ -13,7 +13,7 @@ import pytest
 from cprune import progress
 from cprune.channels.branches import Branch
 from cprune.cli import main as cli
-from cprune.cli import show
+from cprune.cli import options, show
 from cprune.commands.explain import Explained, branch_rows
 from cprune.method.task_table import TaskRow
 from cprune.progress import Progress
@@ -139,6 +139,29 @@ def test_two_limits_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_confidence_that_is_none_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "run", "--confidence", value)
     assert "95%" in told or "70%" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (("--max-latency", "3"), "Type 3ms, 800us or 0.02s."),
+        (("--max-latency", "fastms"), "Type 3ms, 800us or 0.02s."),
+        (("--speedup", "1x"), "Type 2x"),
+        (("--speedup", "double"), "Type 2x"),
+        (("--max-params", "some"), "Type 300k, 1.5M or 2G."),
+        (("--max-macs", "-3M"), "Type 300k, 1.5M or 2G."),
+    ],
+)
+def test_a_limit_that_is_none_is_answered_with_what_to_type(
+    words: tuple[str, str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert advice in refused(capsys, "run", *words)
+
+
+def test_limits_are_typed_with_their_units() -> None:
+    assert [options.milliseconds(text) for text in ("3ms", "800us", "0.02s")] == [3.0, 0.8, 20.0]
+    assert [options.times(text) for text in ("2x", "1.5")] == [2.0, 1.5]
+    assert [options.count(text) for text in ("300k", "1.5M", "2G", "1200")] == [300_000, 1_500_000, 2_000_000_000, 1200]
 
 
 def test_an_unknown_importance_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,12 @@ WholeHeads = Annotated[
     bool, typer.Option("--whole-heads", help="of attention remove whole heads, not the width of all heads")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="stop if there are channels that cannot be pruned")]
+MaxLatency = Annotated[
+    str | None, typer.Option(metavar="TIME", help="latency of the model at most: 3ms, 800us or 0.02s")
+]
+Speedup = Annotated[
+    str | None, typer.Option(metavar="TIMES", help="how many times as fast as the model as it is, tuned: 2x or 2")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
@@ -196,6 +202,42 @@ def duration(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"{text!r} is no length of time", "Type 90, 90s, 5m or 1h.")
     return seconds
+
+
+def milliseconds(text: str) -> float:
+    """Return milliseconds for "3ms", "800us" or "0.02s".  Raises UserError for anything else."""
+    units = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+    unit = next((name for name in units if text.endswith(name)), "")
+    value = _number(text.removesuffix(unit)) if unit else None
+    if value is None:
+        raise UserError(f"{text!r} is no latency", "Type 3ms, 800us or 0.02s.")
+    return value * units[unit]
+
+
+def times(text: str) -> float:
+    """Return 2.0 for "2x" and for "2".  Raises UserError for what is no number above 1."""
+    value = _number(text.removesuffix("x"))
+    if value is None or value <= 1:
+        raise UserError(f"{text!r} is no speed-up", "Type 2x: twice as fast as the model as it is, tuned.")
+    return value
+
+
+def count(text: str) -> int:
+    """Return 1500000 for "1.5M", by k, M and G for thousands, millions and billions.  Raises UserError."""
+    units = {"k": 1e3, "M": 1e6, "G": 1e9}
+    value = _number(text[:-1]) if text[-1:] in units else _number(text)
+    if value is None:
+        raise UserError(f"{text!r} is no count", "Type 300k, 1.5M or 2G.")
+    return round(value * units.get(text[-1:], 1))
+
+
+def _number(text: str) -> float | None:
+    """Return a number above nothing, None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
 
 
 def input_values(texts: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:

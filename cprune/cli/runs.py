@@ -14,14 +14,19 @@ from cprune.cli.options import (
     DeviceTimeout,
     Ignore,
     Json,
+    MaxLatency,
     ModelOptions,
+    Speedup,
     Strict,
     Tracker,
     Trials,
     WholeHeads,
     about_a_model,
+    count,
     duration,
+    milliseconds,
     settings_of,
+    times,
     toml_values,
 )
 from cprune.targets.errors import UserError
@@ -58,6 +63,14 @@ def run(
             "certified with a reserve"
         ),
     ] = None,
+    max_latency: MaxLatency = None,
+    speedup: Speedup = None,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="parameters of the model at most: 300k or 1.5M")
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="multiply-adds of one inference at most: 300M or 1.5G")
+    ] = None,
     trials: Trials = None,
     method: Annotated[
         str | None, typer.Option(help="tables (default), or cprune: Algorithm 1 of the paper, task by task")
@@ -80,7 +93,10 @@ def run(
     """Prune a model: never slower, never below the accuracy asked for.
 
     Without any option the built-in model is pruned on the built-in data for this machine; it may lose one point of
-    accuracy.  Ctrl-C leaves a run that `cprune resume DIR` goes on with.
+    accuracy, and the fastest model that keeps it is looked for.  With --max-latency, --speedup, --max-params or
+    --max-macs, alone or together, it is the most accurate model that meets them all; if none does and keeps the
+    accuracy, the fastest that keeps it is delivered, with a note and exit code 1.  Ctrl-C leaves a run that
+    `cprune resume DIR` goes on with.
     """
     from cprune import api
     from cprune.method.settings import share
@@ -92,6 +108,10 @@ def run(
         min_acc=share(min_acc) if min_acc is not None else None,
         max_drop=share(max_drop) if max_drop is not None else None,
         confidence=share(confidence) if confidence is not None else None,
+        max_latency_ms=milliseconds(max_latency) if max_latency is not None else None,
+        speedup=times(speedup) if speedup is not None else None,
+        max_params=count(max_params) if max_params is not None else None,
+        max_macs=count(max_macs) if max_macs is not None else None,
         trials=trials,
         seed=options.seed,
         importance=importance,
@@ -173,5 +193,7 @@ def _finished(folder: RunFolder, result: dict[str, Any], as_json: bool) -> None:
     else:
         show.run_result(result)
         typer.echo(f"report  {folder.report_html}\nmodel   cprune.load({str(folder.path)!r})")
-    if result["status"] == "unpruned":
+    limits = result.get("limits", ())
+    kept = result["status"] != "unpruned" or bool(limits)  # the unpruned model may meet them
+    if not kept or not all(limit["met"] for limit in limits):
         raise typer.Exit(1)

@@ -31,7 +31,8 @@ class Contender:
     """A finished model that may be delivered.
 
     `index` names it in the journal and `name` in messages; `decided` is its accuracy on the images that decide, and
-    `decided_loss` what it loses there; `load` reads its network.
+    `decided_loss` what it loses there; `load` reads its network.  `enough` says that it meets limits that were asked
+    for, so nothing faster is wanted.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Contender:
     decided: float
     load: Callable[[], Network]
     decided_loss: Paired | None = None
+    enough: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def chosen(run: RunState, contenders: Sequence[Contender]) -> Choice:
     for contender in contenders:
         if contender not in kept:
             notes.say(f"{contender.name}: {contender.decided:.2%} on the images that decide is below {start.floor:.2%}")
-    best = certified(run, safest_first(kept), start.allowed, notes)
+    best = certified(run, up_to_enough(safest_first(kept)), start.allowed, notes)
     if best is None:
         if contenders:
             notes.say("no pruned model holds the accuracy asked for; the model stays as it is, tuned")
@@ -101,6 +103,12 @@ def safest_first(contenders: Sequence[Contender]) -> list[Contender]:
         for place, contender in enumerate(contenders)
         if all(faster.decided <= contender.decided for faster in contenders[place + 1 :])
     ]
+
+
+def up_to_enough(contenders: Sequence[Contender]) -> list[Contender]:
+    """Return those up to the first that meets the limits asked for: it is the most accurate of them."""
+    first = next((place for place, contender in enumerate(contenders) if contender.enough), len(contenders))
+    return list(contenders[: first + 1])
 
 
 def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> Contender | None:

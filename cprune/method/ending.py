@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from cprune.method.certify import Choice, Contender, chosen, unpruned
+from cprune.method.limits import Limits, meets
 from cprune.method.promise import Promise
 from cprune.method.state import RunState, Version
 from cprune.network.facts import Size, size_of
 from cprune.network.network import Network
 from cprune.runs.events import Final, Start, Status
+from cprune.runs.limits import Limited
 from cprune.targets.interval import Comparison
 
 WAITS, WAIT_S = 8, 15.0
@@ -24,7 +26,8 @@ class Outcome:
     """What a run ends with.
 
     `choice` is the final model and what is known of its accuracy.  `comparison` is of the unpruned and the final model,
-    `sizes` are theirs; `counts` says how many steps had which verdict.
+    `sizes` are theirs; `counts` says how many steps had which verdict.  `limits` are those that were asked for beside
+    the accuracy, with what the final model has of each.
     """
 
     status: Status
@@ -38,6 +41,7 @@ class Outcome:
     seconds: Mapping[str, float]
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    limits: tuple[Limited, ...] = ()
 
     @property
     def network(self) -> Network:
@@ -66,6 +70,8 @@ def finish(run: RunState, current: Version) -> Outcome:
         slower = "the pruned model is not clearly faster after final tuning; the model stays as it is"
         choice = unpruned(run, (*choice.notes, slower))
         after = before
+    sizes = size_of(run.first, run.example), size_of(choice.network, run.example)
+    limits = Limits.of(settings).all_of(comparison.new_ms.median, 1 / comparison.ratio.median, sizes[1])
     outcome = Outcome(
         _status(run, choice),
         choice,
@@ -73,11 +79,12 @@ def finish(run: RunState, current: Version) -> Outcome:
         after,
         run.start,
         comparison,
-        (size_of(run.first, run.example), size_of(choice.network, run.example)),
+        sizes,
         dict(run.cost.trials),
         {name: round(value, 1) for name, value in run.cost.now().items()},
         {verdict: run.history.count(verdict) for verdict in ("accepted", "rejected", "excluded")},
-        _notes(run, choice),
+        _notes(run, choice, limits),
+        limits,
     )
     run.happened(Final(outcome.status, choice.accuracy))
     return outcome
@@ -112,8 +119,9 @@ def _contenders(run: RunState) -> list[Contender]:
         trained = run.history.trained.get(step.index)
         decided = trained.accuracy if trained else step.accuracy or 0.0
         load = partial(run.keeper.load, step.index, long_trained=trained is not None)
-        loss = trained.loss if trained else step.loss
-        contenders.append(Contender(step.index, f"the model after step {step.index}", decided, load, loss))
+        loss, enough = trained.loss if trained else step.loss, meets(run, step.index)
+        name = f"the model after step {step.index}"
+        contenders.append(Contender(step.index, name, decided, load, loss, enough))
     return contenders
 
 
@@ -123,9 +131,13 @@ def _status(run: RunState, choice: Choice) -> Status:
     return "pruned" if choice.index == run.history.last else "stepped-back"
 
 
-def _notes(run: RunState, choice: Choice) -> tuple[str, ...]:
+def _notes(run: RunState, choice: Choice, limits: Sequence[Limited]) -> tuple[str, ...]:
     """Return what has to be known of the result beside its numbers."""
     memorised = (Promise.of(run.start).warning,) if run.start.memorised else ()
     trained = tuple(trained.note for trained in run.history.trained.values() if trained.note)
-    nothing = ("no step was both faster and accurate enough; the model stays as it is, tuned",)
-    return (*memorised, *trained, *choice.notes, *(() if run.history.accepted else nothing))
+    met = bool(limits) and all(limit.met for limit in limits)
+    nothing = "no step was both faster and accurate enough; the model stays as it is, tuned"
+    if met:
+        nothing = "the model meets the limits as it is, tuned: nothing was pruned"
+    missed = tuple(f"a limit was missed: {limit.told()}" for limit in limits if not limit.met)
+    return (*memorised, *trained, *choice.notes, *(() if run.history.accepted else (nothing,)), *missed)

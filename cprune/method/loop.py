@@ -35,6 +35,7 @@ from cprune.channels.surgery import prune
 from cprune.method.beginning import begin
 from cprune.method.channel_step import step_of
 from cprune.method.judgement import judge
+from cprune.method.limits import meets
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
@@ -61,7 +62,7 @@ class Loop:
         """Yield every visit to a task until no task is left or the limits of the settings are reached."""
         run, history = self.run, self.run.history
         self._go_on()
-        while len(history.steps) < run.settings.max_steps:
+        while len(history.steps) < run.settings.max_steps and not meets(run, history.last):
             if history.should_renew:
                 self._renew()
             scores = self._scores()

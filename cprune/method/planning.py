@@ -19,11 +19,14 @@ from cprune.channels.compensation import compensated
 from cprune.channels.elimination import ELIMINATION, Orders, orders
 from cprune.channels.graph import Graph
 from cprune.channels.statistics import Statistics, statistics
-from cprune.method.allocation import Allocation, Part, Problem, front
+from cprune.method.allocation import Allocation, Part, Problem
 from cprune.method.balance import balanced
 from cprune.method.damage import cut_to, damage_table, divergence, predictions
 from cprune.method.latency import TRIALS, LatencyTable
+from cprune.method.limited_front import front_within
+from cprune.method.limits import Limits
 from cprune.method.round_tables import RoundTables, keep, kept
+from cprune.method.sizes import Sizes
 from cprune.method.state import RunState, Version
 from cprune.method.terms import Term
 from cprune.network.network import Network
@@ -119,7 +122,8 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
         {group.id: _inside(group.layers, found) for group in graph.groups},
         tuple(_part(table, term, found, between_s) for term in table.terms),
     )
-    drawn = _measured_front(run, table, problem)
+    sizes = Sizes(network, run.example, graph, found)
+    drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
     keep(run, round_, RoundTables.of(problem, drawn))
     return Plan(network, graph, found, moments, which, tuple(drawn), repair)
 
@@ -195,9 +199,9 @@ class _Looks:
         return {branch: one for branch, one in damage.items() if math.isfinite(one)}
 
 
-def _measured_front(run: RunState, table: LatencyTable, problem: Problem) -> list[Allocation]:
+def _measured_front(run: RunState, table: LatencyTable, front: Callable[[], list[Allocation]]) -> list[Allocation]:
     """Return the front after the latencies that it uses were measured."""
-    drawn = front(problem)
+    drawn = front()
     for _ in range(DRAWN):
         chosen = list(dict.fromkeys(_along(drawn)))
         widths = [dict(one.widths) for one in chosen]
@@ -207,7 +211,7 @@ def _measured_front(run: RunState, table: LatencyTable, problem: Problem) -> lis
         with run.cost.spent("tune"), run.cost.counting("loop"):
             table.measure(widths, run.progress.advance)
         run.progress.done()
-        drawn = front(problem)
+        drawn = front()
     return drawn
 
 

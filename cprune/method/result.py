@@ -49,6 +49,7 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
         "trials": outcome.trials,
         "seconds": outcome.seconds,
         "steps": outcome.counts,
+        "limits": to_plain(outcome.limits),
         "notes": list(outcome.notes),
     }
 

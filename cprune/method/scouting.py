@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cprune.method.aiming import NO_AIM, Aim
 from cprune.method.allocation import Allocation
 from cprune.method.planning import Plan
 from cprune.method.seconds import Budget
@@ -48,12 +49,22 @@ class _Timed:
 
 
 class Scouting:
-    """The scouts of one round.  `timed` says which share of the current model's latency a network takes."""
+    """The scouts of one round.  `timed` says which share of the current model's latency a network takes.
+
+    `limit` says how fast a model need be at most.
+    """
 
     def __init__(
-        self, run: RunState, index: int, plan: Plan, budget: Budget, timed: Callable[[Network], float]
+        self,
+        run: RunState,
+        index: int,
+        plan: Plan,
+        budget: Budget,
+        timed: Callable[[Network], float],
+        limit: Aim = NO_AIM,
     ) -> None:
         self.run, self.index, self.plan, self.budget, self.timed = run, index, plan, budget, timed
+        self.limit = limit
         self.error = 1.0  # measured over forecast, of the models that were timed last
 
     def found(self, first_share: float, most: int, aim: float) -> Scout:
@@ -63,7 +74,7 @@ class Scouting:
         """
         scouts = self._all(first_share, most, aim)
         good = [scout for scout in scouts if scout.loss.loss <= NEAR * aim]
-        return min(good, key=lambda scout: scout.share) if good else self._milder(scouts, aim)
+        return self.limit.best(good) if good else self._milder(scouts, aim)
 
     def _all(self, share: float, most: int, aim: float) -> list[Scout]:
         scouts: list[Scout] = []
@@ -75,9 +86,9 @@ class Scouting:
                     break
                 scout = self._trained(len(scouts), timed)
             scouts.append(scout)
-            if aim / NEAR <= scout.loss.loss <= aim * NEAR:
+            if aim / NEAR <= scout.loss.loss <= aim * NEAR or self.limit.ends(scout, aim * NEAR):
                 break
-            share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
+            share = max(next_share([(one.share, one.loss.loss) for one in scouts], aim), self.limit.share)
         return scouts
 
     def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
@@ -110,6 +121,9 @@ class Scouting:
                 network = self.plan.cut(allocation)
             found.append(_Timed(allocation, self.timed(network), network))
         self.error = statistics.median(one.share / self.plan.share(one.allocation) for one in found)
+        enough = self.limit.most_accurate(found, share)
+        if enough is not None:
+            return enough
         inside = [one for one in found if abs(math.log(one.share / share)) <= AROUND]
         if not inside:
             return min(found, key=lambda one: abs(math.log(one.share / share)))

@@ -21,6 +21,8 @@ class Settings:
     Attributes:
         min_acc: accuracy on the images of the report that must be kept, in [0, 1]; None: `max_drop` below the start.
         max_drop: accuracy that may be lost.
+        max_latency_ms, speedup, max_params, max_macs: limits; the most accurate model that meets them is looked for,
+            without any the fastest that keeps the accuracy.
         confidence: that no more is lost on new images, 0.95 say; None: it is kept on the images that certify.
         trials: candidates per task for the model before and after pruning.
         loop_trials: candidates per task whose shape changed, while pruning.
@@ -47,6 +49,10 @@ class Settings:
 
     min_acc: float | None = None
     max_drop: float = 0.01
+    max_latency_ms: float | None = None
+    speedup: float | None = None
+    max_params: int | None = None
+    max_macs: int | None = None
     confidence: float | None = None
     trials: int = 32
     loop_trials: int = 8
@@ -80,6 +86,11 @@ class Settings:
                 raise UserError(f"{option(name)} {value:g} is no share", _TYPE_A_SHARE)
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise UserError(f"{option('confidence')} {self.confidence:g} is not from 50% to 99.9%", "Type 95%.")
+        for name in ("max_latency_ms", "max_params", "max_macs"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"{option(name)} {getattr(self, name):g}: it must be more than 0")
+        if self.speedup is not None and not self.speedup > 1:
+            raise UserError(f"--speedup {self.speedup:g}: it must be more than 1", "Type 2x, for half of the latency.")
         for name in ("trials", "loop_trials", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{option(name)} {getattr(self, name)}: at least 1 is needed")

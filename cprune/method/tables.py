@@ -17,9 +17,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from cprune.method.aiming import Aim
 from cprune.method.beginning import begin
 from cprune.method.certify import room
 from cprune.method.judgement import Judgement
+from cprune.method.limits import least_share, meets
 from cprune.method.planning import planned
 from cprune.method.scouting import STEEP, Scouting
 from cprune.method.seconds import Budget
@@ -60,7 +62,7 @@ class Tables:
         run = self.run
         self.budget = Budget.of(run)
         self._go_on()
-        while len(run.history.steps) < ROUNDS + self._is_to_go_on():
+        while len(run.history.steps) < ROUNDS + self._is_to_go_on() and not meets(run, run.history.last):
             step = self._round(len(run.history.steps))
             if step is None:
                 return
@@ -196,9 +198,11 @@ class Tables:
         if len(plan.front) == 1:
             run.progress.say("nothing is left whose removal would make the model faster")
             return None
-        scouting = Scouting(run, index, plan, self.budget, self._share)
-        scout = scouting.found(self._first_share(), SCOUTS[index], self._aim())
-        seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
+        limit = Aim(least_share(run, [(plan.share(one), one) for one in plan.front]))
+        scouting = Scouting(run, index, plan, self.budget, self._share, limit)
+        scout = scouting.found(max(limit.share, self._first_share()), SCOUTS[index], self._aim())
+        last = index + 1 if limit.reached(scout.share) else ROUNDS  # nothing faster is asked for
+        seconds = self.budget.of_round(index, last, len(run.history.scouted))
         chosen = Chosen(
             index,
             scout.number,

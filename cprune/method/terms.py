@@ -48,6 +48,12 @@ def terms(lowered: Lowered, graph: Graph) -> tuple[Term, ...]:
     return tuple(axes.term(call) for call in lowered.calls)
 
 
+def axes_of(graph: Graph) -> Mapping[tuple[str, int], Axis]:
+    """Return the axes of a network's tensors that channels lie along, by the tensor's name and the axis' number."""
+    axes = _Axes(graph)
+    return {place: axes.axis(labels) for place, labels in graph.axes.items()}
+
+
 class _Axes:
     """The axes of a network's weights and values as its groups make them."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cprune.runs.events import Status
+from cprune.runs.limits import NAMES, Limited, said
 from cprune.runs.report.accuracy import new_images
 from cprune.runs.report.numbers import MISSING, count, duration, median, percent, speedup, with_interval
 from cprune.runs.report.run import Result, Run, Size
@@ -58,7 +59,11 @@ def headline(run: Run) -> Headline:
     if run.result is None:
         meaning = f"This run is not finished.  Go on with it: cprune resume {run.path}"
         return Headline("not finished", "open", meaning)
-    return HEADLINES[run.result.status]
+    found = HEADLINES[run.result.status]
+    if not run.result.missed:
+        return found
+    missed = "; ".join(limit.told() for limit in run.result.missed)
+    return Headline(f"{found.status}, limit missed", "bad", f"{found.meaning}  A limit was missed: {missed}.")
 
 
 def title(run: Run) -> str:
@@ -119,6 +124,11 @@ def _of(images: int) -> str:
     return f" ({images:,} images)" if images else ""
 
 
+def _asked(limit: Limited) -> str:
+    missed = "met" if limit.met else f"missed by {100 * limit.missed_by:.2g} %"
+    return f"{said(limit.name, limit.asked)}, {missed}"
+
+
 def table(result: Result) -> list[tuple[str, str, str]]:
     """Return the rows (what, before, after) that sum up a result, as text; "–" where a number is missing."""
     accuracy, trials = result.accuracy, result.trials
@@ -137,6 +147,7 @@ def table(result: Result) -> list[tuple[str, str, str]]:
         ("Speedup", "1x", speedup(result.speedup)),
         ("Accuracy" + _of(accuracy.images.report), percent(accuracy.before), percent(accuracy.after)),
         ("Accuracy asked for", "", percent(accuracy.required)),
+        *((f"{NAMES[limit.name].capitalize()} asked for", "", _asked(limit)) for limit in result.limits),
         ("Lost on new images", "", new_images(accuracy.bound)),
         ("Parameters", count(result.params.before), count(result.params.after)),
         ("MACs", count(result.macs.before), count(result.macs.after)),

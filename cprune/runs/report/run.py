@@ -15,6 +15,7 @@ from cprune.files import read_json
 from cprune.runs.events import PartSizes, Start, Status, Step, cost_so_far
 from cprune.runs.folder import RunFolder
 from cprune.runs.journal import Journal
+from cprune.runs.limits import Limited
 from cprune.targets.interval import Interval
 from cprune.targets.paired import Bound, Paired
 from cprune.targets.plain import read
@@ -73,7 +74,13 @@ class Result:
     trials: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
+    limits: tuple[Limited, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def missed(self) -> tuple[Limited, ...]:
+        """Return the limits that the model does not meet."""
+        return tuple(limit for limit in self.limits if not limit.met)
 
 
 @dataclass(frozen=True)
