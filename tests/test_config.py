@@ -57,7 +57,12 @@ def test_a_setting_is_read_as_the_number_it_is(name: str, value: object, number:
             "l3",
             "unknown importance 'l3'\nDid you mean 'l1'? Known: elimination, fpgm, l1, l2, random, taylor",
         ),
-        ("method", "table", "unknown method 'table'\nDid you mean 'tables'? Known: cprune, tables"),
+        (
+            "method",
+            "table",
+            "unknown method 'table'\nDid you mean 'tables'? "
+            "Known: cprune, fpgm, netadapt, one-shot, one-shot-inner, tables, uniform",
+        ),
         ("train_time_s", 0, "--train-time 0: it must be more than 0\nType 20m."),
         ("train_time_s", float("nan"), "the setting train_time_s must be a number, not nan"),
         ("trials", True, "the setting trials must be a whole number, not True"),

@@ -38,6 +38,7 @@ from cprune.runs.events import (
 from cprune.targets.errors import DeviceLost, UserError
 from cprune.targets.interval import Comparison, Interval
 from cprune.targets.paired import Paired
+from cprune.training.trainer import Pace, Schedule
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -626,3 +627,30 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
 def test_the_fakes_see_what_was_pruned_and_trained() -> None:
     assert seen(tiny()) == Seen(64, 128, 0.0)
     assert seen(tiny()).whole
+
+
+class Busy(FakeTrainer):
+    """A trainer that knows how long an epoch takes, and whose trainings take a while by the run's clock."""
+
+    clock = 0.0
+
+    def pace(self, model: nn.Module, schedule: Schedule) -> Pace:
+        return Pace(seconds_per_epoch=2.0)
+
+    def fine_tune(self, model: nn.Module, schedule: Schedule, *rest: Any) -> None:
+        self.clock += 2.0 * schedule.epochs
+        super().fine_tune(model, schedule, *rest)
+
+
+def test_where_seconds_of_training_are_asked_for_half_of_them_go_into_steps_and_the_rest_into_long_training() -> None:
+    trainer = Busy(lambda _: 0.9)
+    run = a_run(trainer=trainer, settings=replace(DEFAULT, train_time_s=10.0))
+    run.cost.clock = lambda: trainer.clock
+    run.cost.mark = 0.0
+    loop = Loop(run)
+    loop.begin()
+    steps = list(loop.steps())
+    assert len(steps) == 3  # an epoch of 2 s after each: 6 s are not before the half
+    finish(run, loop.current)
+    assert trainer.clock == 10.0
+    assert seen(run.keeper.load(2, long_trained=True)).epochs == 3 + 2  # 4 s were left

@@ -73,7 +73,11 @@ def run(
     ] = None,
     trials: Trials = None,
     method: Annotated[
-        str | None, typer.Option(help="tables (default), or cprune: Algorithm 1 of the paper, task by task")
+        str | None,
+        typer.Option(
+            help="tables (default); cprune: Algorithm 1 of the paper, task by task; to compare with: uniform or fpgm "
+            "(every width by one share), one-shot or one-shot-inner (half of every width at once), netadapt"
+        ),
     ] = None,
     train_time: Annotated[
         str | None, typer.Option(help="training in all, 20m say; default: what suits model, data and machine")

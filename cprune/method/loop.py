@@ -42,6 +42,8 @@ from cprune.network.network import Network
 from cprune.runs.events import Renewed, Start, Step
 from cprune.tuner.programs.workload import describe
 
+STEPS_PART = 0.5  # of the seconds of training, where some are asked for (`train_time_s`), go into steps at most
+
 
 class Loop:
     """The steps of one run: `begin()` first, then `steps()`, to its end or not."""
@@ -62,7 +64,7 @@ class Loop:
         """Yield every visit to a task until no task is left or the limits of the settings are reached."""
         run, history = self.run, self.run.history
         self._go_on()
-        while len(history.steps) < run.settings.max_steps and not meets(run, history.last):
+        while len(history.steps) < run.settings.max_steps and not (self._is_late() or meets(run, history.last)):
             if history.should_renew:
                 self._renew()
             scores = self._scores()
@@ -73,6 +75,11 @@ class Loop:
                     return
                 continue
             yield self._visit(proposal, scores)
+
+    def _is_late(self) -> bool:
+        """Tell whether half of the seconds that were asked for are used up: the rest is for long training."""
+        asked = self.run.settings.train_time_s
+        return asked is not None and self.run.cost.now()["train"] >= STEPS_PART * asked
 
     def _go_on(self) -> None:
         """Go to the last accepted model of an earlier life, if there was one."""

@@ -29,8 +29,10 @@ class Settings:
         alpha: a step must keep this share of the accuracy before it.
         beta: a step must bring the latency below this share of the latency before it.
         importance: elimination, l1, l2, fpgm, taylor or random; None: elimination with the method tables, else l1.
-        method: tables, or cprune, which is Algorithm 1 of CPrune.
-        train_time_s: seconds of training in all, for the method tables; None: what suits model, data and machine.
+        method: tables; cprune, which is Algorithm 1 of CPrune; uniform, fpgm, one-shot, one-shot-inner or netadapt.
+        train_time_s: seconds of training in all; None: what suits model, data and machine, with the method cprune
+            what its epochs and steps take.
+        one_shot_share: of the channels that the methods one-shot and one-shot-inner remove.
         step_join: how the steps of a program's stages are joined: lcm (the paper) or max (the released code).
         short_epochs, short_lr: training after every step.
         retry_epochs: one more training, with the same rate, before a step is given up that is a little too inaccurate
@@ -61,6 +63,7 @@ class Settings:
     importance: str | None = None
     method: str = "tables"
     train_time_s: float | None = None
+    one_shot_share: float = 0.5
     step_join: str = "lcm"
     short_epochs: float = 1.0
     short_lr: float = 0.03
@@ -129,9 +132,9 @@ class Settings:
         return read(cls, {**values, **shares})
 
 
-SHARES = ("min_acc", "max_drop", "confidence", "alpha", "beta", "max_sparsity")
+SHARES = ("min_acc", "max_drop", "confidence", "alpha", "beta", "max_sparsity", "one_shot_share")
 _TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
-METHODS = ("tables", "cprune")
+METHODS = ("tables", "cprune", "uniform", "fpgm", "one-shot", "one-shot-inner", "netadapt")
 IMPORTANCE = ("elimination", "l1", "l2", "fpgm", "taylor", "random")
 
 

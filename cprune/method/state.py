@@ -28,6 +28,7 @@ from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Checkpoint, PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
+LEAST_EPOCHS = 0.1  # of long training, however few seconds are left
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
 
 
@@ -140,6 +141,16 @@ class RunState:
         with self.cost.spent("train"):
             self.trainer.fine_tune(network, schedule, seed, self.progress, checkpoint)
 
+    def _long_epochs(self, network: Network) -> float:
+        """Return those of the settings; with `train_time_s`, as many as fit into what is left of it."""
+        settings, pace = self.settings, None
+        if settings.train_time_s is not None:
+            with self.cost.spent("train"):
+                pace = self.trainer.pace(network, Schedule(1.0, settings.long_lr, settings.long_varied))
+        if pace is None or settings.train_time_s is None:
+            return settings.long_epochs
+        return max(LEAST_EPOCHS, pace.epochs(settings.train_time_s - self.cost.now()["train"]))
+
     def long_trained(self, index: int) -> tuple[Network, float]:
         """Return the model after step `index`, trained long if that helps, and its accuracy where it is decided."""
         trained = self.history.trained.get(index)
@@ -151,7 +162,7 @@ class RunState:
         before = after = self.look(short, "decide")
         note = ""
         try:
-            schedule = Schedule(self.settings.long_epochs, self.settings.long_lr, self.settings.long_varied)
+            schedule = Schedule(self._long_epochs(short), self.settings.long_lr, self.settings.long_varied)
             self.fine_tune(network, schedule, self.settings.seed * 1000 + 900 + index)
             after = self.look(network, "decide")
         except FineTuneDiverged as error:

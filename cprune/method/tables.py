@@ -18,19 +18,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cprune.method.aiming import Aim
-from cprune.method.beginning import begin
 from cprune.method.certify import room
-from cprune.method.judgement import Judgement
 from cprune.method.limits import least_share, meets
 from cprune.method.planning import planned
+from cprune.method.rounds import Rounds
 from cprune.method.scouting import STEEP, Scouting
 from cprune.method.seconds import Budget
-from cprune.method.state import RunState, Version
 from cprune.network.network import Network
-from cprune.runs.events import Chosen, GroupChange, Measured, Start, Step, Trained
-from cprune.targets.interval import Comparison
+from cprune.runs.events import Chosen, GroupChange, Step
 from cprune.targets.paired import Paired
-from cprune.training.fine_tune import FineTuneDiverged
 
 ROUNDS = 2
 FIRST_SHARE, NEXT_SHARE = 0.5, 0.85  # of the latency of the current model, for the first scout of a round
@@ -42,17 +38,8 @@ RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
 NEARLY = 1.6  # times what may be lost: a model that lost no more than this is trained on
 
 
-class Tables:
+class Tables(Rounds):
     """The steps of one run: `begin()` first, then `steps()`, to its end or not."""
-
-    def __init__(self, run: RunState) -> None:
-        self.run = run
-        self.held = "before"  # the name under which the workbench holds the current model
-
-    def begin(self) -> Start:
-        """See `cprune.method.beginning.begin`."""
-        self.before = self.current = begin(self.run)
-        return self.run.start
 
     def steps(self) -> Iterator[Step]:
         """Yield a step for every round, until one brings no faster model, or nothing is left that could go.
@@ -73,116 +60,15 @@ class Tables:
     def _is_to_go_on(self) -> bool:
         """Tell whether the model of the last round lost a little too much, so that it is trained on."""
         steps = self.run.history.steps
-        return bool(steps) and steps[-1].verdict == "excluded" and self._nearly(steps[-1].index, steps[-1].loss)
+        return (
+            bool(steps) and steps[-1].verdict == "excluded" and self._is_nearly_enough(steps[-1].index, steps[-1].loss)
+        )
 
-    def _nearly(self, index: int, loss: Paired | None) -> bool:
+    def _is_nearly_enough(self, index: int, loss: Paired | None) -> bool:
         """Tell whether what a model lost after a round is more than it should, and little enough to train it on."""
         if loss is None or index >= ROUNDS:
             return False
         return room(self.run, loss) < loss.loss <= NEARLY * self.run.start.allowed
-
-    def _go_on(self) -> None:
-        """Go to the last accepted model of an earlier life, if there was one."""
-        run, last = self.run, self.run.history.last
-        if last is not None:
-            self.current = self._tuned(run.keeper.load(last))
-            run.load(f"step{last}", self.current)
-            self.held = f"step{last}"
-        if run.history.steps:
-            run.progress.say(f"resumed after {len(run.history.steps)} rounds")
-
-    def _tuned(self, network: Network, text: str = "", trials: int | None = None) -> Version:
-        run = self.run
-        siblings = self.current.tuned.layer_programs
-        return run.tune(network, run.layout, trials or run.settings.loop_trials, siblings, text, "loop")
-
-    # -- one round
-
-    def _round(self, index: int) -> Step | None:
-        """Cut, scout, time, train, look; an accepted model becomes `current`.  None if there is nothing to cut."""
-        run, before = self.run, self.run.cost.now()
-        chosen = run.history.chosen.get(index) or self._chosen(index)
-        if chosen is None:
-            return None
-        new = self._tuned(run.keeper.load_scout(index, chosen.number), "tuning changed tasks")
-        comparison = self._compared(index, new, chosen.share)
-        ratio = comparison.ratio
-        if comparison.faster(run.settings.beta):
-            judgement = self._trained(index, new.tuned.network, chosen.epochs, comparison)
-        else:
-            reason = f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
-            judgement = Judgement("rejected", reason, comparison)
-        step = Step(
-            index,
-            f"the whole network, {len(chosen.gone)} branches less" if chosen.gone else "the whole network",
-            0,
-            chosen.groups,
-            comparison.new_ms,
-            comparison.old_ms,
-            ratio,
-            judgement.accuracy,
-            judgement.verdict,
-            judgement.reason,
-            new.tuned.trials,
-            run.cost.since(before),
-            f"round {index}",
-            judgement.loss,
-        )
-        run.happened(step)
-        if judgement.verdict == "accepted":
-            if self.held != "before":
-                run.bench.drop(self.held)
-            self.current, self.held = new, f"step{index}"
-        else:
-            run.bench.drop(f"step{index}")
-        return step
-
-    def _compared(self, index: int, new: Version, forecast: float) -> Comparison:
-        """Time the candidate against the current model; twice where it contradicts the forecast."""
-        run, name = self.run, f"step{index}"
-        run.load(name, new)
-        known = run.history.measured.get(name)
-        if known is not None:
-            return known.comparison
-        comparison = run.compare(self.held, name, run.settings.rounds, run.settings.beta)
-        if comparison.contradicts(forecast):
-            run.progress.say(
-                f"{comparison.ratio.median:.3f} of the time was measured, {forecast:.3f} forecast: measured again"
-            )
-            comparison = run.compare(self.held, name, run.settings.rounds, run.settings.beta)
-        run.happened(Measured(name, comparison.old_ms, comparison.new_ms, comparison.ratio))
-        return comparison
-
-    def _trained(self, index: int, network: Network, epochs: float, comparison: Comparison) -> Judgement:
-        """Train a network long, in place, and look at it."""
-        run = self.run
-        faster = f"{1 / comparison.ratio.median:.3f}x faster"
-        known = run.history.trained.get(index)
-        if known is not None:  # an earlier life ended just here
-            network.load_state_dict(run.keeper.load(index, long_trained=True).state_dict())
-            return Judgement("accepted", faster, comparison, known.accuracy, known.loss)
-        checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
-        try:
-            run.fine_tune(network, self.budget.schedule(epochs), run.settings.seed * 1000 + index, checkpoint)
-        except FineTuneDiverged as error:
-            return Judgement("excluded", f"training diverged: {error}", comparison)
-        look = run.look(network, "decide")
-        loss = run.loss(look, "decide")
-        if self._nearly(index, loss):
-            run.keeper.save_scout(index + 1, 0, network)
-            reason = f"{100 * loss.loss:.2f} points lost are too many to be sure of: it is trained on"
-            return Judgement("excluded", reason, comparison, look.accuracy, loss)
-        if look.accuracy < run.start.floor:
-            reason = f"accuracy {look.accuracy:.2%} is below {run.start.floor:.2%}"
-            return Judgement("excluded", reason, comparison, look.accuracy, loss)
-        for long_trained in (False, True):
-            run.keeper.save(index, network, long_trained)
-        run.happened(Trained(index, look.accuracy, look.accuracy, "", loss))
-        if checkpoint is not None:
-            checkpoint.discard()
-        return Judgement("accepted", faster, comparison, look.accuracy, loss)
-
-    # -- the choice of a round
 
     def _chosen(self, index: int) -> Chosen | None:
         """Plan, scout, and return the scout that long training is thought to bring back far enough.

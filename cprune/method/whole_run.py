@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
@@ -12,11 +13,15 @@ from cprune.files import write_json
 from cprune.method.ending import finish
 from cprune.method.kept import FolderKeeper
 from cprune.method.loop import Loop
+from cprune.method.netadapt import NetAdapt
+from cprune.method.one_shot import OneShot
 from cprune.method.result import analysis, result_of
+from cprune.method.rounds import Rounds
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.method.subject import Subject
 from cprune.method.tables import Tables
+from cprune.method.uniform import Uniform
 from cprune.network import saving
 from cprune.network.network import Network
 from cprune.progress import Progress
@@ -28,6 +33,18 @@ from cprune.targets.target import Target
 from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
+Method: TypeAlias = Callable[[RunState], Rounds | Loop]
+
+METHODS: Mapping[str, Method] = {
+    "tables": Tables,
+    "uniform": Uniform,
+    "fpgm": partial(Uniform, importance="fpgm"),
+    "one-shot": OneShot,
+    "one-shot-inner": partial(OneShot, inner=True),
+    "netadapt": NetAdapt,
+}
+"""The methods that look at training images; Algorithm 1 need not."""
+
 
 def whole_run(
     folder: RunFolder,
@@ -37,10 +54,12 @@ def whole_run(
     settings: Settings,
     progress: Progress,
     on_step: Callable[[Step], object],
+    method: Method | None = None,
 ) -> tuple[dict[str, Any], Network]:
     """Go on with the run in `folder` to its end; return what `result.json` holds, and the final network.
 
-    `target` is what the session found.  Holds the folder's lock; UserError if another process does.
+    `target` is what the session found; `method` one that the settings do not know.  Holds the folder's lock;
+    UserError if another process does.
     """
     config = folder.config()
     with folder.lock(), Store(config["records"] or folder.records) as store:
@@ -49,7 +68,7 @@ def whole_run(
         run = RunState(
             subject.network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress
         )
-        loop = _method(run)
+        loop = method(run) if method is not None else _method(run)
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings, bench.threads))
         for step in loop.steps():
@@ -65,8 +84,11 @@ def whole_run(
         return result, outcome.network
 
 
-def _method(run: RunState) -> Loop | Tables:
+def _method(run: RunState) -> Rounds | Loop:
     """Return the method that the settings name; where the training images cannot be seen, Algorithm 1."""
-    if run.settings.method == "tables" and run.trainer.samples(1, 0) is not None:
-        return Tables(run)
+    name = run.settings.method
+    if name in METHODS and run.trainer.samples(1, 0) is not None:
+        return METHODS[name](run)
+    if name not in ("cprune", "tables"):
+        run.progress.say(f"the method {name} needs training images that it can see: Algorithm 1 runs instead")
     return Loop(run)
