@@ -59,10 +59,8 @@ class Tables(Rounds):
 
     def _is_to_go_on(self) -> bool:
         """Tell whether the model of the last round lost a little too much, so that it is trained on."""
-        steps = self.run.history.steps
-        return (
-            bool(steps) and steps[-1].verdict == "excluded" and self._is_nearly_enough(steps[-1].index, steps[-1].loss)
-        )
+        last = next(reversed(self.run.history.steps), None)
+        return last is not None and last.verdict == "excluded" and self._is_nearly_enough(last.index, last.loss)
 
     def _is_nearly_enough(self, index: int, loss: Paired | None) -> bool:
         """Tell whether what a model lost after a round is more than it should, and little enough to train it on."""

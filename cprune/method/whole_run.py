@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -35,7 +35,7 @@ from cprune.tuner.tune import Tuner
 
 Method: TypeAlias = Callable[[RunState], Rounds | Loop]
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "tables": Tables,
     "uniform": Uniform,
     "fpgm": partial(Uniform, importance="fpgm"),
@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = {
     "one-shot-inner": partial(OneShot, inner=True),
     "netadapt": NetAdapt,
 }
-"""The methods that look at training images; Algorithm 1 need not."""
+"""The methods that look at training images; Algorithm 1 need not.  An experiment may add others."""
 
 
 def whole_run(
@@ -54,12 +54,10 @@ def whole_run(
     settings: Settings,
     progress: Progress,
     on_step: Callable[[Step], object],
-    method: Method | None = None,
 ) -> tuple[dict[str, Any], Network]:
     """Go on with the run in `folder` to its end; return what `result.json` holds, and the final network.
 
-    `target` is what the session found; `method` one that the settings do not know.  Holds the folder's lock;
-    UserError if another process does.
+    `target` is what the session found.  Holds the folder's lock; UserError if another process does.
     """
     config = folder.config()
     with folder.lock(), Store(config["records"] or folder.records) as store:
@@ -68,7 +66,7 @@ def whole_run(
         run = RunState(
             subject.network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress
         )
-        loop = method(run) if method is not None else _method(run)
+        loop = _method(run)
         loop.begin()
         write_json(folder.analysis, analysis(loop.before, loop.before, settings, bench.threads))
         for step in loop.steps():
