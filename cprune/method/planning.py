@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cprune.channels.branches import Branch, branches, without
 from cprune.channels.compensation import compensated
@@ -21,6 +21,7 @@ from cprune.channels.graph import Graph
 from cprune.channels.statistics import Statistics, statistics
 from cprune.method.allocation import Allocation, Part, Problem
 from cprune.method.balance import balanced
+from cprune.method.chain import Chain, Timed, fitted
 from cprune.method.damage import cut_to, damage_table, divergence, predictions
 from cprune.method.latency import TRIALS, LatencyTable
 from cprune.method.limited_front import front_within
@@ -38,6 +39,7 @@ BRANCH_WEIGHT = 0.4
 """Training brings a branch back better than widths: of a 15-block ResNet five blocks less, and half of every inner
 width, left 76 and 75 % before training; after two epochs 0.64 and 1.45 points were lost."""
 APART = 0.02  # logarithms of forecasts that differ by less are one allocation to whoever times some
+FITTED = (0.7, 0.5, 0.35)  # shares of the latency at which a point of the front is timed as a whole
 DRAWN = 4  # how often the front is drawn and what it uses is measured
 ALONG = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)  # shares of the latency at which the front is measured
 
@@ -77,13 +79,23 @@ class Plan:
         return chosen[:count]
 
 
-def planned(run: RunState, version: Version, latency_ms: float, looking_s: float, seed: int, round_: int = 0) -> Plan:
+def planned(
+    run: RunState,
+    version: Version,
+    latency_ms: float,
+    looking_s: float,
+    seed: int,
+    round_: int = 0,
+    timed: Callable[[Network], float] | None = None,
+) -> Plan:
     """Return what may be cut from a tuned network that takes `latency_ms`, by looks at training images.
 
     What an earlier life kept of this round is taken as it is.
 
-    What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.  The looks
-    at all that can go take about `looking_s` seconds, if that is possible with LEAST_LOOKED_AT to DAMAGE_IMAGES images.
+    What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.  `timed`
+    says which share of that latency a network takes: with it, that is fitted on a few points of the front, and the
+    front is drawn again.  The looks at all that can go take about `looking_s` seconds, if that is possible with
+    LEAST_LOOKED_AT to DAMAGE_IMAGES images.
     """
     network, graph, settings = version.tuned.network, version.graph, run.settings
     counts = STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES
@@ -111,7 +123,8 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
     if known is not None:
         return Plan(network, graph, found, moments, which, known.allocations, repair)
     table = LatencyTable(version.tuned, graph, run.bench.tuner)
-    between_s = max(0.0, latency_ms / 1e3 - table.forecast_s({})) / len(table.terms)
+    whole = Timed(len(table.terms), table.forecast_s({}), latency_ms / 1e3)
+    chain = Chain(max(0.0, whole.seconds - whole.alone_s) / whole.calls)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
     looked_at = looked_at.take(_first(looking_s / image_s, len(found) * 2 + sum(map(len, options.values())), looked_at))
     looks = _Looks(run, network, graph, moments, which, looked_at, repair)
@@ -120,12 +133,18 @@ def planned(run: RunState, version: Version, latency_ms: float, looking_s: float
         options,
         *damage,
         {group.id: _inside(group.layers, found) for group in graph.groups},
-        tuple(_part(table, term, found, between_s) for term in table.terms),
+        tuple(_part(table, term, found, chain) for term in table.terms),
     )
     sizes = Sizes(network, run.example, graph, found)
     drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
+    plan = Plan(network, graph, found, moments, which, tuple(drawn), repair)
+    if timed is not None and len(drawn) > 1:
+        chain = fitted([whole, *_timed(run, plan, problem, chain, whole.seconds, timed)])
+        problem = replace(problem, parts=tuple(_part(table, term, found, chain) for term in table.terms))
+        drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
+        plan = replace(plan, front=tuple(drawn))
     keep(run, round_, RoundTables.of(problem, drawn))
-    return Plan(network, graph, found, moments, which, tuple(drawn), repair)
+    return plan
 
 
 def _first(images: float, looks: int, split: Split) -> slice:
@@ -144,9 +163,26 @@ def _inside(layers: Sequence[str], found: Sequence[Branch]) -> frozenset[str]:
     return frozenset(branch.id for branch in found if set(layers) <= set(branch.layers))
 
 
-def _part(table: LatencyTable, term: Term, found: Sequence[Branch], between_s: float) -> Part:
+def _timed(
+    run: RunState,
+    plan: Plan,
+    problem: Problem,
+    chain: Chain,
+    whole_s: float,
+    timed: Callable[[Network], float],
+) -> Iterator[Timed]:
+    """Yield some points of a front, compiled and timed; `chain` is what its forecasts were made with."""
+    for one in dict.fromkeys(plan.near(share, 1)[0] for share in FITTED):
+        with run.cost.spent("evaluate"):
+            network = plan.cut(one)
+        calls = sum(part.branches.isdisjoint(one.gone) for part in problem.parts)
+        alone_s = (one.seconds - chain.between_s * calls) / chain.scale
+        yield Timed(calls, alone_s, timed(network) * whole_s)
+
+
+def _part(table: LatencyTable, term: Term, found: Sequence[Branch], chain: Chain) -> Part:
     def seconds(widths: tuple[int, ...]) -> float:
-        return between_s + table.seconds(term, dict(zip(term.groups, widths, strict=True)))
+        return chain.seconds(table.seconds(term, dict(zip(term.groups, widths, strict=True))))
 
     return Part(term.groups, _inside(term.layers, found) if term.layers else frozenset(), seconds)
 

@@ -78,7 +78,8 @@ class Tables(Rounds):
             return self._same_again(index)
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
         usual_ms = (latency_ms or run.start.latency_ms).median
-        plan = planned(run, self.current, usual_ms, self.budget.of_looking, run.settings.seed + index, index)
+        looking_s, seed = self.budget.of_looking, run.settings.seed + index
+        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self._share)
         if len(plan.front) == 1:
             run.progress.say("nothing is left whose removal would make the model faster")
             return None

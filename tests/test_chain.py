@@ -1,0 +1,34 @@
+"""A chain of calls from the times of its calls alone, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from cprune.method.chain import Chain, Timed, fitted
+
+
+def test_what_goes_between_calls_and_the_scale_are_found_again() -> None:
+    # 10 calls, 2 us between two, each takes 1.1 times as long: 1.1 x 100 + 20 = 130, 1.1 x 50 + 20 = 75; 8 calls: 49
+    models = [Timed(10, 100e-6, 130e-6), Timed(10, 50e-6, 75e-6), Timed(8, 30e-6, 49e-6)]
+    found = fitted(models)
+    assert found.between_s == pytest.approx(2e-6)
+    assert found.scale == pytest.approx(1.1)
+    assert found.seconds(10e-6) == pytest.approx(13e-6)
+
+
+def test_one_model_alone_tells_a_scale() -> None:
+    assert fitted([Timed(10, 100e-6, 120e-6)]) == Chain(pytest.approx(0.0), pytest.approx(1.2))
+
+
+def test_nothing_goes_back_in_time_between_calls() -> None:
+    # the narrow one is faster than a part of the whole one: only a scale is left, that fits both: 0.95 and 0.8
+    found = fitted([Timed(10, 100e-6, 100e-6), Timed(10, 50e-6, 45e-6)])
+    assert found.between_s == 0.0
+    assert found.scale == pytest.approx((1 + 50 / 45) / (1 + (50 / 45) ** 2))
+
+
+def test_a_scale_that_is_not_believed_leaves_the_rest_to_what_goes_between() -> None:
+    # the same time for half of the work would be a scale of 0
+    found = fitted([Timed(10, 100e-6, 100e-6), Timed(10, 50e-6, 100e-6)])
+    assert found.scale == 0.5
+    assert found.between_s == pytest.approx((100 - 50 + 100 - 25) / 2 / 10 * 1e-6)
