@@ -47,6 +47,7 @@ class LatencyTable:
     ) -> None:
         self.terms, self.layout = terms(tuned.lowered, graph), tuned.lowered.layout
         self.full: Mapping[str, int] = {group.id: group.channels for group in graph.groups}
+        self.layers = frozenset(graph.layers)
         self.later: list[Later] = []
         self.errors: Errors | None = None
         self._taught = {key(entry.workload): entry for entry in taught}

@@ -184,7 +184,8 @@ def _part(table: LatencyTable, term: Term, found: Sequence[Branch], chain: Chain
     def seconds(widths: tuple[int, ...]) -> float:
         return chain.seconds(table.seconds(term, dict(zip(term.groups, widths, strict=True))))
 
-    return Part(term.groups, _inside(term.layers, found) if term.layers else frozenset(), seconds)
+    layers = [name for name in term.layers if name in table.layers]  # a call names its BatchNorm as well
+    return Part(term.groups, _inside(layers, found) if layers else frozenset(), seconds)
 
 
 @dataclass(frozen=True, eq=False)
