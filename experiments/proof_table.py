@@ -127,15 +127,15 @@ def told(rows: Sequence[Row]) -> str:
 
 def _runs(rows: Sequence[Row]) -> str:
     lines = [
-        "| model | method | seed | speed-up | accuracy on the report's images | minutes | elsewhere | forecast's error |",
+        "| model | method | seed | speed-up | accuracy in the report | minutes | elsewhere | forecast's error |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         error = "" if row.forecast_error is None else f"{row.forecast_error:.1%}"
         unpruned = " (unpruned)" if row.status == "unpruned" else ""
         lines.append(
-            f"| {row.model} | {row.method} | {row.seed} | {row.speedup:.2f}x ({row.low:.2f} to {row.high:.2f}){unpruned} "
-            f"| {row.before:.2%} → {row.after:.2%} | {row.minutes:.1f} | {row.elsewhere:.0%} | {error} |"
+            f"| {row.model} | {row.method} | {row.seed} "
+            f"| {row.speedup:.2f}x ({row.low:.2f} to {row.high:.2f}){unpruned} | {row.before:.2%} → {row.after:.2%} | {row.minutes:.1f} | {row.elsewhere:.0%} | {error} |"
         )
     return "\n".join(lines)
 

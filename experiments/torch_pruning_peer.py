@@ -113,4 +113,4 @@ def add_methods() -> None:
 
 if __name__ == "__main__":
     add_methods()
-    main()
+    sys.exit(main())

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from cprune.runs.events import Chosen, CostSoFar, Event, Final, Measured, Planned, Reported, Scouted, SoFar, Step, Trained
+from cprune.runs.events import (
+    Chosen,
+    CostSoFar,
+    Event,
+    Final,
+    Measured,
+    Planned,
+    Reported,
+    Scouted,
+    SoFar,
+    Step,
+    Trained,
+)
 from cprune.targets.interval import Interval
 from cprune.targets.paired import Paired
 from experiments import proof
@@ -93,7 +105,8 @@ def test_the_error_of_the_forecast_is_the_median_over_what_was_timed() -> None:
 
 
 def row(model: str, method: str, speedup: float, seed: int = 0, error: float | None = 0.031) -> Row:
-    return Row(model, method, seed, "pruned", speedup, speedup - 0.1, speedup + 0.1, 0.9, 0.895, 5.04, 300.0, 0.25, error, 9)
+    low, high = speedup - 0.1, speedup + 0.1
+    return Row(model, method, seed, "pruned", speedup, low, high, 0.9, 0.895, 5.04, 300.0, 0.25, error, 9)
 
 
 def test_the_tables_show_every_run_the_means_and_the_ratio_to_the_best_other_method() -> None:
@@ -106,7 +119,7 @@ def test_the_tables_show_every_run_the_means_and_the_ratio_to_the_best_other_met
         row("vgg16", "uniform", 6.0),
     ]
     assert told(rows).splitlines() == [
-        "| model | method | seed | speed-up | accuracy on the report's images | minutes | elsewhere | forecast's error |",
+        "| model | method | seed | speed-up | accuracy in the report | minutes | elsewhere | forecast's error |",
         "|---|---|---|---|---|---|---|---|",
         "| built-in | tables | 0 | 2.00x (1.90 to 2.10) | 90.00% → 89.50% | 5.0 | 25% | 3.1% |",
         "| built-in | tables | 1 | 4.50x (4.40 to 4.60) | 90.00% → 89.50% | 5.0 | 25% | 3.1% |",
