@@ -164,9 +164,7 @@ def _typed(name: str, given: argparse.Namespace) -> tuple[str, ...] | None:
 def rows(all_jobs: Iterable[Job]) -> list[Row]:
     """Return what the finished runs gave."""
     return [
-        row_of(job.model, job.method, job.seed, job.folder)
-        for job in all_jobs
-        if (job.folder / "result.json").exists()
+        row_of(job.model, job.method, job.seed, job.folder) for job in all_jobs if (job.folder / "result.json").exists()
     ]
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import captured
 
+from cprune.channels.branches import branches
 from cprune.channels.graph import Graph
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
@@ -20,8 +21,10 @@ from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
 from cprune.compiling.narrowing import narrowed
 from cprune.compiling.tuned import Tuned
+from cprune.method.chain import Chain
 from cprune.method.comparable import ratios, whole_seconds
 from cprune.method.latency import LatencyTable
+from cprune.method.planning import parts
 from cprune.method.terms import Axis, Term, Widths, terms
 from cprune.models.zoo import load_model
 from cprune.network.capture import capture
@@ -354,3 +357,16 @@ def test_an_estimate_never_falls_when_a_call_gets_wider(data: st.DataObject) -> 
     assert wide is not None
     threads = data.draw(st.integers(1, 3))
     assert estimate(narrow, known, threads, 16) <= estimate(wide, known, threads, 16) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "resnet-fashion"])
+def test_the_calls_of_a_residual_branch_vanish_with_it(name: str) -> None:
+    t, _ = table(name)
+    c = case(name)
+    found = branches(c.network, c.example)
+    assert len(found) > 1
+    within = {branch.id: [part for part in parts(t, found, Chain()) if branch.id in part.branches] for branch in found}
+    assert {name: len(some) for name, some in within.items()} == {branch.id: len(branch.layers) for branch in found}
+    gone = found[1]
+    alone_s = sum(part.seconds(tuple(t.full[g] for g in part.groups)) for part in within[gone.id])
+    assert t.forecast_s({}) - t.forecast_s({}, gone=gone.layers) == pytest.approx(alone_s)

@@ -133,14 +133,14 @@ def planned(
         options,
         *damage,
         {group.id: _inside(group.layers, found) for group in graph.groups},
-        tuple(_part(table, term, found, chain) for term in table.terms),
+        parts(table, found, chain),
     )
     sizes = Sizes(network, run.example, graph, found)
     drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
     plan = Plan(network, graph, found, moments, which, tuple(drawn), repair)
     if timed is not None and len(drawn) > 1:
         chain = fitted([whole, *_timed(run, plan, problem, chain, whole.seconds, timed)])
-        problem = replace(problem, parts=tuple(_part(table, term, found, chain) for term in table.terms))
+        problem = replace(problem, parts=parts(table, found, chain))
         drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
         plan = replace(plan, front=tuple(drawn))
     keep(run, round_, RoundTables.of(problem, drawn))
@@ -178,6 +178,11 @@ def _timed(
         calls = sum(part.branches.isdisjoint(one.gone) for part in problem.parts)
         alone_s = (one.seconds - chain.between_s * calls) / chain.scale
         yield Timed(calls, alone_s, timed(network) * whole_s)
+
+
+def parts(table: LatencyTable, found: Sequence[Branch], chain: Chain) -> tuple[Part, ...]:
+    """Return the calls of a model, as parts of its latency, with the branches in which each lies."""
+    return tuple(_part(table, term, found, chain) for term in table.terms)
 
 
 def _part(table: LatencyTable, term: Term, found: Sequence[Branch], chain: Chain) -> Part:
