@@ -32,6 +32,7 @@ from cprune.training.accuracy import Look
 from cprune.training.data import Split
 from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Checkpoint, Pace, PartName, Schedule
+from cprune.tuner.estimate import Entry
 from cprune.tuner.programs.space import Candidate, candidates
 from cprune.tuner.programs.workload import Conv2d, Workload, key
 from cprune.tuner.tune import Best, Job
@@ -108,6 +109,9 @@ class FakeTasks:
 
     def known(self, workload: Workload, trials: int) -> Best | None:
         return self.tuned.get(key(workload))
+
+    def entries(self) -> list[Entry]:
+        return []
 
     def tune_all(
         self,

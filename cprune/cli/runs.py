@@ -79,6 +79,13 @@ def run(
             "(every width by one share), one-shot or one-shot-inner (half of every width at once), netadapt"
         ),
     ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="decide by estimated latencies and tune only models that are kept: for devices that are slow to reach",
+        ),
+    ] = False,
     train_time: Annotated[
         str | None, typer.Option(help="training in all, 20m say; default: what suits model, data and machine")
     ] = None,
@@ -120,6 +127,7 @@ def run(
         seed=options.seed,
         importance=importance,
         method=method,
+        estimate=estimate,
         train_time_s=duration(train_time) if train_time is not None else None,
         max_steps=max_steps,
         ignore=ignore,

@@ -14,6 +14,7 @@ from cprune.method.state import RunState, Version
 from cprune.network.facts import Size, size_of
 from cprune.network.network import Network
 from cprune.runs.events import Final, Start, Status
+from cprune.runs.forecasts import Forecasts, forecasts
 from cprune.runs.limits import Limited
 from cprune.targets.interval import Comparison
 
@@ -26,8 +27,8 @@ class Outcome:
     """What a run ends with.
 
     `choice` is the final model and what is known of its accuracy.  `comparison` is of the unpruned and the final model,
-    `sizes` are theirs; `counts` says how many steps had which verdict.  `limits` are those that were asked for beside
-    the accuracy, with what the final model has of each.
+    `sizes` are theirs; `counts` says how many steps had which verdict; `forecasts` are those of all models.  `limits` are
+    those that were asked for beside the accuracy, with what the final model has of each.
     """
 
     status: Status
@@ -41,6 +42,7 @@ class Outcome:
     seconds: Mapping[str, float]
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    forecasts: Forecasts
     limits: tuple[Limited, ...] = ()
 
     @property
@@ -84,6 +86,7 @@ def finish(run: RunState, current: Version) -> Outcome:
         {name: round(value, 1) for name, value in run.cost.now().items()},
         {verdict: run.history.count(verdict) for verdict in ("accepted", "rejected", "excluded")},
         _notes(run, choice, limits),
+        forecasts(run.history.steps, choice.index, comparison.ratio.median),
         limits,
     )
     run.happened(Final(outcome.status, choice.accuracy))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cprune.method.plan import Proposal
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
-from cprune.runs.events import Measured, Verdict
+from cprune.runs.events import Estimated, Measured, Verdict
 from cprune.targets.interval import Comparison
 from cprune.targets.paired import Paired
 from cprune.training.accuracy import Look
@@ -20,13 +20,18 @@ HOPELESS = 1.25  # a forecast is the sum of single measurements: only the gate m
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reason, and what was measured for it."""
+    """A verdict with its reason, and what was measured for it.
+
+    `forecast` is the share of the latency that was expected, `estimated` are calls that had been estimated.
+    """
 
     verdict: Verdict
     reason: str
     comparison: Comparison | None = None
     accuracy: float | None = None
     loss: Paired | None = None
+    forecast: float | None = None
+    estimated: tuple[Estimated, ...] = ()
 
 
 def judge(run: RunState, index: int, proposal: Proposal, old: Version, new: Version, held: str) -> Judgement:
@@ -36,24 +41,43 @@ def judge(run: RunState, index: int, proposal: Proposal, old: Version, new: Vers
     """
     forecast = new.tuned.forecast_s / old.tuned.forecast_s
     if forecast >= HOPELESS:
-        return Judgement("rejected", f"the changed tasks are slower (forecast {forecast:.3f} of the time)")
-    comparison = _gate(run, index, proposal, new, held, forecast)
-    ratio = comparison.ratio
+        return Judgement(
+            "rejected", f"the changed tasks are slower (forecast {forecast:.3f} of the time)", forecast=forecast
+        )
+    comparison = gate(run, index, proposal, new, held, forecast)
     if not comparison.faster(run.settings.beta):
-        reason = f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
-        return Judgement("rejected", reason, comparison)
+        return Judgement("rejected", not_faster(comparison), comparison, forecast=forecast)
+    judgement = learned(run, index, new.tuned.network)
+    reason = faster(comparison) if judgement.verdict == "accepted" else judgement.reason
+    return replace(judgement, reason=reason, comparison=comparison, forecast=forecast)
+
+
+def faster(comparison: Comparison) -> str:
+    """Return why a model is accepted."""
+    return f"{1 / comparison.ratio.median:.3f}x faster"
+
+
+def not_faster(comparison: Comparison) -> str:
+    """Return why a model is rejected."""
+    ratio = comparison.ratio
+    return f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
+
+
+def learned(run: RunState, index: int, network: Network) -> Judgement:
+    """Return the verdict on the accuracy of a candidate that is trained shortly, in place; "accepted" has no reason."""
     floor = max(run.start.floor, run.settings.alpha * run.history.accuracy)
     try:
-        look = _short_trained(run, index, new.tuned.network, floor)
+        look = _short_trained(run, index, network, floor)
     except FineTuneDiverged as error:
-        return Judgement("excluded", f"training diverged: {error}", comparison)
+        return Judgement("excluded", f"training diverged: {error}")
     accuracy, loss = look.accuracy, run.loss(look, "decide")
     if accuracy < floor:
-        return Judgement("excluded", f"accuracy {accuracy:.2%} is below {floor:.2%}", comparison, accuracy, loss)
-    return Judgement("accepted", f"{1 / ratio.median:.3f}x faster", comparison, accuracy, loss)
+        reason = f"accuracy {accuracy:.2%} is below {floor:.2%}"
+        return Judgement("excluded", reason, accuracy=accuracy, loss=loss)
+    return Judgement("accepted", "", accuracy=accuracy, loss=loss)
 
 
-def _gate(run: RunState, index: int, proposal: Proposal, new: Version, held: str, forecast: float) -> Comparison:
+def gate(run: RunState, index: int, proposal: Proposal, new: Version, held: str, forecast: float) -> Comparison:
     """Time the candidate against the current model, or read what an earlier life of this run measured.
 
     What contradicts the forecast is measured once more, and the less favourable of the two counts.

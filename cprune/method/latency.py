@@ -78,6 +78,12 @@ class LatencyTable:
         stay = (t for t in self.terms if t.call not in out and not out.intersection(t.layers))
         return sum(self.seconds(term, widths) for term in stay)
 
+    def estimated_us(self, widths: Widths, gone: Collection[str] = ()) -> dict[str, float]:
+        """Return the microseconds of the calls that `forecast_s` adds up and that nobody measured, by call."""
+        out = set(gone)
+        stay = (t for t in self.terms if t.call not in out and not out.intersection(t.layers))
+        return {t.call: round(1e6 * self.seconds(t, widths), 3) for t in stay if not self.measured(t, widths)}
+
     def measured(self, term: Term, widths: Widths) -> bool:
         """Tell whether the latency of a call at these widths was measured, in this run or another."""
         workload = self.workload(term, widths)

@@ -34,7 +34,8 @@ from cprune.channels.importance import importance
 from cprune.channels.surgery import prune
 from cprune.method.beginning import begin
 from cprune.method.channel_step import step_of
-from cprune.method.judgement import judge
+from cprune.method.estimating import Estimating, say_errors
+from cprune.method.judgement import Judgement, judge
 from cprune.method.limits import meets
 from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channels, proposals, widths
 from cprune.method.state import RunState, Version
@@ -51,6 +52,7 @@ class Loop:
     def __init__(self, run: RunState) -> None:
         self.run = run
         self.held = "before"  # the name under which the workbench holds the current model
+        self._estimating = Estimating(run)
 
     def begin(self) -> Start:
         """See `cprune.method.beginning.begin`."""
@@ -145,17 +147,10 @@ class Loop:
         run, old = self.run, self.current
         index, before = len(run.history.steps), run.cost.now()
         smaller = prune(old.tuned.network, old.graph, channels(proposal, scores))
-        new = run.tune(
-            smaller,
-            run.layout,
-            run.settings.loop_trials,
-            old.tuned.layer_programs,
-            "tuning changed tasks",
-            "loop",
-        )
-        judgement = judge(run, index, proposal, old, new, self.held)
+        judgement, new = self._judged(index, proposal, smaller)
         comparison = judgement.comparison
         if judgement.verdict == "accepted":
+            assert new is not None  # it was timed
             run.keeper.save(index, new.tuned.network)
             self.current = new
             if self.held != "before":
@@ -174,10 +169,26 @@ class Loop:
             judgement.accuracy,
             judgement.verdict,
             judgement.reason,
-            new.tuned.trials,
+            new.tuned.trials if new else 0,
             run.cost.since(before),
             proposal.key,
             judgement.loss,
+            judgement.forecast,
+            judgement.estimated,
         )
         run.happened(step)
+        say_errors(run, step)
         return step
+
+    def _judged(self, index: int, proposal: Proposal, smaller: Network) -> tuple[Judgement, Version | None]:
+        """Return the verdict on a candidate, and the tuned one; None where estimates were enough."""
+        run, old = self.run, self.current
+
+        def tuned(network: Network) -> Version:
+            siblings = old.tuned.layer_programs
+            return run.tune(network, run.layout, run.settings.loop_trials, siblings, "tuning changed tasks", "loop")
+
+        if run.settings.estimate:
+            return self._estimating.judged(index, proposal, old, smaller, self.held, tuned)
+        new = tuned(smaller)
+        return judge(run, index, proposal, old, new, self.held), new

@@ -46,7 +46,10 @@ ALONG = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)  # shares of the l
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a round may cut from `network`, and the predicted front, slowest first."""
+    """What a round may cut from `network`, and the predicted front, slowest first.
+
+    `estimates` is the table that it was drawn from, where its entries were not measured.
+    """
 
     network: Network
     graph: Graph
@@ -55,6 +58,7 @@ class Plan:
     orders: Orders
     front: tuple[Allocation, ...]
     repair: Callable[[Network], None]
+    estimates: LatencyTable | None = None
 
     def cut(self, allocation: Allocation) -> Network:
         """Return the network of an allocation: cut, compensated, statistics of BatchNorm estimated anew."""
@@ -68,6 +72,13 @@ class Plan:
     def share(self, allocation: Allocation) -> float:
         """Return the share of the latency of `network` that an allocation is forecast to take."""
         return allocation.seconds / self.front[0].seconds
+
+    def estimated_us(self, allocation: Allocation) -> dict[str, float]:
+        """Return the calls of an allocation that were estimated where a front was to be measured, in microseconds."""
+        if self.estimates is None:
+            return {}
+        layers = [name for branch in self.branches if branch.id in allocation.gone for name in branch.layers]
+        return self.estimates.estimated_us(dict(allocation.widths), layers)
 
     def near(self, share: float, count: int) -> list[Allocation]:
         """Return up to `count` allocations of the front whose forecasts surround a share of the latency."""
@@ -90,7 +101,7 @@ def planned(
 ) -> Plan:
     """Return what may be cut from a tuned network that takes `latency_ms`, by looks at training images.
 
-    What an earlier life kept of this round is taken as it is.
+    What an earlier life kept of this round is taken as it is.  A run that decides by estimates measures nothing here.
 
     What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.  `timed`
     says which share of that latency a network takes: with it, that is fitted on a few points of the front, and the
@@ -119,10 +130,11 @@ def planned(
             seed=seed,
         )
     found = branches(network, run.example, settings.ignore)
+    table = LatencyTable(version.tuned, graph, run.bench.tuner, taught=run.bench.tuner.entries())
+    estimates = table if settings.estimate else None
     known = kept(run, round_, [group.id for group in graph.groups])
     if known is not None:
-        return Plan(network, graph, found, moments, which, known.allocations, repair)
-    table = LatencyTable(version.tuned, graph, run.bench.tuner)
+        return Plan(network, graph, found, moments, which, known.allocations, repair, estimates)
     whole = Timed(len(table.terms), table.forecast_s({}), latency_ms / 1e3)
     chain = Chain(max(0.0, whole.seconds - whole.alone_s) / whole.calls)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
@@ -136,12 +148,16 @@ def planned(
         parts(table, found, chain),
     )
     sizes = Sizes(network, run.example, graph, found)
-    drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
-    plan = Plan(network, graph, found, moments, which, tuple(drawn), repair)
-    if timed is not None and len(drawn) > 1:
+
+    def front() -> list[Allocation]:
+        return front_within(problem, sizes, Limits.of(settings))
+
+    drawn = front() if settings.estimate else _measured_front(run, table, front)
+    plan = Plan(network, graph, found, moments, which, tuple(drawn), repair, estimates)
+    if timed is not None and len(drawn) > 1 and not settings.estimate:
         chain = fitted([whole, *_timed(run, plan, problem, chain, whole.seconds, timed)])
         problem = replace(problem, parts=parts(table, found, chain))
-        drawn = _measured_front(run, table, lambda: front_within(problem, sizes, Limits.of(settings)))
+        drawn = _measured_front(run, table, front)
         plan = replace(plan, front=tuple(drawn))
     keep(run, round_, RoundTables.of(problem, drawn))
     return plan

@@ -50,6 +50,7 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "steps": outcome.counts,
         "limits": to_plain(outcome.limits),
+        "forecasts": to_plain(outcome.forecasts),
         "notes": list(outcome.notes),
     }
 

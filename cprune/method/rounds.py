@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from cprune.method.beginning import begin
+from cprune.method.estimating import compared, say_errors
 from cprune.method.judgement import Judgement
 from cprune.method.seconds import Budget
 from cprune.method.state import RunState, Version
@@ -91,8 +92,11 @@ class Rounds(ABC):
             run.cost.since(before),
             f"round {index}",
             judgement.loss,
+            chosen.forecast,
+            compared(chosen.estimated_us, new.tuned),
         )
         run.happened(step)
+        say_errors(run, step)
         if judgement.verdict == "accepted":
             if self.held != "before":
                 run.bench.drop(self.held)

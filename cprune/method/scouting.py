@@ -113,8 +113,10 @@ class Scouting:
         """Return the best of some allocations that are compiled and timed.
 
         The best has the least damage, where every share near the one that is looked for is taken to be worth what STEEP
-        says; if none is near, it is the nearest.
+        says; if none is near, it is the nearest.  A run that decides by estimates takes the nearest forecast, untimed.
         """
+        if self.run.settings.estimate:
+            return self._forecast_near(share)
         found = []
         for allocation in self.plan.near(min(MOST_SHARE, share) / self.error, TIMED):
             with self.run.cost.spent("evaluate"):
@@ -128,6 +130,11 @@ class Scouting:
         if not inside:
             return min(found, key=lambda one: abs(math.log(one.share / share)))
         return min(inside, key=lambda one: one.allocation.damage * one.share**STEEP)
+
+    def _forecast_near(self, share: float) -> _Timed:
+        (allocation,) = self.plan.near(min(MOST_SHARE, share), 1)
+        with self.run.cost.spent("evaluate"):
+            return _Timed(allocation, self.plan.share(allocation), self.plan.cut(allocation))
 
     def _trained(self, number: int, timed: _Timed) -> Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""

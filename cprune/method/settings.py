@@ -30,6 +30,8 @@ class Settings:
         beta: a step must bring the latency below this share of the latency before it.
         importance: elimination, l1, l2, fpgm, taylor or random; None: elimination with the method tables, else l1.
         method: tables; cprune, which is Algorithm 1 of CPrune; uniform, fpgm, one-shot, one-shot-inner or netadapt.
+        estimate: decide by estimated latencies of tasks that nobody tuned, and tune and time only what is delivered or
+            gone on from; for devices that are slow to reach.
         train_time_s: seconds of training in all; None: what suits model, data and machine, with the method cprune
             what its epochs and steps take.
         one_shot_share: of the channels that the methods one-shot and one-shot-inner remove.
@@ -62,6 +64,7 @@ class Settings:
     beta: float = 0.99
     importance: str | None = None
     method: str = "tables"
+    estimate: bool = False
     train_time_s: float | None = None
     one_shot_share: float = 0.5
     step_join: str = "lcm"

@@ -96,6 +96,8 @@ class Tables(Rounds):
             scout.loss.loss,
             tuple(GroupChange(g, plan.graph.group(g).channels, w) for g, w in scout.allocation.widths),
             scout.allocation.gone,
+            round(plan.share(scout.allocation), 6),
+            plan.estimated_us(scout.allocation),
         )
         run.happened(chosen)
         run.progress.say(

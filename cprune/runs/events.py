@@ -110,12 +110,27 @@ class GroupChange:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """A call of a compiled model whose latency was estimated before its task was tuned; `error` is a share."""
+
+    call: str
+    estimated_us: float
+    measured_us: float
+
+    @property
+    def error(self) -> float:
+        """Return by how much the estimate was too large, as a share of what was measured."""
+        return self.estimated_us / self.measured_us - 1
+
+
+@dataclass(frozen=True)
 class Step:
     """One visit to a task and its verdict: accepted, rejected (not faster) or excluded (too inaccurate).
 
     `step` is the channel step of the task's fastest program, `key` the groups that shrink.  Latencies and their
     `ratio` are missing where the forecast was enough; the accuracy on the images that decide, and what is lost there
-    against the unpruned model, where the gate was.
+    against the unpruned model, where the gate was.  `forecast` is the share of the current model's latency that was
+    expected of it, `estimated` are the calls that were estimated when that was said and that are tuned now.
     """
 
     kind: ClassVar[str] = "step"
@@ -133,6 +148,8 @@ class Step:
     seconds: Mapping[str, float]
     key: str
     loss: Paired | None = None
+    forecast: float | None = None
+    estimated: tuple[Estimated, ...] = ()
     so_far: SoFar | None = None
 
 
@@ -195,7 +212,11 @@ class Scouted:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The scout of a round that is trained long, for so many epochs: what it lost, and what it lacks."""
+    """The scout of a round that is trained long, for so many epochs: what it lost, and what it lacks.
+
+    `forecast` is the share of the latency that the tables said.  `estimated_us` are its calls that nobody had measured,
+    of a run that decides by estimates, with what was estimated.
+    """
 
     kind: ClassVar[str] = "chosen"
     round: int
@@ -205,6 +226,8 @@ class Chosen:
     scout_loss: float
     groups: tuple[GroupChange, ...]
     gone: tuple[str, ...]
+    forecast: float | None = None
+    estimated_us: Mapping[str, float] = field(default_factory=dict)
     so_far: SoFar | None = None
 
 

@@ -57,6 +57,9 @@ class Tunes(Protocol):
     def known(self, workload: Workload, trials: int) -> Best | None:
         """Return what was tuned before, None if something would have to be measured."""
 
+    def entries(self) -> list[Entry]:
+        """Return what the store knows of all tasks: what estimates learn from."""
+
     def tune_all(
         self,
         jobs: Sequence[Job],

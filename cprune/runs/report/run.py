@@ -14,6 +14,7 @@ from typing import TypeVar
 from cprune.files import read_json
 from cprune.runs.events import PartSizes, Start, Status, Step, cost_so_far
 from cprune.runs.folder import RunFolder
+from cprune.runs.forecasts import Forecasts
 from cprune.runs.journal import Journal
 from cprune.runs.limits import Limited
 from cprune.targets.interval import Interval
@@ -76,6 +77,7 @@ class Result:
     steps: Mapping[str, int] = field(default_factory=dict)
     limits: tuple[Limited, ...] = ()
     notes: tuple[str, ...] = ()
+    forecasts: Forecasts = field(default_factory=Forecasts)
 
     @property
     def missed(self) -> tuple[Limited, ...]:

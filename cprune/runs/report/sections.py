@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from cprune.runs.forecasts import forecasts
 from cprune.runs.report import plots
 from cprune.runs.report.accuracy import sentences
 from cprune.runs.report.headline import table
@@ -163,13 +164,14 @@ def _steps(run: Run) -> Section:
         )
         for step in run.steps
     )
+    told = run.result.forecasts if run.result else forecasts(run.steps)
     verdicts = tuple(step.verdict for step in run.steps)
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("accepted", "rejected", "excluded"))
     head = ("#", "verdict", "task", "channels", "latency (ms)", "accuracy", "why", "trials", "time")
     return Section(
         "steps",
         "Steps",
-        (f"{counts}.",),
+        (f"{counts}.", *told.sentences()),
         tables=(Table(head, rows, text_columns=(1, 2, 3, 6), kinds=verdicts),),
     )
 
