@@ -27,8 +27,8 @@ class Outcome:
     """What a run ends with.
 
     `choice` is the final model and what is known of its accuracy.  `comparison` is of the unpruned and the final model,
-    `sizes` are theirs; `counts` says how many steps had which verdict; `forecasts` are those of all models.  `limits` are
-    those that were asked for beside the accuracy, with what the final model has of each.
+    `sizes` are theirs; `counts` says how many steps had which verdict; `forecasts` are those of all models.  `limits`
+    are those that were asked for beside the accuracy, with what the final model has of each.
     """
 
     status: Status
