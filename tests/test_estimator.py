@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cprune.targets.target import find
 from cprune.tuner.estimate import Entry
 from cprune.tuner.programs.space import of_target
 from cprune.tuner.programs.workload import Conv2d
-from cprune.tuner.search.estimator import fitted
+from cprune.tuner.search import estimator
+from cprune.tuner.search.estimator import Estimate, fitted, learned_from
+from experiments import estimates
 
 TARGET = replace(find("local"), threads=2, vector=16, vector_registers=32)
 SIDES = (4, 8, 14)
@@ -70,6 +75,62 @@ def test_a_learned_estimate_never_falls_when_a_call_gets_wider() -> None:
     for a, b in table:
         assert table[a, b] <= table[min(a + 16, 128), b] * (1 + 1e-6)
         assert table[a, b] <= table[a, min(b + 16, 128)] * (1 + 1e-6)
+
+
+def noisy(w: Conv2d) -> float:
+    """Latency that is not even monotone where it was measured: slow minutes take 30 % longer."""
+    return bound_by_weights(w) * (1.0, 1.3, 1.1)[(w.in_channels // 16 + 2 * w.out_channels // 16 + w.height) % 3]
+
+
+@cache
+def taught(cost: Callable[[Conv2d], float]) -> Estimate:
+    learned = learned_from(entries(cost), 2, 16, 0)
+    assert learned is not None
+    return learned
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_is_known_a_learned_estimate_never_falls_by_a_block_more(data: st.DataObject) -> None:
+    cost = data.draw(st.sampled_from([bound_by_weights, noisy]))
+    grid = st.tuples(st.integers(1, 8), st.integers(1, 8))
+    known = [entry(conv(16 * a, 16 * b, 8), cost) for a, b in data.draw(st.sets(grid, max_size=5)) | {(8, 8)}]
+    a, b = data.draw(grid)
+    more_a, more_b = data.draw(st.integers(a, 8)), data.draw(st.integers(b, 8))
+    narrow, wide = (taught(cost)(conv(16 * x, 16 * y, 8), known) for x, y in ((a, b), (more_a, more_b)))
+    assert narrow <= wide * (1 + 1e-9)
+
+
+def test_many_pairs_are_learnt_from_in_part_and_always_the_same_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimator, "MOST_PAIRS", 40)
+    known = entries(bound_by_weights)
+    one, two = (learned_from(known, 2, 16, 0) for _ in range(2))
+    assert one is not None
+    assert two is not None
+    full = entry(conv(128, 128, 8), bound_by_weights)
+    assert one(conv(64, 128, 8), [full]) == two(conv(64, 128, 8), [full])
+    assert one(conv(64, 128, 8), [full]) != taught(bound_by_weights)(conv(64, 128, 8), [full])
+
+
+# -- against a plain rule (experiments/estimates.py)
+
+
+def test_the_plain_rule_goes_by_the_blocks_of_the_nearest_wider_entry() -> None:
+    known = [entry(conv(128, 128, 8), lambda _: 128e-6), entry(conv(64, 64, 8), lambda _: 40e-6)]
+    assert estimates.by_blocks(conv(32, 48, 8), known) == pytest.approx(40e-6 * 6 / 16)  # 2 x 3 blocks of 4 x 4
+    assert estimates.by_blocks(conv(64, 128, 8), known) == pytest.approx(64e-6)  # 4 x 8 blocks of 8 x 8
+
+
+def test_errors_of_entries_that_were_left_out_are_told_by_rule() -> None:
+    known = entries(lambda w: 1e-9 * w.in_channels * w.out_channels)  # exactly in proportion to the blocks
+    for widest_only in (False, True):
+        found = estimates.errors(known, 2, 16, widest_only)
+        assert {error.rule for error in found} == {"blocks", "work", "learned"}
+        assert max(error.apart for error in found if error.rule == "blocks") < 1e-9
+    assert len([error for error in found if error.rule == "blocks"]) == len(known) - 3  # each side's widest is known
+    head, _, *rows = estimates.table(found)
+    assert head == "| entries | number | blocks | work | learned |"
+    assert [row.split("|")[1:4] for row in rows] == [[" conv 3x3 ", " 45 ", " 0.0% (0%) "], [" all ", " 45 ", " 0.0% (0%) "]]
 
 
 def test_equal_entries_give_equal_estimates() -> None:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cprune.cli import main as cli
+from cprune.cli import show
 from cprune.commands import profile
 from cprune.compiling.lowered import Layout
 from cprune.tuner.programs.workload import Conv2d
@@ -76,3 +77,33 @@ def test_profile_prints_the_staircase_and_writes_files_that_others_can_read(
     shown = capsys.readouterr().out
     assert "conv 3x3/1" in shown
     assert "█" in shown
+
+
+def test_with_estimate_only_the_whole_width_is_tuned_and_the_others_are_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trials", "2", "--width-trials", "1", "--widths", "2", "--records", str(tmp_path / "r.sqlite")]
+    asked, out = ["profile", "-m", "small_nets:tiny", *options, "--estimate"], tmp_path / "table"
+    assert cli.main([*asked, "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [[row["estimated"] for row in task["widths"]] for task in told["tasks"]] == [[True, False], [True, False]]
+    assert all(low["median_us"] <= high["median_us"] for low, high in (task["widths"] for task in told["tasks"]))
+    assert told["estimate_error"] is None  # three tasks tell nothing of that
+    rows = [(row["out_channels"], row["estimated"]) for row in csv.DictReader((out / "latency.csv").open())]
+    assert rows == [("8", "1"), ("16", "0"), ("8", "1"), ("32", "0")]
+    assert cli.main(["profile", "-m", "small_nets:tiny", *options]) == 0
+    capsys.readouterr()
+    assert cli.main([*asked, "--json"]) == 0  # now they are known
+    told = json.loads(capsys.readouterr().out)
+    assert not any(row["estimated"] for task in told["tasks"] for row in task["widths"])
+
+
+def test_the_staircase_says_what_is_estimated_and_how_good_estimates_are(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = profile.LayerShape("conv2d", 1, 16, 8, 8, "3x3", 1, 1)
+    widths = (profile.Width(8, 5.0, 5.0, 5.0, estimated=True), profile.Width(16, 9.0, 8.5, 9.5))
+    task = profile.Staircase("conv", ("a",), 1, 8, shape, widths)
+    show.staircases(profile.Staircases("net", "local", 2, (task,), 0.083))
+    shown = capsys.readouterr().out
+    assert "5.00 us estimated" in shown
+    assert "9.00 us [8.50, 9.50]" in shown
+    assert "median error 8.3%" in shown

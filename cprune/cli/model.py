@@ -122,6 +122,9 @@ def profile(
     both_axes: Annotated[
         bool, typer.Option("--both-axes", help="fewer input channels too: up to WIDTHS x WIDTHS entries a task")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="tune only the whole widths; what the records lack is estimated")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="also write profile.json, latency.csv and an SVG per task here")
     ] = None,
@@ -131,7 +134,7 @@ def profile(
     from cprune.commands import profile
 
     with show.progress() as progress:
-        asked = profile.Options(widths, width_trials, both_axes)
+        asked = profile.Options(widths, width_trials, both_axes, estimate)
         staircases = profile.profile(options.request(trials=trials), asked, progress)
     show.answer(staircases, show.staircases, as_json)
     if out is not None:

@@ -164,12 +164,14 @@ def staircases(result: Staircases) -> None:
         for width in task.widths:
             bar = "█" * max(1, round(40 * width.median_us / full_us))
             mark = "step" if task.step and (widest - width.channels) % task.step == 0 else ""
+            sure = "estimated" if width.estimated else f"[{width.low_us:.2f}, {width.high_us:.2f}]"
             console.print(
-                f"  {width.channels:5} {mark:4} {width.median_us:9.2f} us "
-                f"[{width.low_us:.2f}, {width.high_us:.2f}] {bar}",
+                f"  {width.channels:5} {mark:4} {width.median_us:9.2f} us {sure} {bar}",
                 highlight=False,
                 markup=False,
             )
+    if result.estimate_error is not None:
+        typer.echo(f"\nestimates of known tasks that were left out: median error {result.estimate_error:.1%}")
 
 
 def bundle(result: Bundle) -> None:

@@ -24,46 +24,59 @@ from cprune.method.channel_step import step_of
 from cprune.progress import Progress
 from cprune.targets.interval import interval
 from cprune.targets.session import Session
+from cprune.tuner.estimate import Entry
 from cprune.tuner.programs.workload import Conv2d, describe, key
+from cprune.tuner.search.estimator import Estimate, fitted
 from cprune.tuner.tune import Best, Tuner
 from cprune.tuner.turns import in_turns
 
 ROUNDS = 15
 COLUMNS = (
     *("task", "layers", "uses", "operator", "batch", "in_channels", "out_channels", "height", "width"),
-    *("kernel", "stride", "groups", "threads", "target", "median_us", "low_us", "high_us"),
+    *("kernel", "stride", "groups", "threads", "target", "median_us", "low_us", "high_us", "estimated"),
 )
 """The columns of the CSV table, one row a width; see docs/latency-table.md."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """At most `widths` widths a task, `trials` candidates for each of them; of `both_axes` as many squared."""
+    """At most `widths` widths a task, `trials` candidates for each of them; of `both_axes` as many squared.
+
+    With `estimate` no width is tuned but the whole one: what the store does not know is estimated.
+    """
 
     widths: int = 12
     trials: int = 12
     both_axes: bool = False
+    estimate: bool = False
 
 
 @dataclass(frozen=True)
 class Width:
-    """The latency of a task with this many channels: median and its 95 % interval."""
+    """The latency of a task with this many channels: median and its 95 % interval; none of one that is estimated."""
 
     channels: int
     median_us: float
     low_us: float
     high_us: float
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The latency of a task with this many channels on both sides: median and its 95 % interval."""
+    """The latency of a task with this many channels on both sides, as in `Width`."""
 
     in_channels: int
     channels: int
     median_us: float
     low_us: float
     high_us: float
+    estimated: bool = False
+
+    @property
+    def of_output(self) -> Width:
+        """Return the width without that of the input."""
+        return Width(self.channels, self.median_us, self.low_us, self.high_us, self.estimated)
 
 
 @dataclass(frozen=True)
@@ -98,12 +111,17 @@ class Staircase:
 
 @dataclass(frozen=True)
 class Staircases:
-    """The staircase of every convolution task of a model."""
+    """The staircase of every convolution task of a model.
+
+    `estimate_error` is the median error of estimates, as a share, of tasks that are known and were left out; None
+    where nothing was estimated, or too little is known to tell.
+    """
 
     model: str
     target: str
     threads: int
     tasks: tuple[Staircase, ...]
+    estimate_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `cprune profile --json` prints."""
@@ -120,13 +138,16 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
         grain = max(4, request.target.vector // 2)
         plans = {t.key: _plan(w, grain, options) for t, w in tasks}
+        estimate, errors = None, None
+        if options.estimate:
+            estimate, errors = fitted(tuner.entries(), request.target.threads, request.target.vector)
         progress.start("tuning narrower widths", sum(map(len, plans.values())))
         staircases = []
         for task, workload in tasks:
             best = tuned.best[task.key]
             layout = tuned.lowered.layout
             forms = {pair: narrowed(workload, *pair, layout) for pair in plans[task.key]}
-            pairs = _measured(forms, task.key, best, tuner, session, options.trials, progress)
+            pairs = _measured(forms, task.key, best, tuner, session, options.trials, progress, estimate)
             layers = tuple(name for name in task.layers if name in graph.layers)
             staircases.append(
                 Staircase(
@@ -135,16 +156,13 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
                     task.uses,
                     step_of(workload, best.candidate, request.target.threads, settings.step_join),
                     _shape(workload),
-                    tuple(
-                        Width(p.channels, p.median_us, p.low_us, p.high_us)
-                        for p in pairs
-                        if p.in_channels == workload.in_channels
-                    ),
+                    tuple(p.of_output for p in pairs if p.in_channels == workload.in_channels),
                     pairs if options.both_axes and not workload.depthwise else (),
                 )
             )
         progress.done()
-    return Staircases(opened.name, request.target.name, request.target.threads, tuple(staircases))
+    error = errors and min(errors.plain, errors.learned)
+    return Staircases(opened.name, request.target.name, request.target.threads, tuple(staircases), error)
 
 
 def widths(channels: int, grain: int, most: int) -> list[int]:
@@ -185,16 +203,22 @@ def _measured(
     session: Session,
     trials: int,
     progress: Progress,
+    estimate: Estimate | None,
 ) -> tuple[Pair, ...]:
     """Tune every form of a task by its channels, each from the nearest wider one, and return their latencies.
 
-    `best` is the program of the whole task, the one with the key `whole`.
+    `best` is the program of the whole task, the one with the key `whole`.  With an `estimate` nothing is tuned: it says
+    what forms take that nobody measured.
     """
     entries: dict[tuple[int, int], tuple[Conv2d, Best]] = {}
     for pair in sorted(forms, reverse=True):
         workload = forms[pair]
         if key(workload) == whole:
             entries[pair] = (workload, best)
+        elif estimate is not None:
+            known = tuner.known(workload, 1)
+            if known is not None:
+                entries[pair] = (workload, known)
         else:
             wider = [other for other in entries if other[0] >= pair[0] and other[1] >= pair[1]]
             start = entries[min(wider)][1] if wider else best
@@ -202,10 +226,16 @@ def _measured(
         progress.advance()
     runs = _timed_in_turns(session, list(entries.values()))
     rows = []
-    for pair, seconds in sorted(zip(entries, runs, strict=True)):
+    for pair, seconds in zip(entries, runs, strict=True):
         us = interval([1e6 * s for s in seconds])
         rows.append(Pair(*pair, us.median, us.low, us.high))
-    return tuple(rows)
+    if estimate is not None:
+        measured = [(entries[row.in_channels, row.channels], row.median_us) for row in rows]
+        known_ones = [Entry(w, b.candidate, us / 1e6) for (w, b), us in measured]
+        for pair in forms.keys() - entries.keys():
+            us_estimated = 1e6 * estimate(forms[pair], known_ones)
+            rows.append(Pair(*pair, us_estimated, us_estimated, us_estimated, estimated=True))
+    return tuple(sorted(rows, key=lambda row: (row.in_channels, row.channels)))
 
 
 def _timed_in_turns(session: Session, entries: Sequence[tuple[Conv2d, Best]]) -> list[tuple[float, ...]]:
@@ -261,6 +291,7 @@ def table(staircases: Staircases) -> list[dict[str, str | int | float]]:
             "threads": staircases.threads,
             "target": staircases.target,
             **{name: round(getattr(width, name), 3) for name in ("median_us", "low_us", "high_us")},
+            "estimated": int(width.estimated),
         }
         for task in staircases.tasks
         for width in (task.pairs or task.widths)

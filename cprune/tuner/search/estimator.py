@@ -13,6 +13,7 @@ it did not see.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from cprune.tuner.programs.workload import Conv2d, Dense, Workload
 
 MIN_ENTRIES = 24
 FOLDS = 5
+MOST_PAIRS = 20_000
 ROUNDS = 150
 SETTINGS = {"eta": 0.1, "max_depth": 4, "subsample": 0.8, "min_child_weight": 3, "max_bin": 64}
 MONOTONE = (1, 1, 1)
@@ -55,7 +57,7 @@ def fitted(entries: Sequence[Entry], threads: int, vector: int, seed: int = 0) -
     apart: dict[str, list[float]] = {"plain": [], "learned": []}
     for fold in range(FOLDS):
         seen = [e for i, e in enumerate(entries) if i % FOLDS != fold]
-        learned = _learned(seen, threads, vector, seed)
+        learned = learned_from(seen, threads, vector, seed)
         known = _families(seen)
         for entry in entries[fold::FOLDS]:
             others = known.get(family(entry.workload), [])
@@ -66,7 +68,7 @@ def fitted(entries: Sequence[Entry], threads: int, vector: int, seed: int = 0) -
     if not apart["plain"]:
         return plain, None
     errors = Errors(statistics.median(apart["plain"]), statistics.median(apart["learned"]))
-    learned = _learned(entries, threads, vector, seed) if errors.learned < errors.plain else None
+    learned = learned_from(entries, threads, vector, seed) if errors.learned < errors.plain else None
     return learned or plain, errors
 
 
@@ -81,8 +83,8 @@ def _wider(workload: Workload, entries: Sequence[Entry]) -> list[Entry]:
     return [e for e in entries if covers(size(e.workload), size(workload))]
 
 
-def _learned(entries: Sequence[Entry], threads: int, vector: int, seed: int) -> Estimate | None:
-    """Return the estimate that the pairs among `entries` teach; None where there are no pairs."""
+def learned_from(entries: Sequence[Entry], threads: int, vector: int, seed: int) -> Estimate | None:
+    """Return the estimate that the pairs among `entries` teach, MOST_PAIRS of them; None where there are no pairs."""
     import xgboost
 
     pairs = [
@@ -94,6 +96,8 @@ def _learned(entries: Sequence[Entry], threads: int, vector: int, seed: int) -> 
     ]
     if not pairs:
         return None
+    if len(pairs) > MOST_PAIRS:  # the store of a year has many, and learning must not take longer than measuring
+        pairs = random.Random(seed).sample(pairs, MOST_PAIRS)
     rows = np.array([_columns(wide, narrow.workload, threads, vector) for wide, narrow in pairs])
     label = np.array([math.log(narrow.seconds / wide.seconds) for wide, narrow in pairs])
     monotone = (*MONOTONE, *[0] * (rows.shape[1] - len(MONOTONE)))
