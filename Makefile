@@ -17,9 +17,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # Every branch of the method is entered by its tests on fakes, or this fails and names the lines.
-METHOD := loop judgement ending state history promise certify beginning tables planning scouting seconds balance \
-	round_tables rounds plain uniform one_shot netadapt
-METHOD_TESTS := method certify tables scouting seconds balance round_tables plain_methods netadapt
+METHOD := loop judgement ending state history promise certify beginning tables planning scouting seconds balance chain \
+	round_tables rounds plain uniform one_shot netadapt estimating comparable
+METHOD_TESTS := method certify tables scouting seconds balance chain round_tables plain_methods netadapt estimating \
+	latency
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q $(METHOD_TESTS:%=tests/test_%.py) $(METHOD:%=--cov=cprune.method.%) --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 $(ARGS)
