@@ -135,7 +135,8 @@ def _runs(rows: Sequence[Row]) -> str:
         unpruned = " (unpruned)" if row.status == "unpruned" else ""
         lines.append(
             f"| {row.model} | {row.method} | {row.seed} "
-            f"| {row.speedup:.2f}x ({row.low:.2f} to {row.high:.2f}){unpruned} | {row.before:.2%} → {row.after:.2%} | {row.minutes:.1f} | {row.elsewhere:.0%} | {error} |"
+            f"| {row.speedup:.2f}x ({row.low:.2f} to {row.high:.2f}){unpruned} "
+            f"| {row.before:.2%} → {row.after:.2%} | {row.minutes:.1f} | {row.elsewhere:.0%} | {error} |"
         )
     return "\n".join(lines)
 
