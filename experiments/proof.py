@@ -185,7 +185,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train-time", help="of every run, 20m say; default: by model, 5 to 30 minutes")
     parser.add_argument("--weights-dir", type=Path, help="folder with trained weights of the CIFAR models")
@@ -195,9 +195,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--print", action="store_true", help="run nothing, print the table of what is there")
     parser.add_argument("--quick", action="store_true", help="the built-in model, few images and seconds: to try it")
     given = parser.parse_args(arguments)
+    given.methods = given.methods or list(QUICK_METHODS if given.quick else METHODS)
     if given.quick:
         given.models, given.seeds, given.train_time = ["built-in"], given.seeds[:1], given.train_time or QUICK_SECONDS
-        given.methods = [m for m in given.methods if m in QUICK_METHODS] or list(QUICK_METHODS)
     if given.train_time is not None:
         try:
             duration(given.train_time)
