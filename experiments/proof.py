@@ -27,8 +27,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -36,6 +37,9 @@ sys.path.insert(0, str(ROOT))
 from cprune.cli.options import duration
 from cprune.targets.errors import UserError
 from experiments.proof_table import Row, row_of, told
+
+if TYPE_CHECKING:
+    from cprune.training.data import Data
 
 PEERS = ("torch-pruning-norm", "torch-pruning-isomorphic")
 METHODS = ("tables", "cprune", "uniform", "fpgm", "one-shot", "one-shot-inner", "netadapt", *PEERS)
@@ -79,16 +83,13 @@ ignore = ["conv1", "layer1.*", "layer2.*", "layer3.0.*", "linear"]
 QUICK_IMAGES, QUICK_SECONDS, QUICK_METHODS = 400, "2s", ("tables", "one-shot-inner")
 
 
-def few() -> dict[str, object]:
+def few() -> Data:
     """Return a few of the built-in images, for `-d experiments.proof:few`."""
     from cprune.training.data import load_data
 
-    data = load_data("fashion-mnist", 0)
-    some = slice(0, QUICK_IMAGES)
-    found: dict[str, object] = {}
-    for name, split in (("train", data.train), ("test", data.report)):
-        found[f"x_{name}"], found[f"y_{name}"] = split.images[some].numpy(), split.labels[some].numpy()
-    return found
+    data, some = load_data("fashion-mnist", 0), slice(0, QUICK_IMAGES)
+    parts = {part: getattr(data, part).take(some) for part in ("train", "decide", "certify", "report")}
+    return replace(data, **parts)
 
 
 @dataclass(frozen=True)
