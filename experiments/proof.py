@@ -106,7 +106,7 @@ class Job:
         """Return what is typed: a new run, or the rest of one that was stopped."""
         peer = [str(ROOT / "experiments" / "torch_pruning_peer.py")]
         program = [sys.executable, *(peer if self.method in PEERS else ["-m", "cprune.cli"])]
-        if (self.folder / "journal.jsonl").exists():
+        if (self.folder / "run.json").exists():
             return [*program, "resume", str(self.folder)]
         return [*program, "run", *self.arguments, "--out", str(self.folder)]
 

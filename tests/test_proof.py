@@ -159,7 +159,7 @@ def test_every_method_gets_the_same_seconds_of_training(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_is_resumed(tmp_path: Path) -> None:
     (job,) = typed(tmp_path, "--models", "built-in", "--methods", "netadapt", "--seeds", "0")
     job.folder.mkdir(parents=True)
-    (job.folder / "journal.jsonl").touch()
+    (job.folder / "run.json").touch()
     assert job.command()[1:] == ["-m", "cprune.cli", "resume", str(job.folder)]
 
 
