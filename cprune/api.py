@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cprune.method.result import versions
 from cprune.method.settings import Settings
 from cprune.method.subject import Subject, subject_of
-from cprune.method.whole_run import whole_run
+from cprune.method.whole_run import only_plan, whole_run
 from cprune.models.source import Source
 from cprune.network import saving
 from cprune.network.capture import capture
@@ -119,8 +119,12 @@ def run(
     settings: Settings = DEFAULTS,
     progress: Progress | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
+    plan: bool = False,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Start a run in a new folder and return the folder and its `result.json`."""
+    """Start a run in a new folder and return the folder and its `result.json`.
+
+    With `plan` it stops where the first round is planned, and what it plans is returned; `resume` goes on.
+    """
     where = find(target, threads)
     spec = data or DEFAULT_DATA
     subject = subject_of(source, spec, where, settings)
@@ -132,6 +136,8 @@ def run(
         folder = RunFolder.create(out or Path("runs") / f"{subject.name.replace(':', '.')}-{stamp}", config)
         shown.say(f"run folder {folder.path}")
         try:
+            if plan:
+                return folder, only_plan(folder, subject, *machine, settings, shown)
             result, _ = whole_run(folder, subject, *machine, settings, shown, on_step)
         except UserError:
             if not folder.journal.exists():  # nothing was measured: the folder may be used again

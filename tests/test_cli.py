@@ -371,3 +371,72 @@ def test_doctor_stops_at_what_explains_the_rest(capsys: pytest.CaptureFixture[st
     assert last["name"] in ("tracker", "linker")
     assert not last["ok"]
     assert last["detail"] or last["advice"]
+
+
+# -- a plan, and one more model
+
+
+def plan(missed: str = "") -> dict[str, object]:
+    point = {"status": "forecast", "latency_ms": 0.5, "speedup": 2.0, "loss": 0.004, "params": 1000, "macs": 2_000_000,
+             "gone": 1, "widths": {}, "damage": 0.25, "meets": not missed}  # fmt: skip
+    return {
+        "folder": "runs/x",
+        "unpruned": {"latency_ms": {"median": 1.0, "low": 0.9, "high": 1.1}, "params": 2000, "macs": 4_000_000},
+        "points": [point],
+        "estimate": "a guess",
+        "seconds": {"training": 300, "others": 100},
+        "missed": missed,
+    }
+
+
+@pytest.mark.parametrize(("missed", "code"), [("", 0), ("no model can meet the limits; the nearest: …", 1)])
+def test_a_plan_is_shown_and_what_cannot_be_met_is_an_exit_code(
+    missed: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from cprune import api
+    from cprune.runs.folder import RunFolder
+
+    asked = []
+
+    def planned(**options: object) -> tuple[RunFolder, dict[str, object]]:
+        asked.append(options["plan"])
+        return RunFolder(tmp_path), plan(missed)
+
+    monkeypatch.setattr(api, "run", planned)
+    monkeypatch.setenv("COLUMNS", "160")
+    found, out, _ = run("run", "--plan", capsys=capsys)
+    assert found == code
+    assert asked == [True]
+    assert "about 0.4" in out
+    assert "2.00x" in out
+    assert "5 min 00 s of training" in out
+    assert f"cprune resume {tmp_path}" in out.replace("\n", "")
+    assert missed in out
+    found, out, _ = run("run", "--plan", "--json", capsys=capsys)
+    assert (found, json.loads(out)["missed"]) == (code, missed)
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "code"),
+    [
+        ([], "pruned", 0),
+        ([], "unpruned", 1),
+        ([True], "unpruned", 0),
+        ([True, False], "pruned", 1),
+    ],
+)
+def test_a_limit_that_was_missed_is_an_exit_code(
+    limits: list[bool],
+    status: str,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from cprune import api
+    from cprune.runs.folder import RunFolder
+
+    told = [{"name": "speedup", "asked": 2.0, "reached": 1.0, "met": met} for met in limits]
+    result = {"status": status, "limits": told, "notes": []}
+    monkeypatch.setattr(api, "run", lambda **_: (RunFolder(tmp_path), result))
+    assert run("run", "--json", capsys=capsys)[0] == code

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import DEFAULT, EXAMPLE, FakeBench, MemoryKeeper, Seen, a_run, seen, tiny
+from fakes import DEFAULT, EXAMPLE, FakeBench, MemoryKeeper, Seen, a_run, tiny
 from small_nets import captured
+from test_certify import choose, contender, looked, losing
 from test_tables import TABLES, by_macs, trainer, whole
 
 from cprune.channels.branches import branches, without
@@ -15,6 +16,7 @@ from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
 from cprune.method.aiming import NO_AIM, Aim
 from cprune.method.allocation import Allocation, Part, Problem, front
+from cprune.method.certify import up_to_enough
 from cprune.method.ending import Outcome, finish
 from cprune.method.limited_front import front_within, near_limits
 from cprune.method.limits import Limits, least_share, meets
@@ -34,7 +36,7 @@ def half(model: Seen) -> float:
 
 def run_with(deciding: Any = half, keeper: MemoryKeeper | None = None, **limits: object) -> RunState:
     """Return a run in which only the 128 channels within the block may go: 16 of them are an eighth of the latency."""
-    settings = replace(TABLES, ignore=("b",), **limits)  # type: ignore[arg-type]
+    settings = replace(TABLES, **{"ignore": ("b",), **limits})  # type: ignore[arg-type]
     return a_run(FakeBench(by_macs, by_task=True), trainer(deciding=deciding), keeper, settings)
 
 
@@ -224,14 +226,11 @@ def test_where_no_point_is_small_enough_the_smallest_is_aimed_at() -> None:
 
 
 def test_of_the_models_that_are_fast_enough_the_most_accurate_one_is_delivered() -> None:
-    run = run_with(lambda _: 0.9)
-    steps, tables = whole(run)
-    assert [step.verdict for step in steps] == ["accepted", "accepted"]  # without a limit
-    run.settings = replace(run.settings, speedup=1.05)
-    outcome = finish(run, tables.current)
-    assert outcome.choice.index == 0
-    assert outcome.status == "stepped-back"
-    assert seen(outcome.network) == seen(run.keeper.load(0))
+    trainer = losing(1, 2, 3, 3)
+    contenders = [contender(1), contender(2), replace(contender(3), enough=True), replace(contender(4), enough=True)]
+    assert choose(trainer, *contenders).index == 3
+    assert looked(trainer, "certify") == [1, 0, 2, 3]  # the fourth is faster than anybody asked for
+    assert [one.index for one in up_to_enough(contenders)] == [1, 2, 3]
 
 
 def test_algorithm_1_stops_at_a_limit_too() -> None:

@@ -16,9 +16,10 @@ import pytest
 from cprune.files import write_json
 from cprune.runs.events import CostSoFar, Event, Final, GroupChange, Measured, SoFar, Start, Status, Step, Verdict
 from cprune.runs.folder import RunFolder
+from cprune.runs.front import Front, FrontPoint, Unpruned, write_front
 from cprune.runs.journal import Journal
 from cprune.runs.report import numbers, plots, write_report
-from cprune.runs.report.headline import HEADLINES, table
+from cprune.runs.report.headline import HEADLINES, headline, table
 from cprune.runs.report.run import read_result, read_run
 from cprune.targets.errors import UserError
 from cprune.targets.interval import Interval
@@ -620,3 +621,56 @@ def test_writing_a_report_loads_neither_torch_nor_tvm(folder: RunFolder) -> None
         [sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert not {"torch", "tvm", "sqlalchemy"} & set(json.loads(done.stdout))
+
+
+# -- the front
+
+
+def front() -> Front:
+    certified = FrontPoint(
+        "certified", around(0.9874), 1.8546, 0.0076, 139_218, 19_113_472, 1, {"conv1": 12}, se=0.0024, step=9,
+        delivered=True, meets=True,
+    )  # fmt: skip
+    trained = replace(certified, status="trained", speedup=2.4, step=1000, delivered=False, afterwards=True)
+    forecast = FrontPoint("forecast", Interval(0.6, 0.6, 0.6), 3.05, 0.021, 90_000, 9_000_000, 2, {}, meets=False)
+    return Front(Unpruned(around(1.8312), 0.9127, 272_474, 40_813_184), (certified, trained, forecast), "a guess")
+
+
+def test_the_front_is_a_table_and_a_plot(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    for event in course():
+        Journal(folder.journal).append(event)
+    write_front(folder.front, front())
+    write_report(folder)
+    text = folder.report_md.read_text()
+    rows = [
+        line for line in text.splitlines() if line.startswith(("| certified", "| trained", "| forecast", "| unpru"))
+    ]
+    assert rows[0].startswith("| unpruned | 1.831 (1.813 to 1.849) | 1x | 0 | 0.272 M | 40.8 M | 0 |")
+    assert rows[1].startswith(
+        "| certified | 0.987 (0.978 to 0.997) | 1.85x | 0.76 ± 0.24 | 0.139 M | 19.1 M | 1 | deliv"
+    )
+    assert "asked for when the run was over" in rows[2]
+    assert rows[3].startswith("| forecast | 0.6 | 3.05x | about 2.10 | 90,000 | 9.00 M | 2 | does not meet the limits")
+    assert "a guess" in text
+    assert "may be lost: 1.00" in folder.report_html.read_text()
+
+
+def test_a_front_of_one_point_that_gains_is_drawn() -> None:
+    point = replace(front().points[0], loss=-0.002, se=None)
+    assert plots.front([point], None, 720).count("<circle") == 1
+    assert plots.front([], 0.01, 310).startswith("<svg")
+
+
+def test_a_limit_that_was_missed_is_in_the_headline_and_the_table(tmp_path: Path) -> None:
+    limits = [{"name": "speedup", "asked": 2.0, "reached": 1.8546, "met": False},
+              {"name": "params", "asked": 2e5, "reached": 139_218, "met": True}]  # fmt: skip
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    write_json(folder.result, {**RESULT, "limits": limits})
+    run = read_run(folder)
+    assert headline(run).status == "pruned, limit missed"
+    assert "speed-up 1.85x, at least 2x was asked for: missed by 7.3 %" in headline(run).meaning
+    assert run.result is not None
+    rows = table(run.result)
+    assert ("Speed-up asked for", "", "2x, missed by 7.3 %") in rows
+    assert ("Parameters asked for", "", "200,000, met") in rows

@@ -2,7 +2,7 @@
 
 The commands stand in the files beside this one.  Heavy imports stand inside them, so that `--help` answers at once.
 Standard output carries results (one JSON object with --json), standard error everything else.  Exit codes: 0 done,
-1 done but no pruned model keeps the promise, 2 an error that the message explains, 130 Ctrl-C.
+1 done but no pruned model keeps the promise, or a limit was missed, 2 an error that the message explains, 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -99,6 +99,14 @@ def run(
     max_steps: Annotated[int | None, typer.Option(help="stop after so many tried steps")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="run folder, default runs/MODEL-TIME")] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="train nothing: show what could be had, at which forecast loss, and how long it would take; "
+            "`cprune resume DIR` goes on from there",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prune a model: never slower, never below the accuracy asked for.
@@ -106,8 +114,8 @@ def run(
     Without any option the built-in model is pruned on the built-in data for this machine; it may lose one point of
     accuracy, and the fastest model that keeps it is looked for.  With --max-latency, --speedup, --max-params or
     --max-macs, alone or together, it is the most accurate model that meets them all; if none does and keeps the
-    accuracy, the fastest that keeps it is delivered, with a note and exit code 1.  Ctrl-C leaves a run that
-    `cprune resume DIR` goes on with.
+    accuracy, the fastest that keeps it is delivered, with a note and exit code 1.  --plan says before any training
+    what can be had.  Ctrl-C leaves a run that `cprune resume DIR` goes on with.
     """
     from cprune import api
     from cprune.method.settings import share
@@ -148,8 +156,12 @@ def run(
             settings=settings,
             progress=progress,
             on_step=_say_step,
+            plan=plan,
         )
-    _finished(folder, result, as_json)
+    if plan:
+        _planned(folder, result, as_json)
+    else:
+        _finished(folder, result, as_json)
 
 
 def resume(
@@ -158,7 +170,7 @@ def resume(
     device_timeout: DeviceTimeout = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was stopped, killed or cut off; nothing measured is measured again."""
+    """Go on with a run that was stopped, killed or cut off, or only planned; nothing measured is measured again."""
     from cprune import api
 
     timeout_s = duration(device_timeout) if device_timeout is not None else None
@@ -195,6 +207,16 @@ def _say_step(step: Step) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def _planned(folder: RunFolder, plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show.json_object(plan)
+    else:
+        show.plan(plan)
+        typer.echo(f"to go on: cprune resume {folder.path}")
+    if plan["missed"]:
+        raise typer.Exit(1)
 
 
 def _finished(folder: RunFolder, result: dict[str, Any], as_json: bool) -> None:

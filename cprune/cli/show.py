@@ -88,6 +88,34 @@ def run_result(values: Mapping[str, Any]) -> None:
     on_output(summary)
 
 
+def plan(values: Mapping[str, Any]) -> None:
+    """Print what `cprune run --plan` found: a table of the front, slowest first, and how long the rest takes."""
+    from cprune.runs.report.numbers import count, duration
+
+    whole, limited = values["unpruned"], any(point["meets"] is not None for point in values["points"])
+    rows = table(
+        *("latency ms", "speed-up", "parameters", "multiply-adds", "branches gone", "damage (KL)", "points lost"),
+        *(("meets the limits",) if limited else ()),
+        title="the predicted front: nothing is trained yet",
+    )
+    rows.add_row(
+        *(f"{whole['latency_ms']['median']:.4g}", "1x", count(whole["params"]), count(whole["macs"]), "0", "0", "0")
+    )
+    for point in values["points"]:
+        rows.add_row(
+            *(f"{point['latency_ms']:.4g}", f"{point['speedup']:.2f}x", count(point["params"]), count(point["macs"])),
+            *(str(point["gone"]), f"{point['damage']:.3g}", f"about {100 * point['loss']:.2g}"),
+            *(("yes" if point["meets"] else "no",) if limited else ()),
+        )
+    seconds = values["seconds"]
+    lines = [
+        values["estimate"],
+        f"the rest takes {duration(seconds['training'])} of training (--train-time) and about "
+        f"{duration(seconds['others'])} of everything else",
+    ]
+    on_output(rows, *lines, *([values["missed"]] if values["missed"] else []))
+
+
 def explained(result: Explained) -> None:
     """Print what `cprune explain` found as tables."""
     groups = table("group", "channels", "layers", title="channel groups: what shrinks together")

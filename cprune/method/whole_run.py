@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -11,6 +12,8 @@ from cprune.compiling.tuned import say_if_strange
 from cprune.compiling.workbench import SessionWorkbench
 from cprune.files import write_json
 from cprune.method.ending import finish
+from cprune.method.forecast import forecast
+from cprune.method.front import front_of, network_of
 from cprune.method.kept import FolderKeeper
 from cprune.method.loop import Loop
 from cprune.method.netadapt import NetAdapt
@@ -18,7 +21,7 @@ from cprune.method.one_shot import OneShot
 from cprune.method.result import analysis, result_of
 from cprune.method.rounds import Rounds
 from cprune.method.settings import Settings
-from cprune.method.state import RunState
+from cprune.method.state import RunState, Version
 from cprune.method.subject import Subject
 from cprune.method.tables import Tables
 from cprune.method.uniform import Uniform
@@ -27,7 +30,9 @@ from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
+from cprune.runs.front import Front, write_front
 from cprune.runs.report import write_report
+from cprune.targets.errors import UserError
 from cprune.targets.session import Session
 from cprune.targets.target import Target
 from cprune.tuner.records.store import Store
@@ -54,32 +59,77 @@ def whole_run(
     settings: Settings,
     progress: Progress,
     on_step: Callable[[Step], object],
+    method: Method | None = None,
 ) -> tuple[dict[str, Any], Network]:
     """Go on with the run in `folder` to its end; return what `result.json` holds, and the final network.
 
-    `target` is what the session found.  Holds the folder's lock; UserError if another process does.
+    `target` is what the session found; `method` one that the settings do not know.  Holds the folder's lock;
+    UserError if another process does.
     """
+    with _opened(folder, subject, session, target, settings, progress) as run:
+        loop = method(run) if method is not None else _method(run)
+        loop.begin()
+        write_json(folder.analysis, analysis(loop.before, loop.before, settings, run.bench.threads))
+        for step in loop.steps():
+            on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
+        result, front = _ended(folder, run, loop.current, target)
+        write_front(folder.front, front)
+        write_report(folder)
+        return result, saving.load(folder.path)
+
+
+def _ended(folder: RunFolder, run: RunState, current: Version, target: Target) -> tuple[dict[str, Any], Front]:
+    """Write the model of a run, its programs and its result; return that, and the front."""
+    outcome = finish(run, current)
+    saving.save(outcome.network, folder.path)
+    after = outcome.after.tuned
+    deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
+    write_json(folder.analysis, analysis(outcome.before, outcome.after, run.settings, run.bench.threads))
+    result = result_of(outcome, folder.config())
+    write_json(folder.result, result)
+    front = front_of(run, outcome)
+    for point in front.points:
+        if point.step is not None and not point.delivered:  # in the records already, so nothing is tried for it
+            text, network = "programs of the front", network_of(run, point.step)
+            tuned = run.tune(network, run.layout, run.settings.loop_trials, text=text).tuned
+            deploy.keep_programs(folder.programs_of(point.step), tuned.lowered, tuned.programs, target)
+    return result, front
+
+
+def only_plan(
+    folder: RunFolder, subject: Subject, session: Session, target: Target, settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    """Begin the run in `folder` and stop where it is planned; return what `cprune run --plan --json` prints.
+
+    Raises UserError where the method plans nothing.
+    """
+    with _opened(folder, subject, session, target, settings, progress) as run:
+        if not _plans(run):
+            raise UserError(
+                "--plan shows the tables of the method tables, and this run has none",
+                "Leave --method out, and give --data that cprune can read.",
+            )
+        tables = Tables(run)
+        tables.begin()
+        write_json(folder.analysis, analysis(tables.before, tables.before, settings, run.bench.threads))
+        found = forecast(run, tables.before)
+        write_front(folder.front, found.front)
+        write_report(folder)
+        return {"folder": str(folder.path), **found.to_dict()}
+
+
+@contextmanager
+def _opened(
+    folder: RunFolder, subject: Subject, session: Session, target: Target, settings: Settings, progress: Progress
+) -> Iterator[RunState]:
+    """Hold the folder's lock and its records, and yield what is known of the run."""
     config = folder.config()
     with folder.lock(), Store(config["records"] or folder.records) as store:
         say_if_strange(store, target, progress)
         bench = SessionWorkbench(session, Tuner(session, store, target, settings.seed), subject.example)
-        run = RunState(
+        yield RunState(
             subject.network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress
         )
-        loop = _method(run)
-        loop.begin()
-        write_json(folder.analysis, analysis(loop.before, loop.before, settings, bench.threads))
-        for step in loop.steps():
-            on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
-        outcome = finish(run, loop.current)
-        saving.save(outcome.network, folder.path)
-        after = outcome.after.tuned
-        deploy.keep_programs(folder.programs, after.lowered, after.programs, target)
-        write_json(folder.analysis, analysis(outcome.before, outcome.after, settings, bench.threads))
-        result = result_of(outcome, config)
-        write_json(folder.result, result)
-        write_report(folder)
-        return result, outcome.network
 
 
 def _method(run: RunState) -> Rounds | Loop:
@@ -90,3 +140,8 @@ def _method(run: RunState) -> Rounds | Loop:
     if name not in ("cprune", "tables"):
         run.progress.say(f"the method {name} needs training images that it can see: Algorithm 1 runs instead")
     return Loop(run)
+
+
+def _plans(run: RunState) -> bool:
+    """Tell whether the method is that of tables; where the training images cannot be seen it is Algorithm 1."""
+    return run.settings.method == "tables" and run.trainer.samples(1, 0) is not None

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def front(self) -> Path:
+        """The models worth choosing from: forecast, trained, certified; see `cprune.runs.front`."""
+        return self.path / "front.json"
+
+    @property
     def model_json(self) -> Path:
         """The shapes and nodes of the pruned model."""
         return self.path / "model.json"
@@ -85,6 +90,10 @@ class RunFolder:
     def long_trained_dir(self, index: int) -> Path:
         """The model of step `index` after long training, for example `final/0007`."""
         return self.path / "final" / f"{index:04d}"
+
+    def programs_of(self, index: int) -> Path:
+        """The program of every task of the model of step `index`, for example `final/0007.programs.json`."""
+        return self.path / "final" / f"{index:04d}.programs.json"
 
     def scout_dir(self, round_: int, number: int) -> Path:
         """The network of a scout, for example `steps/scout0.1`."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from cprune.runs.front import FrontPoint
 from cprune.targets.interval import Interval
 
 STYLE = """\
@@ -137,6 +138,40 @@ def bars(bars: Sequence[Bar], unit: str, title: str, width: float) -> str:
                 shapes.append(f'<rect class="{kind}" x="{x}" y="{_ROW * row + 4}" width="{length:.1f}" height="13"/>')
     shapes.append(_text((left + width) / 2, bottom + 30, unit, soft=True))
     return _svg(width, bottom + 34, title, shapes)
+
+
+def front(points: Sequence[FrontPoint], allowed: float | None, width: float) -> str:
+    """Return accuracy lost over speed-up as SVG, `width` units wide, a mark a model by its status; 1x loses nothing.
+
+    `allowed` is what may be lost.  Where it was measured, the standard error of a loss is a line.
+    """
+    errors = [point.se or 0.0 for point in points]
+    lost = [0.0, *(100 * point.loss for point in points), *([] if allowed is None else [100 * allowed])]
+    low = min(0.0, *(100 * (point.loss - se) for point, se in zip(points, errors, strict=True)), 0.0)
+    high = max(*lost, *(100 * (point.loss + se) for point, se in zip(points, errors, strict=True)), 0.1)
+    up = _Axis(low, high * 1.1, 220, 22)
+    left = 10 + _LETTER * max(len(text) for _, text in up.ticks(5))
+    across = _Axis(1, max((point.speedup for point in points), default=2.0) * 1.03, left + 8, width - 10)
+    shapes = [*_rows(up, left, width, "Points of accuracy lost")]
+    if allowed is not None:
+        y = up.at(100 * allowed)
+        shapes.append(f'<path class="limit" d="M{left:.1f} {y}H{width}"/>')
+        shapes.append(_text(left + 3, y - 4, f"may be lost: {100 * allowed:.2f}", "start", soft=True))
+    shapes.append(f'<rect class="before" x="{across.at(1) - 3:.1f}" y="{up.at(0) - 3:.1f}" width="6" height="6"/>')
+    for point, se in zip(points, errors, strict=True):
+        x, y = across.at(point.speedup), up.at(100 * point.loss)
+        if se:
+            ends = up.at(100 * (point.loss - se)), up.at(100 * (point.loss + se))
+            shapes.append(f'<path class="thin" d="M{x} {ends[0]}V{ends[1]}"/>')
+        if point.status == "certified":
+            shapes.append(f'<circle cx="{x}" cy="{y}" r="3.2"/>')
+        elif point.status == "trained":
+            shapes.append(f'<path class="excluded" d="M{x} {y}m0-4l4 4l-4 4l-4-4z"/>')
+        else:
+            shapes.append(f'<rect class="before" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"/>')
+    shapes += [_text(across.at(value), 234, f"{text}x") for value, text in across.ticks(6)]
+    shapes.append(_text((left + width) / 2, 250, "speed-up over the unpruned model, tuned", soft=True))
+    return _svg(width, 254, "Models to choose from: accuracy lost over speed-up", shapes)
 
 
 def staircase(title: str, step: int, rows: Sequence[Mapping[str, float]]) -> str:

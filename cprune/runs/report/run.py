@@ -15,6 +15,7 @@ from cprune.files import read_json
 from cprune.runs.events import PartSizes, Start, Status, Step, cost_so_far
 from cprune.runs.folder import RunFolder
 from cprune.runs.forecasts import Forecasts
+from cprune.runs.front import Front, read_front
 from cprune.runs.journal import Journal
 from cprune.runs.limits import Limited
 from cprune.targets.interval import Interval
@@ -186,6 +187,7 @@ class Run:
     seconds: Mapping[str, float]
     result: Result | None
     analysis: Analysis
+    front: Front | None = None
 
     @property
     def accepted(self) -> tuple[Step, ...]:
@@ -215,6 +217,7 @@ def read_run(folder: RunFolder) -> Run:
         seconds=cost_so_far(events).seconds if result is None else result.seconds,
         result=result,
         analysis=_read(Analysis, analysis_values or {}, str(folder.analysis)),
+        front=read_front(folder.front),
     )
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cprune.runs.forecasts import forecasts
+from cprune.runs.front import FrontPoint
 from cprune.runs.report import plots
 from cprune.runs.report.accuracy import sentences
 from cprune.runs.report.headline import table
-from cprune.runs.report.numbers import MISSING, duration, microseconds, percent, with_interval
+from cprune.runs.report.numbers import MISSING, count, duration, microseconds, percent, with_interval
 from cprune.runs.report.run import Run, TaskTime
 
 _WIDTHS = (720, 310)  # of a drawing on a large screen and on a phone
@@ -45,7 +46,7 @@ class Section:
 def sections(run: Run) -> list[Section]:
     """Return the sections of the report of a run, in their order."""
     return [
-        *(_summary(run), _course(run), _channels(run), _tasks(run)),
+        *(_summary(run), *_front(run), _course(run), _channels(run), _tasks(run)),
         *(_steps(run), _frozen(run), _measured(run), _versions(run)),
     ]
 
@@ -58,6 +59,51 @@ def _summary(run: Run) -> Section:
     return Section(
         "summary", "Summary", (*sentences(run.result.accuracy), *notes), tables=(Table(("", "before", "after"), rows),)
     )
+
+
+def _front(run: Run) -> Iterator[Section]:
+    """Yield the models worth choosing from, if anything is known of them."""
+    front = run.front
+    if front is None:
+        return
+    whole = front.unpruned
+    rows = [("unpruned", with_interval(whole.latency_ms), "1x", "0", count(whole.params), count(whole.macs), "0", "")]
+    for point in front.points:
+        forecast = point.status == "forecast"
+        lost = f"{100 * point.loss:.2f}" + (f" ± {100 * point.se:.2f}" if point.se is not None else "")
+        rows.append(
+            (
+                *(point.status, f"{point.latency_ms.median:.4g}" if forecast else with_interval(point.latency_ms)),
+                *(f"{point.speedup:.2f}x", f"about {lost}" if forecast else lost),
+                *(count(point.params), count(point.macs), str(point.gone)),
+                ", ".join(_remarks(point)),
+            )
+        )
+    asked = run.start.allowed if run.start is not None else None
+    wide, narrow = (plots.front(front.points, asked, width) for width in _WIDTHS)
+    head = ("model", "latency (ms)", "speed-up", "points lost", "parameters", "MACs", "branches gone", "")
+    yield Section(
+        "front",
+        "Models to choose from",
+        (
+            "cprune export DIR --pick 2x (or 1.5ms) writes the most accurate trained model that is so fast;"
+            " cprune resume DIR --speedup 2 trains one more where only a forecast is.",
+            "A certified model was looked at with the images that certify, a trained one with those that decide;"
+            f" {front.estimate}.",
+        ),
+        plot=(wide, narrow),
+        legend=(("after", "certified"), ("warn diamond", "trained, not certified"), ("before", "forecast")),
+        tables=(Table(head, tuple(rows), text_columns=(0, 7)),),
+    )
+
+
+def _remarks(point: FrontPoint) -> Iterator[str]:
+    if point.delivered:
+        yield "delivered"
+    if point.afterwards:
+        yield "asked for when the run was over, looked at after the others"
+    if point.meets is not None:
+        yield "meets the limits" if point.meets else "does not meet the limits"
 
 
 def _course(run: Run) -> Section:

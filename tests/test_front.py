@@ -1,0 +1,152 @@
+"""The front of a run: what could be had (--plan), what is worth choosing from, front.json, and what is picked of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import MemoryKeeper
+from test_limits import run_with
+from test_tables import whole
+
+from cprune.files import write_json
+from cprune.method.ending import finish
+from cprune.method.forecast import LEFT, Forecast, forecast
+from cprune.method.front import _worth, front_of, point_of
+from cprune.method.state import RunState
+from cprune.method.tables import Tables
+from cprune.runs.front import Front, FrontPoint, Unpruned, read_front, write_front
+from cprune.targets.errors import UserError
+from cprune.targets.interval import Interval
+
+POINT = FrontPoint("trained", Interval(1.0, 0.9, 1.1), 2.0, 0.004, 10, 20, 1, {"a": 8}, se=0.001, step=0)
+GUESS = FrontPoint("forecast", Interval(0.5, 0.5, 0.5), 4.0, 0.02, 5, 9, 2, {"a": 4}, damage=0.3)
+FRONT = Front(Unpruned(Interval(2.0, 1.9, 2.1), 0.9, 30, 60), (POINT, GUESS), "nobody knows")
+
+
+def planned(run: RunState) -> Forecast:
+    tables = Tables(run)
+    tables.begin()
+    return forecast(run, tables.before)
+
+
+# -- the plan
+
+
+def untrained(model: Any) -> float:
+    """Return an accuracy: every channel that is gone costs a thousandth, before training."""
+    return 0.9 - 0.001 * (128 - model.a)
+
+
+def test_a_plan_shows_points_of_the_front_with_what_is_thought_to_be_lost_and_trains_nothing() -> None:
+    run = run_with(untrained)
+    found = planned(run)
+    shares = [0.876, 0.751, 0.627, 0.502, 0.378, 0.253]
+    assert [1 / point.speedup for point in found.front.points] == pytest.approx(shares, abs=2e-3)
+    assert [point.loss for point in found.front.points] == pytest.approx(
+        [LEFT * 0.001 * gone for gone in (16, 32, 48, 64, 80, 96)]
+    )
+    assert {point.status for point in found.front.points} == {"forecast"}
+    assert found.front.points[0].widths == {"a": 112}
+    assert found.front.unpruned.params == 148_548
+    assert (found.train_s, found.missed) == (100.0, "")
+    assert {type(event).kind for event in run.keeper.events()} <= {"start", "planned", "cost"}
+    assert found.to_dict()["seconds"]["training"] == 100
+    assert isinstance(found.to_dict()["points"][0]["latency_ms"], float)
+
+
+def test_a_run_goes_on_from_its_plan_and_looks_at_nothing_again() -> None:
+    keeper = MemoryKeeper()
+    planned(run_with(keeper=keeper))
+    tables = keeper.tables[0]
+    run = run_with(keeper=keeper)
+    steps, _ = whole(run)
+    assert steps
+    assert keeper.tables[0] is tables
+
+
+def test_what_cannot_be_met_is_said_with_what_comes_nearest() -> None:
+    found = planned(run_with(untrained, speedup=10.0))
+    assert [point.meets for point in found.front.points] == [False] * 6
+    assert found.missed == (
+        "no model can meet the limits; the nearest: speed-up 3.95x, at least 10x was asked for: missed by 60 %"
+    )
+    found = planned(run_with(untrained, speedup=1.9))
+    assert [point.meets for point in found.front.points] == [False] * 3 + [True] * 3
+    assert found.missed == ""
+
+
+def test_of_many_points_a_few_are_shown_and_the_one_that_meets_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cprune.method import forecast as module
+
+    monkeypatch.setattr(module, "POINTS", 3)
+    found = planned(run_with(untrained, speedup=2.5))
+    assert [round(1 / point.speedup, 1) for point in found.front.points] == [0.9, 0.5, 0.4, 0.3]
+    assert [point.meets for point in found.front.points] == [False, False, True, True]
+    assert planned(run_with(untrained, max_latency_ms=1e3)).missed == ""
+
+
+# -- the end
+
+
+def test_the_front_of_a_finished_run_has_its_models_and_forecasts_in_the_gaps() -> None:
+    run = run_with()
+    _, tables = whole(run)
+    outcome = finish(run, tables.current)
+    front = front_of(run, outcome)
+    made = [point for point in front.points if point.status == "certified"]
+    assert [point.delivered for point in made] == [True]
+    assert made[0].speedup == 1 / outcome.comparison.ratio.median
+    assert made[0].widths == {"a": 64}
+    assert made[0].meets is None
+    assert 3 <= len(front.points) <= 5
+    assert list(front.points) == sorted(front.points, key=lambda point: point.speedup)
+    assert {point.status for point in front.points} == {"certified", "forecast"}
+
+
+def test_models_that_are_not_certified_are_trained_ones_and_know_their_loss_where_it_is_decided() -> None:
+    run = run_with(speedup=1.3)
+    _, tables = whole(run)
+    outcome = finish(run, tables.current)
+    run.history.certified.clear()
+    front = front_of(run, replace(outcome, choice=replace(outcome.choice, index=None)))
+    made = [point for point in front.points if point.status == "trained"]
+    assert [(point.step, point.delivered, point.meets) for point in made] == [(0, False, True)]
+    assert made[0].latency_ms.median == pytest.approx(outcome.comparison.old_ms.median / made[0].speedup)
+    network = run.keeper.load(0)
+    assert point_of(run, 0, network, made[0].latency_ms, 2.0, None).loss == 0.0
+
+
+def test_without_tables_or_a_trained_model_there_is_no_forecast() -> None:
+    keeper = MemoryKeeper()
+    run = run_with(keeper=keeper)
+    _, tables = whole(run)
+    outcome = finish(run, tables.current)
+    keeper.tables.clear()
+    assert {point.status for point in front_of(run, outcome).points} == {"certified"}
+    run.history.scouted.clear()
+    assert {point.status for point in front_of(run, outcome).points} == {"certified"}
+
+
+def test_many_trained_models_are_no_choice() -> None:
+    many = [replace(POINT, step=step, speedup=1 + step) for step in range(8)]
+    many[2] = replace(many[2], status="certified")
+    many[0] = replace(many[0], delivered=True)
+    assert [point.step for point in _worth(many)] == [0, 2, 5, 6, 7]
+
+
+# -- the file
+
+
+def test_a_front_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_front(tmp_path / "front.json") is None
+    write_front(tmp_path / "front.json", FRONT)
+    assert read_front(tmp_path / "front.json") == FRONT
+    more = replace(POINT, step=1000, speedup=3.0)
+    assert FRONT.with_point(more).points == (POINT, more, GUESS)
+    assert FRONT.with_point(replace(more, step=0)).points == (replace(more, step=0), GUESS)
+    write_json(tmp_path / "front.json", {"points": 3})
+    with pytest.raises(UserError, match="points must be a list"):
+        read_front(tmp_path / "front.json")
