@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cprune.api import _config
 from cprune.channels.branches import branches, without
+from cprune.channels.groups import analyse
 from cprune.channels.surgery import prune
 from cprune.cli import main as cli
 from cprune.compiling import deploy
@@ -30,6 +32,8 @@ from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
+from cprune.runs.front import Front, FrontPoint, Unpruned, write_front
+from cprune.targets.interval import Interval
 from cprune.targets.local import LocalSession
 from cprune.targets.target import Target
 from cprune.tuner.records.store import Store
@@ -251,3 +255,53 @@ def test_a_model_that_came_out_wrong_is_not_left_behind(
     assert cli.main(["export", str(run), "-o", str(tmp_path / "model.pt2")]) == 2
     assert "differs from the model by 0.5" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# -- another model of the front
+
+
+@pytest.fixture
+def two(session: LocalSession, target: Target, tmp_path: Path) -> Path:
+    """A run that delivered a model and trained a narrower one, which is not certified."""
+    model, x = tiny()
+    whole = capture(model, (x,))
+    run = RunFolder.open(finished(tmp_path / "run", whole, x, session, target))
+    graph = analyse(whole, (x,))
+    smaller = prune(whole, graph, {graph.groups[0].id: [0]})
+    networks.save(smaller, run.step_dir(0))
+    with Store(run.records) as store:
+        tuned = tune(smaller, (x,), Tuner(session, store, target), TRIALS.trials, Progress())
+    run.programs_of(0).parent.mkdir()
+    deploy.keep_programs(run.programs_of(0), tuned.lowered, tuned.programs, target)
+    point = FrontPoint("certified", Interval(1.0, 1.0, 1.0), 1.5, 0.0, 1, 1, 0, {}, step=1, delivered=True)
+    other = replace(point, status="trained", speedup=2.0, latency_ms=Interval(0.7, 0.7, 0.7), step=0, delivered=False)
+    write_front(run.front, Front(Unpruned(Interval(1.5, 1.5, 1.5), 0.9, 2, 2), (point, other)))
+    return run.path
+
+
+def test_another_model_of_the_front_is_exported_with_a_warning(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(3).standard_normal((1, 3, 12, 12), np.float32)
+    assert cli.main(["export", str(two), "--pick", "2x", "--out", str(tmp_path / "b")]) == 0
+    assert "warning: this model was trained, but not certified" in capsys.readouterr().err
+    (compiled,) = deploy.open_compiled(tmp_path / "b")(x)
+    wanted = networks.load(RunFolder(two).step_dir(0))(torch.from_numpy(x)).detach()
+    assert np.allclose(compiled, wanted, atol=1e-4)
+    file = tmp_path / "model.pt2"
+    assert told(capsys, "export", str(two), "--pick", "0.7ms", "-o", str(file))["max_difference"] < 1e-5
+    torch.testing.assert_close(torch.export.load(file).module()(torch.from_numpy(x)), wanted)
+
+
+def test_the_delivered_model_is_exported_without_one(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(two), "--pick", "1.5x", "--out", str(tmp_path / "b")]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_model_that_nobody_trained_is_not_exported(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(two), "--pick", "3x"]) == 2
+    assert f"cprune resume {two} --speedup 3" in capsys.readouterr().err
+    assert cli.main(["export", str(two.parent), "--pick", "3x"]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -11,12 +11,14 @@ from fakes import MemoryKeeper
 from test_limits import run_with
 from test_tables import whole
 
+from cprune.commands.picking import Pick, delivered, picked
 from cprune.files import write_json
 from cprune.method.ending import finish
 from cprune.method.forecast import LEFT, Forecast, forecast
 from cprune.method.front import _worth, front_of, point_of
 from cprune.method.state import RunState
 from cprune.method.tables import Tables
+from cprune.runs.folder import RunFolder
 from cprune.runs.front import Front, FrontPoint, Unpruned, read_front, write_front
 from cprune.targets.errors import UserError
 from cprune.targets.interval import Interval
@@ -150,3 +152,51 @@ def test_a_front_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_json(tmp_path / "front.json", {"points": 3})
     with pytest.raises(UserError, match="points must be a list"):
         read_front(tmp_path / "front.json")
+
+
+# -- what is picked
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder.create(tmp_path / "run", {"model": "tiny"})
+    sure = replace(POINT, status="certified", step=1, speedup=1.5, latency_ms=Interval(1.33, 1.3, 1.4), delivered=True)
+    write_front(folder.front, replace(FRONT, points=(sure, POINT, GUESS)))
+    return folder
+
+
+def test_the_delivered_model_is_picked_where_it_is_fast_enough(run: RunFolder) -> None:
+    for pick in (Pick(speedup=1.5), Pick(latency_ms=1.32)):  # 1.33 ms is 1 % above it
+        assert picked(run, pick).folder == run.path
+        assert picked(run, pick).programs == run.programs
+
+
+def test_a_model_that_is_not_certified_is_picked_with_a_warning(run: RunFolder) -> None:
+    found = picked(run, Pick(speedup=2.0))
+    assert found.folder == run.step_dir(0)
+    assert found.programs == run.programs_of(0)
+    assert found.warning == ("this model was trained, but not certified: 2.00x, 1 ms, 0.40 points lost, trained")
+    run.long_trained_dir(0).mkdir(parents=True)
+    (run.long_trained_dir(0) / "model.json").write_text("{}")
+    assert picked(run, Pick(latency_ms=1.0)).folder == run.long_trained_dir(0)
+
+
+def test_where_only_a_forecast_is_so_fast_the_error_says_what_makes_a_model_of_it(run: RunFolder) -> None:
+    with pytest.raises(UserError) as caught:
+        picked(run, Pick(latency_ms=0.6))
+    assert "no model of" in caught.value.message
+    assert "1.50x, 1.33 ms, 0.40 points lost, certified" in caught.value.message
+    assert caught.value.hint == f"Train one more: cprune resume {run.path} --speedup 3.33"
+    with pytest.raises(UserError, match="forecasts no model that is so fast"):
+        picked(run, Pick(speedup=9.0))
+
+
+def test_a_run_without_a_front_is_not_finished_or_old(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {})
+    with pytest.raises(UserError, match="is not finished"):
+        picked(folder, Pick(speedup=2.0))
+    with pytest.raises(UserError, match="is not finished"):
+        delivered(folder)
+    write_json(folder.result, {})
+    with pytest.raises(UserError, match="earlier version"):
+        picked(folder, Pick(speedup=2.0))

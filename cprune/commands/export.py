@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cprune.commands.picking import Pick, Picked, delivered, picked
 from cprune.compiling import deploy
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
@@ -65,15 +66,22 @@ class Bundle:
         return {"model": self.model, "target": self.target, "folder": str(self.folder), "files": self.files}
 
 
-def export(directory: Path, out: Path, target: Target | None, tuning: Tuning, progress: Progress) -> Bundle:
+def export(
+    directory: Path, out: Path, target: Target | None, tuning: Tuning, progress: Progress, pick: Pick | None = None
+) -> Bundle:
     """Write the bundle of a finished run, or of what `cprune tune` wrote, into `out`.
+
+    With a `pick` it is another model of the run's front than the one that it delivered.
 
     Without a `target`, or with the one of the run, nothing is measured and no device is needed.  For another target the
     model is tuned there first.  Raises UserError where `out` holds something, or `directory` is neither.
     """
     must_be_new(out)
     if (directory / "run.json").exists():
-        model, device = _of_run(RunFolder.open(directory), target, out, tuning, progress)
+        run = RunFolder.open(directory)
+        model, device = _of_run(run, _chosen(run, pick, progress), target, out, tuning, progress)
+    elif pick is not None:
+        raise UserError(f"{directory} is no run folder", "--pick is about the models of a run of cprune run.")
     else:
         model, device = _of_compiled(directory, target, out)
     runner = importlib.resources.files("cprune") / "commands" / "runner"
@@ -100,30 +108,47 @@ def example_of(network: Network, shapes: Sequence[Shape]) -> deploy.Example:
     return deploy.Example(inputs, tuple(output.numpy() for output in outputs))
 
 
-def write_model(directory: Path, out: Path) -> float:
+def write_model(directory: Path, out: Path, pick: Pick | None = None, progress: Progress | None = None) -> float:
     """Write the pruned model of a run, not compiled, into a `.pt2` or `.onnx` file; return its largest difference.
+
+    With a `pick` it is another model of the run's front than the one that it delivered.
 
     Raises UserError where `directory` is no finished run, or see `cprune.models.formats.write.save`.
     """
     if not (directory / "run.json").exists():
         raise UserError(f"{directory} is no run folder", f"A {out.suffix} file is written from a run of cprune run.")
     opened = of_run(directory)
+    if pick is not None:
+        chosen = picked(RunFolder.open(directory), pick)
+        _warn(chosen, progress or Progress())
+        opened = replace(opened, model=saving.load(chosen.folder))
     return save(opened.network, opened.example_inputs, out, opened.input_names, opened.output_names)
 
 
-def _of_run(run: RunFolder, target: Target | None, out: Path, tuning: Tuning, progress: Progress) -> tuple[str, Target]:
-    """Write the compiled model of a run; return its name and the machine that it is for."""
-    if not run.programs.exists():
-        raise run.unfinished()
-    network, config = saving.load(run.path), run.config()
-    stored = read_programs(run.programs)
+def _chosen(run: RunFolder, pick: Pick | None, progress: Progress) -> Picked:
+    chosen = delivered(run) if pick is None else picked(run, pick)
+    _warn(chosen, progress)
+    return chosen
+
+
+def _warn(chosen: Picked, progress: Progress) -> None:
+    if chosen.warning:
+        progress.say(f"warning: {chosen.warning}")
+
+
+def _of_run(
+    run: RunFolder, chosen: Picked, target: Target | None, out: Path, tuning: Tuning, progress: Progress
+) -> tuple[str, Target]:
+    """Write a compiled model of a run; return its name and the machine that it is for."""
+    network, config = saving.load(chosen.folder), run.config()
+    stored = read_programs(chosen.programs)
     if not isinstance(stored["target"], dict):
-        raise UserError(f"{run.programs} is damaged: it does not say for which machine it is")
+        raise UserError(f"{chosen.programs} is damaged: it does not say for which machine it is")
     # The machine as it was described, also if it was this one: the programs were made for that one.
-    device = from_dict(stored["target"], str(run.programs))
+    device = from_dict(stored["target"], str(chosen.programs))
     shapes = [tuple(shape) for shape in stored["inputs"]]
     if target is None or target.name == device.name:
-        lowered, model = _again(network, shapes, stored, run.programs)
+        lowered, model = _again(network, shapes, stored, chosen.programs)
     else:
         example = tuple(torch.zeros(shape) for shape in shapes)
         settings = Settings.from_dict(config["settings"])
