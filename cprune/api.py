@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cprune.method.further import NO_WISH, Wish
 from cprune.method.result import versions
 from cprune.method.settings import Settings
 from cprune.method.subject import Subject, subject_of
@@ -156,10 +157,12 @@ def resume(
     device_timeout_s: float | None = None,
     progress: Progress | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
+    wish: Wish = NO_WISH,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Go on with the run in `path`: nothing that was accepted or measured is done again.
 
-    `tracker` and `device_timeout_s` replace what the run was started with.
+    With a `wish` one more model is trained when the run is over, a point more of its `front.json`.  `tracker` and
+    `device_timeout_s` replace what the run was started with.
     """
     folder = RunFolder.open(path)
     config = folder.config()
@@ -180,7 +183,7 @@ def resume(
     shown = progress or Progress()
     with connect(where, shown.wait, shown.say) as machine:
         _must_be(machine[1], stored, path)
-        result, _ = whole_run(folder, subject, *machine, settings, shown, on_step)
+        result, _ = whole_run(folder, subject, *machine, settings, shown, on_step, wish)
     return folder, result
 
 

@@ -440,3 +440,7 @@ def test_a_limit_that_was_missed_is_an_exit_code(
     result = {"status": status, "limits": told, "notes": []}
     monkeypatch.setattr(api, "run", lambda **_: (RunFolder(tmp_path), result))
     assert run("run", "--json", capsys=capsys)[0] == code
+
+
+def test_one_more_model_is_asked_for_in_one_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exclude each other" in refused(capsys, "resume", str(tmp_path), "--speedup", "2", "--max-latency", "1ms")

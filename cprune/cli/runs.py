@@ -168,11 +168,25 @@ def resume(
     directory: Annotated[Path, typer.Argument(help="a run folder")],
     rpc_tracker: Tracker = None,
     device_timeout: DeviceTimeout = None,
+    speedup: Speedup = None,
+    max_latency: MaxLatency = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that was stopped, killed or cut off, or only planned; nothing measured is measured again."""
-    from cprune import api
+    """Go on with a run that was stopped, killed or cut off, or only planned; nothing measured is measured again.
 
+    With --speedup or --max-latency one more model is trained when the run is over, at that speed, from the tables that
+    it kept.  It is certified after all others and listed in front.json; `cprune export DIR --pick 2x` writes it.  The
+    model that the run delivered stays what it is, and so do its settings.
+    """
+    from cprune import api
+    from cprune.method.further import Wish
+
+    if speedup is not None and max_latency is not None:
+        raise UserError("--speedup and --max-latency exclude each other here", "Give one of them.")
+    wish = Wish(
+        times(speedup) if speedup is not None else None,
+        milliseconds(max_latency) if max_latency is not None else None,
+    )
     timeout_s = duration(device_timeout) if device_timeout is not None else None
     with show.progress() as progress:
         folder, result = api.resume(
@@ -181,6 +195,7 @@ def resume(
             device_timeout_s=timeout_s,
             progress=progress,
             on_step=_say_step,
+            wish=wish,
         )
     _finished(folder, result, as_json)
 

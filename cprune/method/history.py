@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cprune.runs.events import (
+    Asked,
     Certified,
     Chosen,
     Event,
+    Further,
     Measured,
     Planned,
     Renewed,
@@ -32,6 +34,7 @@ class History:
         excluded: groups that cost too much accuracy, by `Step.key`; rejected: how often groups were not faster.
         measured: comparisons of the gate by key; trained: long training by step; renewed: steps gone on from after it.
         planned, scouted, chosen: of the method of tables: scouts by round and number, the chosen one by round.
+        asked, further: models that were asked for after the run, and what became of them by the number of the wish.
         certified, reported: looks at finished models, by the index of each.
         accuracy: of the current model, on the images that decide.
         hopeful: long training helped whenever accuracy was short, so it may be tried again.
@@ -47,6 +50,8 @@ class History:
     planned: Planned | None = None
     scouted: dict[tuple[int, int], Scouted] = field(default_factory=dict)
     chosen: dict[int, Chosen] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    further: dict[int, Further] = field(default_factory=dict)
     certified: dict[int, Certified] = field(default_factory=dict)
     reported: dict[int, Reported] = field(default_factory=dict)
     accuracy: float = 0.0
@@ -81,6 +86,10 @@ class History:
             self.scouted[event.round, event.number] = event
         elif isinstance(event, Chosen):
             self.chosen[event.round] = event
+        elif isinstance(event, Asked):
+            self.asked.append(event)
+        elif isinstance(event, Further):
+            self.further[event.number] = event
         elif isinstance(event, Certified):
             self.certified[event.index] = event
         elif isinstance(event, Reported):

@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 from cprune.compiling import deploy
 from cprune.compiling.tuned import say_if_strange
 from cprune.compiling.workbench import SessionWorkbench
-from cprune.files import write_json
+from cprune.files import read_json, write_json
 from cprune.method.ending import finish
 from cprune.method.forecast import forecast
 from cprune.method.front import front_of, network_of
+from cprune.method.further import NO_WISH, Wish, asked_for, one_more
 from cprune.method.kept import FolderKeeper
 from cprune.method.loop import Loop
 from cprune.method.netadapt import NetAdapt
@@ -30,7 +31,7 @@ from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
-from cprune.runs.front import Front, write_front
+from cprune.runs.front import Front, read_front, write_front
 from cprune.runs.report import write_report
 from cprune.targets.errors import UserError
 from cprune.targets.session import Session
@@ -59,20 +60,30 @@ def whole_run(
     settings: Settings,
     progress: Progress,
     on_step: Callable[[Step], object],
+    wish: Wish = NO_WISH,
     method: Method | None = None,
 ) -> tuple[dict[str, Any], Network]:
     """Go on with the run in `folder` to its end; return what `result.json` holds, and the final network.
 
-    `target` is what the session found; `method` one that the settings do not know.  Holds the folder's lock;
-    UserError if another process does.
+    `target` is what the session found; `method` one that the settings do not know.  With a `wish` one more model is
+    trained then; of a run that is finished nothing else is done.  Holds the folder's lock; UserError if another process
+    does, or if no model can be as wished.
     """
     with _opened(folder, subject, session, target, settings, progress) as run:
         loop = method(run) if method is not None else _method(run)
         loop.begin()
-        write_json(folder.analysis, analysis(loop.before, loop.before, settings, run.bench.threads))
-        for step in loop.steps():
-            on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
-        result, front = _ended(folder, run, loop.current, target)
+        if wish != NO_WISH:
+            if not isinstance(loop, Tables):
+                raise UserError("one more model is taken from the tables of the method tables; this run has none")
+            asked_for(run, wish)
+        result, front = read_json(folder.result), read_front(folder.front)
+        if result is None or front is None or not run.history.asked:
+            write_json(folder.analysis, analysis(loop.before, loop.before, settings, run.bench.threads))
+            for step in loop.steps():
+                on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
+            result, front = _ended(folder, run, loop.current, target)
+        if isinstance(loop, Tables):
+            front = _with_wishes(folder, run, loop, front, target)
         write_front(folder.front, front)
         write_report(folder)
         return result, saving.load(folder.path)
@@ -94,6 +105,23 @@ def _ended(folder: RunFolder, run: RunState, current: Version, target: Target) -
             tuned = run.tune(network, run.layout, run.settings.loop_trials, text=text).tuned
             deploy.keep_programs(folder.programs_of(point.step), tuned.lowered, tuned.programs, target)
     return result, front
+
+
+def _with_wishes(folder: RunFolder, run: RunState, tables: Tables, front: Front, target: Target) -> Front:
+    """Return the front with the models that were asked for; those that are not there yet are trained."""
+    for asked in run.history.asked:
+        made = one_more(run, tables, asked)
+        if made is not None:
+            point, version = made
+            assert point.step is not None
+            tuned = version.tuned
+            deploy.keep_programs(folder.programs_of(point.step), tuned.lowered, tuned.programs, target)
+            front = front.with_point(point)
+            run.progress.say(
+                f"one more model: {point.speedup:.2f}x, {100 * point.loss:.2f} points lost, {point.status}; "
+                f"to export it: cprune export {folder.path} --pick {point.speedup:.2f}x"
+            )
+    return front
 
 
 def only_plan(

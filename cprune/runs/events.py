@@ -15,6 +15,8 @@ trained      after long training of an accepted model
 renewed      when the run goes on with a model that was trained long
 certified    after a look at a finished model with the images that certify
 reported     after the look at the chosen model with the images of the report
+asked        when one more model is asked for after the run
+further      when that model was trained and timed
 cost         when nothing else was written for a while
 final        at the end
 ===========  ====================================================================================
@@ -255,6 +257,34 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One more model is wanted, so many times as fast as the unpruned one; the settings of the run stay."""
+
+    kind: ClassVar[str] = "asked"
+    number: int
+    speedup: float
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
+class Further:
+    """One more model that was asked for: timed in turns with the unpruned one, and looked at where it is decided.
+
+    `gone` is how many branches it lacks.  `reason` says why there is none, where it failed.
+    """
+
+    kind: ClassVar[str] = "further"
+    number: int
+    speedup: Interval
+    latency_ms: Interval
+    accuracy: float
+    loss: Paired | None
+    gone: int
+    reason: str = ""
+    so_far: SoFar | None = None
+
+
+@dataclass(frozen=True)
 class CostSoFar:
     """Nothing but what the run has cost so far."""
 
@@ -273,13 +303,27 @@ class Final:
 
 
 Event: TypeAlias = (
-    Start | Planned | Scouted | Chosen | Measured | Step | Trained | Renewed | Certified | Reported | CostSoFar | Final
+    Start
+    | Planned
+    | Scouted
+    | Chosen
+    | Measured
+    | Step
+    | Trained
+    | Renewed
+    | Certified
+    | Reported
+    | Asked
+    | Further
+    | CostSoFar
+    | Final
 )
 
 _KINDS: Mapping[str, type[Event]] = {
     event.kind: event
     for event in (
-        *(Start, Planned, Scouted, Chosen, Measured, Step, Trained, Renewed, Certified, Reported, CostSoFar, Final),
+        *(Start, Planned, Scouted, Chosen, Measured, Step, Trained, Renewed, Certified, Reported, Asked, Further),
+        *(CostSoFar, Final),
     )
 }
 _FORMER = {"test": "report"}
