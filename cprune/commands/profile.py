@@ -26,7 +26,7 @@ from cprune.targets.interval import interval
 from cprune.targets.session import Session
 from cprune.tuner.estimate import Entry
 from cprune.tuner.programs.workload import Conv2d, describe, key
-from cprune.tuner.search.estimator import Estimate, fitted
+from cprune.tuner.search.estimator import Errors, Estimate, fitted
 from cprune.tuner.tune import Best, Tuner
 from cprune.tuner.turns import in_turns
 
@@ -138,7 +138,8 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
         tasks = [(t, t.workload) for t in tuned.lowered.tasks() if isinstance(t.workload, Conv2d)]
         grain = max(4, request.target.vector // 2)
         plans = {t.key: _plan(w, grain, options) for t, w in tasks}
-        estimate, errors = None, None
+        estimate: Estimate | None = None
+        errors: Errors | None = None
         if options.estimate:
             estimate, errors = fitted(tuner.entries(), request.target.threads, request.target.vector)
         progress.start("tuning narrower widths", sum(map(len, plans.values())))
