@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cprune.cli.options import duration
-from cprune.targets.errors import UserError
-from experiments.proof_table import Row, row_of, told
+from cprune.cli.options import duration  # noqa: E402 (the folder above is on the path now)
+from cprune.targets.errors import UserError  # noqa: E402 (the folder above is on the path now)
+from experiments.proof_table import Row, row_of, told  # noqa: E402 (the folder above is on the path now)
 
 if TYPE_CHECKING:
     from cprune.training.data import Data

@@ -130,15 +130,8 @@ def test_errors_of_entries_that_were_left_out_are_told_by_rule() -> None:
     assert len([error for error in found if error.rule == "blocks"]) == len(known) - 3  # each side's widest is known
     head, _, *rows = estimates.table(found)
     assert head == "| entries | number | blocks | work | learned |"
-<<<<<<< ours
-    assert [row.split("|")[1:4] for row in rows] == [
-        [" conv 3x3 ", " 45 ", " 0.0% (0%) "],
-        [" all ", " 45 ", " 0.0% (0%) "],
-    ]
-=======
     told = [row.split("|")[1:4] for row in rows]
     assert told == [[" conv 3x3 ", " 45 ", " 0.0% (0%) "], [" all ", " 45 ", " 0.0% (0%) "]]
->>>>>>> theirs
 
 
 def test_equal_entries_give_equal_estimates() -> None:
