@@ -162,7 +162,7 @@ def profile(request: Request, options: Options, progress: Progress) -> Staircase
                 )
             )
         progress.done()
-    error = errors and min(errors.plain, errors.learned)
+    error = None if errors is None else min(errors.plain, errors.learned)
     return Staircases(opened.name, request.target.name, request.target.threads, tuple(staircases), error)
 
 
