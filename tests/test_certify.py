@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import DEFAULT, FakeTrainer, MemoryKeeper, Seen, a_run, seen, tiny
 
-from cprune.method.certify import Choice, Contender, chosen, safest_first
+from cprune.method.certify import Choice, Contender, chosen, room, safest_first
 from cprune.method.loop import Loop
 from cprune.method.promise import memorised, promised
 from cprune.method.settings import Settings
@@ -165,6 +165,24 @@ def test_functions_that_say_only_how_many_were_right_are_walked_by_too() -> None
     assert choice.notes == (
         "model 3 loses 1.50 points on the images that certify; 1.00 may be lost, so nothing faster is looked at",
     )
+
+
+def test_the_room_of_a_round_leaves_a_standard_error_to_what_passes() -> None:
+    # answers differ on 0.4 %: errors of 0.141 points on the 2,000 images that are looked at, and 0.2 on the 1,000 of
+    # the report, so their difference 0.245: 1 - 0.245 - 0.141
+    loss = Paired.of(IMAGES, 4, 0)
+    assert room(begun(FakeTrainer()), loss) == pytest.approx(0.01 - 0.00245 - 0.00141, abs=1e-5)
+    # with a confidence 1.645 x 0.2 points on the 1,000 that certify, and 0.2 more
+    sure = replace(DEFAULT, confidence=0.95)
+    assert room(begun(FakeTrainer(), sure), loss) == pytest.approx(0.01 - 0.00329 - 0.002, abs=1e-5)
+
+
+def test_a_quarter_of_what_may_be_lost_is_always_room() -> None:
+    assert room(begun(FakeTrainer()), Paired.of(IMAGES, 60, 50)) == 0.0025
+
+
+def test_where_nobody_says_which_images_were_right_all_that_may_be_lost_is_room() -> None:
+    assert room(begun(FakeTrainer(), images=PartSizes()), Paired(0.003)) == pytest.approx(0.01)
 
 
 # -- the promise
