@@ -36,6 +36,9 @@ AIM = 0.5  # of the accuracy that may be lost, for the first round: the second o
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
 RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
 NEARLY = 1.6  # times what may be lost: a model that lost no more than this is trained on
+LONGER = 0.7
+"""Of what is lost after the first long training is left after one twice as long (0.80 points became 0.46 on the
+built-in network)."""
 
 
 class Tables(Rounds):
@@ -66,7 +69,8 @@ class Tables(Rounds):
         """Tell whether what a model lost after a round is more than it should, and little enough to train it on."""
         if loss is None or index >= ROUNDS:
             return False
-        return room(self.run, loss) < loss.loss <= NEARLY * self.run.start.allowed
+        left = LONGER if index < ROUNDS - 1 else 1.0
+        return room(self.run, loss) < left * loss.loss and loss.loss <= NEARLY * self.run.start.allowed
 
     def _chosen(self, index: int) -> Chosen | None:
         """Plan, scout, and return the scout that long training is thought to bring back far enough.
@@ -149,4 +153,4 @@ class Tables(Rounds):
         assert last.loss is not None
         low, high = RECOVERIES
         recovery = min(high, max(low, last.loss.loss / max(run.history.chosen[last.index].scout_loss, 1e-4)))
-        return room(run, last.loss) / recovery
+        return room(run, last.loss) / (LONGER * recovery)
