@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import MemoryKeeper
-from test_limits import run_with
+from test_limits import half, run_with
 from test_tables import whole
 
 from cprune.commands.picking import Pick, delivered, picked
@@ -106,6 +106,20 @@ def test_the_front_of_a_finished_run_has_its_models_and_forecasts_in_the_gaps() 
     assert 3 <= len(front.points) <= 5
     assert list(front.points) == sorted(front.points, key=lambda point: point.speedup)
     assert {point.status for point in front.points} == {"certified", "forecast"}
+
+
+def test_a_forecast_that_would_lose_three_times_too_much_is_no_choice() -> None:
+    # A half lost 0.8 points; a quarter has more than four times its damage.
+    run = run_with(lambda m: half(m) - 0.008 * (m.a < 128))
+    _, tables = whole(run)
+    run.history.steps = run.history.steps[
+        :1
+    ]
+    front = front_of(run, finish(run, tables.current))
+    forecasts = [point for point in front.points if point.status == "forecast"]
+    assert forecasts
+    assert max(point.loss for point in forecasts) <= 0.03
+    assert max(point.speedup for point in forecasts) < 3
 
 
 def test_models_that_are_not_certified_are_trained_ones_and_know_their_loss_where_it_is_decided() -> None:
