@@ -111,7 +111,7 @@ def _network(run: RunState, base: int | None) -> Network:
 def _round_for(run: RunState, share: float) -> int:
     """Return the newest round whose model is slower than that share, and whose tables reach it; else the first."""
     for round_ in _rounds(run):
-        if share_after(run, _base(run, round_)) > share >= _fastest(run, round_):
+        if share_after(run, _base(run, round_)) > share >= (1 - 1e-9) * _fastest(run, round_):
             return round_
     return 0
 
@@ -155,7 +155,7 @@ def _cut(run: RunState, tables: Tables, asked: Asked, budget: Budget) -> Chosen 
     None where nothing can go.
     """
     share = MARGIN / asked.speedup
-    round_ = _round_for(run, share)
+    round_ = _round_for(run, 1 / asked.speedup)
     base, index = _base(run, round_), FIRST + asked.number
     version = tables.before
     if base is not None:
