@@ -112,9 +112,7 @@ def test_a_forecast_that_would_lose_three_times_too_much_is_no_choice() -> None:
     # A half lost 0.8 points; a quarter has more than four times its damage.
     run = run_with(lambda m: half(m) - 0.008 * (m.a < 128))
     _, tables = whole(run)
-    run.history.steps = run.history.steps[
-        :1
-    ]
+    run.history.steps = run.history.steps[:1]
     front = front_of(run, finish(run, tables.current))
     forecasts = [point for point in front.points if point.status == "forecast"]
     assert forecasts

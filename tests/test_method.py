@@ -654,3 +654,16 @@ def test_where_seconds_of_training_are_asked_for_half_of_them_go_into_steps_and_
     finish(run, loop.current)
     assert trainer.clock == 10.0
     assert seen(run.keeper.load(2, long_trained=True)).epochs == 3 + 2  # 4 s were left
+
+
+def test_where_nobody_knows_how_long_training_takes_long_training_has_its_own_epochs() -> None:
+    class Timeless(FakeTrainer):
+        def pace(self, model: nn.Module, schedule: Schedule) -> None:  # type: ignore[override]
+            return None
+
+    run = a_run(trainer=Timeless(lambda _: 0.9), settings=replace(DEFAULT, train_time_s=1000.0, max_steps=1))
+    loop = Loop(run)
+    loop.begin()
+    list(loop.steps())
+    finish(run, loop.current)
+    assert seen(run.keeper.load(0, long_trained=True)).epochs == 1 + 12

@@ -143,11 +143,12 @@ class RunState:
 
     def _long_epochs(self, network: Network) -> float:
         """Return those of the settings; with `train_time_s`, as many as fit into what is left of it."""
-        settings, pace = self.settings, None
-        if settings.train_time_s is not None:
-            with self.cost.spent("train"):
-                pace = self.trainer.pace(network, Schedule(1.0, settings.long_lr, settings.long_varied))
-        if pace is None or settings.train_time_s is None:
+        settings = self.settings
+        if settings.train_time_s is None:
+            return settings.long_epochs
+        with self.cost.spent("train"):
+            pace = self.trainer.pace(network, Schedule(1.0, settings.long_lr, settings.long_varied))
+        if pace is None:  # only the user knows how long training takes
             return settings.long_epochs
         return max(LEAST_EPOCHS, pace.epochs(settings.train_time_s - self.cost.now()["train"]))
 
