@@ -400,6 +400,7 @@ def test_a_model_that_is_not_faster_after_final_tuning_is_not_returned() -> None
     assert seen(outcome.network).whole
     assert outcome.choice.accuracy == 0.9
     assert outcome.after is outcome.before
+    assert (outcome.comparison.new_ms, outcome.comparison.ratio.median) == (outcome.comparison.old_ms, 1.0)
     assert outcome.notes == ("the pruned model is not clearly faster after final tuning; the model stays as it is",)
 
 

@@ -102,6 +102,8 @@ def test_a_model_that_is_not_faster_ends_the_run() -> None:
     assert [step.verdict for step in steps] == ["rejected"]
     assert steps[0].reason == "not clearly faster: 1.000 [1.000, 1.000] of the time"
     assert run.bench.compared.count(("before", "step0")) == 1  # as slow as the candidate was
+    again = a_run(FakeBench(lambda _: 1.0, by_task=True), trainer(), run.keeper, TABLES)  # type: ignore[arg-type]
+    assert whole(again)[0] == []
 
 
 class Hiccup(FakeBench):

@@ -71,7 +71,7 @@ def finish(run: RunState, current: Version) -> Outcome:
     if choice.index is not None and comparison.ratio.high >= 1:
         slower = "the pruned model is not clearly faster after final tuning; the model stays as it is"
         choice = unpruned(run, (*choice.notes, slower))
-        after = before
+        after, comparison = before, run.compare("before", "before", run.settings.rounds)
     sizes = size_of(run.first, run.example), size_of(choice.network, run.example)
     limits = Limits.of(settings).all_of(comparison.new_ms.median, 1 / comparison.ratio.median, sizes[1])
     outcome = Outcome(

@@ -52,13 +52,18 @@ class Tables(Rounds):
         run = self.run
         self.budget = Budget.of(run)
         self._go_on()
-        while len(run.history.steps) < ROUNDS + self._is_to_go_on() and not meets(run, run.history.last):
+        while not self._is_over():
             step = self._round(len(run.history.steps))
             if step is None:
                 return
             yield step
-            if step.verdict == "rejected":
-                return
+
+    def _is_over(self) -> bool:
+        """Tell whether no round is left, the last one brought no faster model, or what was asked for is reached."""
+        run, steps = self.run, self.run.history.steps
+        if steps and steps[-1].verdict == "rejected":
+            return True
+        return len(steps) >= ROUNDS + self._is_to_go_on() or meets(run, run.history.last)
 
     def _is_to_go_on(self) -> bool:
         """Tell whether the model of the last round lost a little too much, so that it is trained on."""
