@@ -8,7 +8,7 @@ the networks that this was tried on, so it is an estimate within a factor of abo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from cprune.method.seconds import Budget
 from cprune.method.state import RunState, Version
 from cprune.method.terms import axes_of
 from cprune.network.facts import size_of
+from cprune.network.network import Network
 from cprune.runs.front import Front, FrontPoint, Unpruned
 from cprune.targets.interval import Interval
 
@@ -55,10 +56,13 @@ class Forecast:
         return {**self.front.to_dict(), "seconds": seconds, "missed": self.missed}
 
 
-def forecast(run: RunState, version: Version) -> Forecast:
-    """Return what the first round's tables say of the unpruned model, which is tuned and held as "before"."""
+def forecast(run: RunState, version: Version, timed: Callable[[Network], float] | None = None) -> Forecast:
+    """Return what the first round's tables say of the unpruned model, which is tuned and held as "before".
+
+    `timed` is that of `cprune.method.planning.planned`.
+    """
     budget, start, limits = Budget.of(run), run.start, Limits.of(run.settings)
-    plan = planned(run, version, start.latency_ms.median, budget.of_looking, run.settings.seed, 0)
+    plan = planned(run, version, start.latency_ms.median, budget.of_looking, run.settings.seed, 0, timed)
     share = limits.share(start.latency_ms.median)
     nearest = near_limits(plan.front, limits, share)
     shown = _spread(plan.front[1:], POINTS)

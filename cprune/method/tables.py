@@ -88,12 +88,12 @@ class Tables(Rounds):
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
         usual_ms = (latency_ms or run.start.latency_ms).median
         looking_s, seed = self.budget.of_looking, run.settings.seed + index
-        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self._share)
+        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self.share_of)
         if len(plan.front) == 1:
             run.progress.say("nothing is left whose removal would make the model faster")
             return None
         limit = Aim(least_share(run, [(plan.share(one), one) for one in plan.front]))
-        scouting = Scouting(run, index, plan, self.budget, self._share, limit)
+        scouting = Scouting(run, index, plan, self.budget, self.share_of, limit)
         scout = scouting.found(max(limit.share, self._first_share()), SCOUTS[index], self._aim())
         last = index + 1 if limit.reached(scout.share) else ROUNDS  # nothing faster is asked for
         seconds = self.budget.of_round(index, last, len(run.history.scouted))
@@ -127,7 +127,7 @@ class Tables(Rounds):
         run.progress.say(f"the same model is trained on: {epochs:.1f} epochs, about {seconds / 60:.1f} min")
         return chosen
 
-    def _share(self, network: Network) -> float:
+    def share_of(self, network: Network) -> float:
         """Return which share of the current model's latency a network takes: compiled, and timed with it in turns."""
         run, name = self.run, "candidate"
         run.load(name, self._tuned(network, "tuning an allocation to time it", TIMED_TRIALS))

@@ -140,7 +140,7 @@ def only_plan(
         tables = Tables(run)
         tables.begin()
         write_json(folder.analysis, analysis(tables.before, tables.before, settings, run.bench.threads))
-        found = forecast(run, tables.before)
+        found = forecast(run, tables.before, tables.share_of)
         write_front(folder.front, found.front)
         write_report(folder)
         return {"folder": str(folder.path), **found.to_dict()}
