@@ -31,7 +31,7 @@ from cprune.targets.paired import Paired
 ROUNDS = 2
 FIRST_SHARE, NEXT_SHARE = 0.5, 0.85  # of the latency of the current model, for the first scout of a round
 TIMED_TRIALS, TIMED_ROUNDS = 3, 5
-SCOUTS = (4, 2)  # at most, of each round
+SCOUTS = (4, 3)  # at most, of each round
 AIM = 0.5  # of the accuracy that may be lost, for the first round: the second one uses the rest
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
 RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
