@@ -178,7 +178,7 @@ def test_the_room_of_a_round_leaves_a_standard_error_to_what_passes() -> None:
 
 
 def test_a_quarter_of_what_may_be_lost_is_always_room() -> None:
-    assert room(begun(FakeTrainer()), Paired.of(IMAGES, 60, 50)) == 0.0025
+    assert room(begun(FakeTrainer()), Paired.of(IMAGES, 60, 50)) == pytest.approx(0.0025)
 
 
 def test_where_nobody_says_which_images_were_right_all_that_may_be_lost_is_room() -> None:

@@ -646,7 +646,7 @@ def test_the_front_is_a_table_and_a_plot(tmp_path: Path) -> None:
     rows = [
         line for line in text.splitlines() if line.startswith(("| certified", "| trained", "| forecast", "| unpru"))
     ]
-    assert rows[0].startswith("| unpruned | 1.831 (1.813 to 1.849) | 1x | 0 | 0.272 M | 40.8 M | 0 |")
+    assert rows[0].startswith("| unpruned | 1.831 (1.813 to 1.850) | 1x | 0 | 0.272 M | 40.8 M | 0 |")
     assert rows[1].startswith(
         "| certified | 0.987 (0.978 to 0.997) | 1.85x | 0.76 ± 0.24 | 0.139 M | 19.1 M | 1 | deliv"
     )
