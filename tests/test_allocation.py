@@ -83,6 +83,11 @@ def test_the_front_begins_with_the_whole_network_and_every_point_is_faster_and_m
         assert fast.damage > slow.damage
 
 
+def test_the_whole_network_stays_the_first_where_something_narrower_does_no_damage() -> None:
+    dead = Problem({"a": (64, 32)}, {("a", 32): 0.0}, {}, {"a": frozenset()}, (Part(("a",), frozenset(), sum),))
+    assert [(one.widths, one.seconds) for one in front(dead)] == [((), 64), ((("a", 32),), 32)]
+
+
 def test_a_step_that_brings_no_time_is_never_taken() -> None:
     # 48 channels take as long as 64, but they lose something.
     given = Problem(

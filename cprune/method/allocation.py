@@ -66,7 +66,10 @@ class Allocation:
 
 
 def front(problem: Problem) -> list[Allocation]:
-    """Return the allocations that no other one beats in both latency and damage, the slowest (whole) first."""
+    """Return the allocations that no other one beats in both latency and damage, the slowest first.
+
+    That is the whole network, also where something narrower does no damage.
+    """
     search = _Search(problem)
     found = {search.allocation(state): state for state in _corners(search)}
     for _ in range(ROUNDS):
@@ -76,7 +79,8 @@ def front(problem: Problem) -> list[Allocation]:
                 for choice in search.choices(unit):
                     changed = search.changed(found[point], choice)
                     found.setdefault(search.allocation(changed), changed)
-    return undominated(list(found))
+    best, whole = undominated(list(found)), search.allocation(search.whole)
+    return best if best[0] == whole else [whole, *best]
 
 
 def undominated(allocations: Sequence[Allocation]) -> list[Allocation]:
