@@ -100,6 +100,22 @@ def test_an_allocation_that_was_a_scout_is_none_again() -> None:
     assert len(run.history.scouted) == 1
 
 
+@pytest.mark.parametrize(
+    ("between", "found"),
+    # 0.8 lost a fifth of the aim, and 0.52 twice of it: ln 5 / ln 10 = 0.7 of the way is 0.8 * 0.65 ** 0.7 = 0.59
+    [(66, (2, 66, 1.0)), (90, (0, 80, 0.2))],
+)
+def test_between_a_scout_that_lost_less_and_one_that_lost_more_the_allocation_between_is_kept_untrained(
+    between: int, found: tuple[int, int, float]
+) -> None:
+    front = sorted((allocation(percent, 100 - percent) for percent in (100, 80, between, 52)), key=lambda a: a.damage)
+    plan = FakePlan(tuple(front))
+    search, run = scouting(plan, losing({80: 0.2, 52: 2.0}))
+    assert told(search.found(0.8, 2, 0.01)) == found
+    assert plan.asked == [0.8, pytest.approx(0.8 * math.exp(-0.5)), pytest.approx(0.8 * 0.65 ** math.log(5, 10))]
+    assert len(run.history.scouted) == 2
+
+
 def test_where_all_scouts_lose_too_much_a_milder_allocation_is_kept_untrained() -> None:
     plan = FakePlan()
     search, run = scouting(plan, losing({60: 8, 40: 27}))

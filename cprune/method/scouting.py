@@ -25,6 +25,7 @@ TIMED = 5  # allocations whose forecasts are near the share that is looked for a
 AROUND = 0.12  # logarithms of shares this far apart are near
 STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
 NEAR = 1.25  # a scout this close to what is looked for ends the search
+BETWEEN = 0.06  # logarithms of shares: a scout this near to what is looked for is taken as it is
 MOST_SHARE = 0.95
 LARGEST_STEP = 0.5  # of the logarithm of the latency, from one scout to the next
 
@@ -70,11 +71,12 @@ class Scouting:
     def found(self, first_share: float, most: int, aim: float) -> Scout:
         """Return the fastest of at most `most` scouts that lost about `aim` at most.
 
-        Where all of them lost more it is an allocation that is thought to lose `aim`, and that was not trained.
+        Where all of them lost more, or one lost less and another one more, and neither is near, it is an allocation
+        that is thought to lose `aim`, and that was not trained.
         """
         scouts = self._all(first_share, most, aim)
         good = [scout for scout in scouts if scout.loss.loss <= NEAR * aim]
-        return self.limit.best(good) if good else self._milder(scouts, aim)
+        return self._between(scouts, self.limit.best(good), aim) if good else self._milder(scouts, aim)
 
     def _all(self, share: float, most: int, aim: float) -> list[Scout]:
         scouts: list[Scout] = []
@@ -90,6 +92,19 @@ class Scouting:
                 break
             share = max(next_share([(one.share, one.loss.loss) for one in scouts], aim), self.limit.share)
         return scouts
+
+    def _between(self, scouts: Sequence[Scout], best: Scout, aim: float) -> Scout:
+        lost = [scout.loss.loss for scout in scouts]
+        if min(lost) > aim or max(lost) <= aim or self.limit.reached(best.share):
+            return best
+        share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
+        if abs(math.log(share / best.share)) <= BETWEEN:
+            return best
+        timed = self._fastest_near(share)
+        if _told(timed.allocation) in [_told(one.allocation) for one in scouts]:
+            return best
+        self.run.keeper.save_scout(self.index, len(scouts), timed.network)
+        return Scout(len(scouts), timed.allocation, timed.share, Paired(aim))
 
     def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
         share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
