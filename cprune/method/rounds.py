@@ -18,6 +18,7 @@ from cprune.network.network import Network
 from cprune.runs.events import Chosen, Measured, Start, Step, Trained
 from cprune.targets.interval import Comparison
 from cprune.targets.paired import Paired
+from cprune.training.checkpoint import Checkpoint
 from cprune.training.fine_tune import FineTuneDiverged
 
 
@@ -27,6 +28,7 @@ class Rounds(ABC):
     def __init__(self, run: RunState) -> None:
         self.run = run
         self.held = "before"  # the name under which the workbench holds the current model
+        self.checkpoint: Checkpoint | None = None  # of the newest long training
 
     def begin(self) -> Start:
         """See `cprune.method.beginning.begin`."""
@@ -96,6 +98,8 @@ class Rounds(ABC):
             compared(chosen.estimated_us, new.tuned),
         )
         run.happened(step)
+        if self.checkpoint is not None:  # whatever came of it, it is in the journal
+            self.checkpoint.discard()
         say_errors(run, step)
         if judgement.verdict == "accepted":
             if self.held != "before":
@@ -129,7 +133,7 @@ class Rounds(ABC):
         if known is not None:  # an earlier life ended just here
             network.load_state_dict(run.keeper.load(index, long_trained=True).state_dict())
             return Judgement("accepted", faster, comparison, known.accuracy, known.loss)
-        checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
+        self.checkpoint = checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
         try:
             run.fine_tune(network, self.budget.schedule(epochs), run.settings.seed * 1000 + index, checkpoint)
         except FineTuneDiverged as error:
@@ -146,6 +150,4 @@ class Rounds(ABC):
         for long_trained in (False, True):
             run.keeper.save(index, network, long_trained)
         run.happened(Trained(index, look.accuracy, look.accuracy, "", loss))
-        if checkpoint is not None:
-            checkpoint.discard()
         return Judgement("accepted", faster, comparison, look.accuracy, loss)
