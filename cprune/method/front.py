@@ -24,6 +24,7 @@ from cprune.targets.paired import Paired
 
 WORTH, MOST_TRAINED = 4, 5  # points beside the unpruned model: with forecasts, and of trained ones at most
 APART = math.log(1.08)  # a forecast nearer to another point is no choice
+FURTHEST = 2.0  # times the speed of the fastest model that was trained: nothing is known of what lies beyond
 USEFUL = 3.0  # times what may be lost is the most that a forecast may be thought to lose
 ESTIMATE = (
     "the loss of a forecast is in proportion to its damage (KL divergence before training), by the model of its round "
@@ -36,7 +37,8 @@ def front_of(run: RunState, outcome: Outcome) -> Front:
     size = outcome.sizes[0]
     unpruned = Unpruned(outcome.comparison.old_ms, run.start.report, size.params, size.macs)
     points = _worth(_trained(run, outcome))
-    found = list(_forecasts(run, unpruned.latency_ms.median))
+    furthest = FURTHEST * max([1.0, *(point.speedup for point in points)])
+    found = [one for one in _forecasts(run, unpruned.latency_ms.median) if one.speedup <= furthest]
     while len(points) < WORTH:
         best = max(found, key=lambda one: _gap(one, points), default=None)
         if best is None or _gap(best, points) < APART:
