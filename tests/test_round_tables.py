@@ -16,7 +16,6 @@ from test_tables import by_macs
 from cprune.method import planning
 from cprune.method.allocation import Allocation, Problem
 from cprune.method.kept import FolderKeeper
-from cprune.method.latency import LatencyTable
 from cprune.method.planning import Plan, planned
 from cprune.method.round_tables import Point, RoundTables, keep, kept
 from cprune.method.state import RunState
@@ -73,7 +72,7 @@ def test_a_second_life_takes_the_front_of_the_first_and_looks_at_nothing(monkeyp
         raise AssertionError("it looked again")
 
     monkeypatch.setattr(planning, "damage_table", looked)
-    monkeypatch.setattr(LatencyTable, "measure", looked)
+    monkeypatch.setattr(planning, "LatencyTable", looked)
     second = plan_of(run_of(keeper))
     assert second.front == first.front
     assert [second.cut(one).tensors().keys() for one in second.front[-1:]]

@@ -130,9 +130,11 @@ def planned(
             seed=seed,
         )
     found = branches(network, run.example, settings.ignore)
+    known = kept(run, round_, [group.id for group in graph.groups])
+    if known is not None and not settings.estimate:
+        return Plan(network, graph, found, moments, which, known.allocations, repair)
     table = LatencyTable(version.tuned, graph, run.bench.tuner, taught=run.bench.tuner.entries())
     estimates = table if settings.estimate else None
-    known = kept(run, round_, [group.id for group in graph.groups])
     if known is not None:
         return Plan(network, graph, found, moments, which, known.allocations, repair, estimates)
     whole = Timed(len(table.terms), table.forecast_s({}), latency_ms / 1e3)
