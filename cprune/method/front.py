@@ -52,8 +52,15 @@ def _gap(one: FrontPoint, points: Sequence[FrontPoint]) -> float:
     return min(abs(math.log(one.speedup / speedup)) for speedup in (1.0, *(point.speedup for point in points)))
 
 
-def network_of(run: RunState, index: int) -> Network:
-    """Return the model of an accepted step as far as it was trained."""
+def base_of(run: RunState, round_: int) -> int | None:
+    """Return the accepted step that a round went on from; None for the unpruned model."""
+    return max((step.index for step in run.history.accepted if step.index < round_), default=None)
+
+
+def network_of(run: RunState, index: int | None) -> Network:
+    """Return the model of an accepted step as far as it was trained; None: the unpruned one."""
+    if index is None:
+        return run.first
     return run.keeper.load(index, long_trained=index in run.history.trained)
 
 
@@ -137,8 +144,8 @@ def _forecasts(run: RunState, whole_ms: float) -> Iterator[FrontPoint]:
 
 def _forecasts_of(run: RunState, whole_ms: float, round_: int, lost: float, damage: float) -> Iterator[FrontPoint]:
     """Yield the points of a round in which a model of that `damage` has `lost` so much after long training."""
-    base = max((step.index for step in run.history.accepted if step.index < round_), default=None)
-    network = run.first if base is None else network_of(run, base)
+    base = base_of(run, round_)
+    network = network_of(run, base)
     graph, limits = graph_of(run, network), Limits.of(run.settings)
     tables = kept(run, round_, [group.id for group in graph.groups])
     if tables is None:

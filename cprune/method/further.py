@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cprune.method.allocation import Allocation
 from cprune.method.certify import Contender, Notes, certified
-from cprune.method.front import gone_before, graph_of, network_of, point_of
+from cprune.method.front import base_of, gone_before, graph_of, network_of, point_of
 from cprune.method.limits import MARGIN, REACHED, share_after
 from cprune.method.planning import Plan, planned
 from cprune.method.round_tables import kept
@@ -90,28 +90,19 @@ def _rounds(run: RunState) -> list[int]:
     return list(range(len(run.history.steps), -1, -1))
 
 
-def _base(run: RunState, round_: int) -> int | None:
-    """Return the accepted step that a round went on from; None for the unpruned model."""
-    return max((step.index for step in run.history.accepted if step.index < round_), default=None)
-
-
 def _fastest(run: RunState, round_: int) -> float:
     """Return the smallest share of the unpruned model's latency in the tables of a round; 1.0 where there are none."""
-    base = _base(run, round_)
-    known = kept(run, round_, [group.id for group in graph_of(run, _network(run, base)).groups])
+    base = base_of(run, round_)
+    known = kept(run, round_, [group.id for group in graph_of(run, network_of(run, base)).groups])
     if known is None:
         return 1.0
     return share_after(run, base) * known.front[-1].seconds / known.front[0].seconds
 
 
-def _network(run: RunState, base: int | None) -> Network:
-    return run.first if base is None else network_of(run, base)
-
-
 def _round_for(run: RunState, share: float) -> int:
     """Return the newest round whose model is slower than that share, and whose tables reach it; else the first."""
     for round_ in _rounds(run):
-        if share_after(run, _base(run, round_)) > share >= (1 - 1e-9) * _fastest(run, round_):
+        if share_after(run, base_of(run, round_)) > share >= (1 - 1e-9) * _fastest(run, round_):
             return round_
     return 0
 
@@ -138,7 +129,7 @@ def _make(run: RunState, tables: Tables, asked: Asked) -> None:
     run.bench.drop("further")
     ratio = comparison.ratio
     speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-    loss, gone = run.loss(look, "decide"), len(chosen.gone) + gone_before(run, _base(run, chosen.number))
+    loss, gone = run.loss(look, "decide"), len(chosen.gone) + gone_before(run, base_of(run, chosen.number))
     run.happened(Further(asked.number, speedup, comparison.new_ms, look.accuracy, loss, gone))
     if checkpoint is not None:
         checkpoint.discard()
@@ -156,10 +147,10 @@ def _cut(run: RunState, tables: Tables, asked: Asked, budget: Budget) -> Chosen 
     """
     share = MARGIN / asked.speedup
     round_ = _round_for(run, 1 / asked.speedup)
-    base, index = _base(run, round_), FIRST + asked.number
+    base, index = base_of(run, round_), FIRST + asked.number
     version = tables.before
     if base is not None:
-        version = run.tune(_network(run, base), run.layout, run.settings.loop_trials, text="the model to go on from")
+        version = run.tune(network_of(run, base), run.layout, run.settings.loop_trials, text="the model to go on from")
     now = share_after(run, base)
     usual_ms = now * run.start.latency_ms.median
     plan = planned(run, version, usual_ms, budget.of_looking, run.settings.seed + round_, round_)

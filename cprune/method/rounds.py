@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from cprune.method.beginning import begin
 from cprune.method.estimating import compared, say_errors
-from cprune.method.judgement import Judgement
+from cprune.method.judgement import Judgement, faster, not_faster
 from cprune.method.seconds import Budget
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
@@ -73,12 +73,10 @@ class Rounds(ABC):
             return None
         new = self._tuned(run.keeper.load_scout(index, chosen.number), "tuning changed tasks")
         comparison = self._compared(index, new, chosen.share)
-        ratio = comparison.ratio
         if comparison.faster(run.settings.beta):
             judgement = self._trained(index, new.tuned.network, chosen.epochs, comparison)
         else:
-            reason = f"not clearly faster: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
-            judgement = Judgement("rejected", reason, comparison)
+            judgement = Judgement("rejected", not_faster(comparison), comparison)
         step = Step(
             index,
             f"the whole network, {len(chosen.gone)} branches less" if chosen.gone else "the whole network",
@@ -86,7 +84,7 @@ class Rounds(ABC):
             chosen.groups,
             comparison.new_ms,
             comparison.old_ms,
-            ratio,
+            comparison.ratio,
             judgement.accuracy,
             judgement.verdict,
             judgement.reason,
@@ -128,11 +126,10 @@ class Rounds(ABC):
     def _trained(self, index: int, network: Network, epochs: float, comparison: Comparison) -> Judgement:
         """Train a network long, in place, and look at it."""
         run = self.run
-        faster = f"{1 / comparison.ratio.median:.3f}x faster"
         known = run.history.trained.get(index)
         if known is not None:  # an earlier life ended just here
             network.load_state_dict(run.keeper.load(index, long_trained=True).state_dict())
-            return Judgement("accepted", faster, comparison, known.accuracy, known.loss)
+            return Judgement("accepted", faster(comparison), comparison, known.accuracy, known.loss)
         self.checkpoint = checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
         try:
             run.fine_tune(network, self.budget.schedule(epochs), run.settings.seed * 1000 + index, checkpoint)
@@ -150,4 +147,4 @@ class Rounds(ABC):
         for long_trained in (False, True):
             run.keeper.save(index, network, long_trained)
         run.happened(Trained(index, look.accuracy, look.accuracy, "", loss))
-        return Judgement("accepted", faster, comparison, look.accuracy, loss)
+        return Judgement("accepted", faster(comparison), comparison, look.accuracy, loss)
