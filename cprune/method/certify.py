@@ -1,10 +1,10 @@
-"""Which of the finished models is delivered: a walk along the images that certify, and one look at the report's.
+"""Which of the finished models is delivered: a walk along the images that certify, and one along the report's.
 
 A method looks at the images that decide again and again, so the models that it ends with are the luckiest there.  Other
 images say how good they are.  Those are looked at along a fixed sequence, from the safest model to the fastest, up to
 the first that loses too much (`cprune.training.accuracy.walk`): however many models there are, one that loses too much
-is delivered no more often than one test errs.  What is delivered is then looked at once with the images of the report.
-Every look is in the journal, so a resumed run repeats none.
+is delivered no more often than one test errs.  Those that pass are looked at once each with the images of the report,
+in the same order and up to the first that fails.  Every look is in the journal, so a resumed run repeats none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from cprune.runs.events import Certified, Reported
 from cprune.targets.paired import CONFIDENCE, Bound, Paired
 from cprune.training.accuracy import walk
 
-RESERVE = 1 / 3
-"""Two sets of images never agree: without a reserve every other model at the limit would fail in the report."""
 LEAST_ROOM = 0.25
 SAME = 1e-9  # accuracies that differ by less are one: shares of whole images, computed in two ways
 
@@ -63,33 +61,40 @@ class Choice:
 def chosen(run: RunState, contenders: Sequence[Contender]) -> Choice:
     """Return the fastest of the contenders that passes the walk and keeps the promise in the report.
 
-    `contenders` go from the slowest to the fastest.  What is below the promise is never delivered: where the walk ends
-    at once, or the report's images say that the model it led to is too inaccurate, it is the unpruned model.
+    `contenders` go from the slowest to the fastest.  What is below the promise is never delivered: where the first that
+    is looked at is too inaccurate, on the images that certify or on the report's, it is the unpruned model.
     """
     start, notes = run.start, Notes(run)
     kept = [contender for contender in contenders if contender.decided >= start.floor]
     for contender in contenders:
         if contender not in kept:
             notes.say(f"{contender.name}: {contender.decided:.2%} on the images that decide is below {start.floor:.2%}")
-    best = certified(run, up_to_enough(safest_first(kept)), start.allowed, notes)
-    if best is None:
+    passed = certified(run, up_to_enough(safest_first(kept)), start.allowed, notes)
+    if not passed:
         if contenders:
             notes.say("no pruned model holds the accuracy asked for; the model stays as it is, tuned")
         return unpruned(run, notes.said)
-    network = best.load()
-    reported = run.history.reported.get(best.index)
-    if reported is None:
-        look = run.look(network, "report")
-        reported = Reported(best.index, look.accuracy, run.loss(look, "report"))
-        run.happened(reported)
-    if reported.accuracy < start.required - SAME:
+    held = walk(passed, lambda contender: _reported(run, contender).accuracy >= start.required - SAME)
+    if len(held) < len(passed):
+        failed = passed[len(held)]
+        instead = f"{held[-1].name} is delivered" if held else "the model stays as it is, tuned"
         notes.say(
-            f"{best.name} was certified, but reaches {reported.accuracy:.2%} on the images of the report, and "
-            f"{start.required:.2%} was asked for; the model stays as it is, tuned"
+            f"{failed.name} was certified, but reaches {_reported(run, failed).accuracy:.2%} on the images of the "
+            f"report, and {start.required:.2%} was asked for; {instead}"
         )
+    if not held:
         return unpruned(run, notes.said)
+    best, reported = held[-1], _reported(run, held[-1])
     bound = None if start.memorised else run.history.certified[best.index].loss.bound(confidence(run))
-    return Choice(best.index, network, reported.accuracy, reported.loss, bound, notes.said)
+    return Choice(best.index, best.load(), reported.accuracy, reported.loss, bound, notes.said)
+
+
+def _reported(run: RunState, contender: Contender) -> Reported:
+    """Return what a contender reaches on the images of the report, of which it is shown each once."""
+    if contender.index not in run.history.reported:
+        look = run.look(contender.load(), "report")
+        run.happened(Reported(contender.index, look.accuracy, run.loss(look, "report")))
+    return run.history.reported[contender.index]
 
 
 def safest_first(contenders: Sequence[Contender]) -> list[Contender]:
@@ -111,13 +116,12 @@ def up_to_enough(contenders: Sequence[Contender]) -> list[Contender]:
     return list(contenders[: first + 1])
 
 
-def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> Contender | None:
-    """Return the last contender before the first that fails on the images that certify; None if the first one does.
+def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> list[Contender]:
+    """Return the contenders before the first that fails on the images that certify.
 
-    One passes if it loses at most `allowed` there against the unpruned model, and on those images and the ones that
-    decide together at most `allowed` less a reserve for the images of the report: by so much, a standard error of their
-    difference, the two sets disagree, but no more than RESERVE of `allowed` is kept.  With the setting `confidence` it
-    passes if the bound on its loss on new images says so, of the images that certify alone.
+    One passes if it loses at most `allowed` there against the unpruned model, and no more on those images and the ones
+    that decide together.  With the setting `confidence` it passes if the bound on its loss on new images says so, of
+    the images that certify alone.
     """
     asked = run.settings.confidence
 
@@ -129,46 +133,39 @@ def certified(run: RunState, contenders: Sequence[Contender], allowed: float, no
             event = Certified(contender.index, look.accuracy, loss, enough(contender, loss))
             run.happened(event)
         said = f"{contender.name} loses {_points(event.loss, confidence(run))} on the images that certify"
-        together, reserve = known(contender, event.loss)
+        together = _together(event.loss, contender.decided_loss)
         if asked is None and together.images > event.loss.images:
             said += f", {100 * together.loss:.2f} with those that decide"
         if event.passed:
             run.progress.say(said)
         else:
-            kept = f", {100 * reserve:.2f} of it kept in reserve" if asked is None and reserve else ""
-            notes.say(f"{said}; {100 * allowed:.2f} may be lost{kept}, so nothing faster is looked at")
+            notes.say(f"{said}; {100 * allowed:.2f} may be lost, so nothing faster is looked at")
         return event.passed
 
     def enough(contender: Contender, loss: Paired) -> bool:
-        together, reserve = known(contender, loss)
-        lost = max(loss.loss, together.loss + reserve) if asked is None else loss.upper(asked)
-        return lost <= allowed + SAME
-
-    def known(contender: Contender, loss: Paired) -> tuple[Paired, float]:
-        together = _together(loss, contender.decided_loss)
-        return together, min(_difference(together, run.start.images.report), RESERVE * allowed)
+        if asked is not None:
+            return loss.upper(asked) <= allowed + SAME
+        return max(loss.loss, _together(loss, contender.decided_loss).loss) <= allowed + SAME
 
     return walk(contenders, passes)
 
 
 def room(run: RunState, loss: Paired) -> float:
-    """Return what a model may lose on the images that decide so that it is likely to pass the walk.
+    """Return what a model may lose on the images that decide so that it is likely to hold in the report.
 
-    That is a standard error less than what passes; the disagreement of `loss` says how large that is.  Never less than
-    LEAST_ROOM of what may be lost.
+    That is a standard error less than what may be lost: of the difference between the images that decide and those that
+    are yet to be looked at, five of six models pass so.  The disagreement of `loss` says how large it is.  Never less
+    than LEAST_ROOM of what may be lost.
     """
     allowed, images, asked = run.start.allowed, run.start.images, run.settings.confidence
 
     def error(count: int) -> float:
         return math.sqrt(loss.disagreement / count) if count else loss.se
 
-    if asked is not None:
-        certify = error(images.certify)
-        passing = allowed - NormalDist().inv_cdf(asked) * certify
-        return max(LEAST_ROOM * allowed, passing - certify)
-    together = error(images.decide + images.certify)
-    passing = allowed - min(math.hypot(together, error(images.report)), RESERVE * allowed)
-    return max(LEAST_ROOM * allowed, passing - together)
+    if asked is None:
+        return max(LEAST_ROOM * allowed, allowed - math.hypot(error(images.decide), error(images.report)))
+    certify = error(images.certify)
+    return max(LEAST_ROOM * allowed, allowed - (NormalDist().inv_cdf(asked) + 1) * certify)
 
 
 def _together(certified_loss: Paired, decided: Paired | None) -> Paired:
@@ -177,11 +174,6 @@ def _together(certified_loss: Paired, decided: Paired | None) -> Paired:
         return certified_loss
     pairs = [(one.images, one.lost, one.gained) for one in (certified_loss, decided)]
     return Paired.of(*(sum(counts) for counts in zip(*pairs, strict=True)))
-
-
-def _difference(loss: Paired, images: int) -> float:
-    """Return the standard error of the difference between a loss and that of the same model on so many others."""
-    return math.hypot(loss.se, loss.se * math.sqrt(loss.images / images)) if images else loss.se
 
 
 def unpruned(run: RunState, notes: tuple[str, ...]) -> Choice:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,17 +58,12 @@ def paired(parent: Look, pruned: Look) -> Paired:
     return Paired.of(parent.images, lost, int(np.sum(pruned.right & ~parent.right)))
 
 
-def walk(candidates: Iterable[T], passes: Callable[[T], bool]) -> T | None:
-    """Return the last candidate before the first that fails; None if the first one does.
+def walk(candidates: Iterable[T], passes: Callable[[T], bool]) -> list[T]:
+    """Return the candidates before the first that fails; none is looked at after it.
 
     `candidates` go from the safest on, in an order that owes nothing to the images that `passes` looks at.
     """
-    last: T | None = None
-    for candidate in candidates:
-        if not passes(candidate):
-            break
-        last = candidate
-    return last
+    return list(takewhile(passes, candidates))
 
 
 def kl(parent_logits: Tensor, logits: Tensor) -> float:
