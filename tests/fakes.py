@@ -246,7 +246,8 @@ class FakeTrainer:
     """A trainer whose accuracies are functions: `deciding`, `certifying` and `reporting` on the parts of those names.
 
     Where a function is missing, the one before it answers.  Training writes its epochs into the network.  `diverges`
-    says of which models the training does.  With `images` a look is at so many, and its accuracy is a share of them.
+    says of which models the training does.  With `images` a look is at so many, and its accuracy is a share of them;
+    `divergence` says how far the answers are from the first model's, None that nobody knows.
     `shown` training images can be seen, noise; with none a method must do without.
     """
 
@@ -256,6 +257,7 @@ class FakeTrainer:
     diverges: Callable[[Seen], bool] = lambda _: False
     images: int = 0
     shown: int = 0
+    divergence: Callable[[Seen], float | None] = lambda _: None
     recalibrated: list[Seen] = field(default_factory=list)
     looked: list[tuple[PartName, Seen]] = field(default_factory=list)
 
@@ -266,7 +268,8 @@ class FakeTrainer:
         accuracy = says(seen(model))
         if not self.images:
             return Look(accuracy)
-        return Look.of(np.arange(self.images) < round(accuracy * self.images))
+        divergence = self.divergence(seen(model)) if part == "decide" else None
+        return Look.of(np.arange(self.images) < round(accuracy * self.images), divergence)
 
     def looks(self, part: PartName) -> list[Seen]:
         """Return the models that were looked at with that part."""

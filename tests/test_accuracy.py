@@ -53,6 +53,9 @@ def test_the_journal_has_the_standard_error_and_reads_the_rest() -> None:
     written = json.loads(json.dumps(to_plain(loss)))
     assert written == {"loss": 0.04, "images": 100, "lost": 8, "gained": 4, "se": pytest.approx(0.03440930)}
     assert read(Paired, written) == loss
+    further = Paired.of(100, 8, 4, divergence=0.02)
+    assert to_plain(further) == {**to_plain(loss), "divergence": 0.02}
+    assert read(Paired, to_plain(further)) == further
     with pytest.raises(UserError, match="unknown field 'gain'"):
         read(Paired, {**written, "gain": 4}, "field")
 
@@ -208,6 +211,24 @@ def test_a_look_says_of_every_image_whether_it_was_right() -> None:
     assert (look.images, look.accuracy) == (3, pytest.approx(1 / 3))
     assert trainer.look(Reader(), "decide").accuracy == 0.5
     assert trainer.look(Reader(), "report").accuracy == 1.0
+
+
+class Other(Reader):
+    """Its logits are three times as far apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+def test_where_decisions_are_made_a_look_says_how_far_the_answers_are_from_the_teachers() -> None:
+    data = Data("x", part(*[True] * 6), part(True, False), part(False), part(True), 2, augment=False)
+    trainer = DataTrainer(data, Reader(), threads=1)
+    assert trainer.look(Reader(), "decide").divergence == 0
+    # e / (1 + e) = 0.731 against e^3 / (1 + e^3) = 0.953: 0.731 ln(0.731 / 0.953) + 0.269 ln(0.269 / 0.047)
+    assert trainer.look(Other(), "decide").divergence == pytest.approx(0.2732, abs=1e-4)
+    assert trainer.look(Other(), "certify").divergence is None
+    loss = paired(trainer.look(Reader(), "decide"), trainer.look(Other(), "decide"))
+    assert loss.divergence == pytest.approx(0.2732, abs=1e-4)
 
 
 def test_samples_are_training_images_drawn_with_the_seed() -> None:

@@ -34,6 +34,11 @@ def test_at_half_of_every_width_the_prices_are_as_large_as_the_damage() -> None:
     assert branches == {"block.first": pytest.approx(0.5)}
 
 
+def test_a_branch_may_cost_more() -> None:
+    _, branches = balanced(graph(STREAM, INNER), OPTIONS, DAMAGE, {"block.first": 0.2}, 4.5)
+    assert branches == {"block.first": pytest.approx(0.2 + 0.2 * 4.5)}
+
+
 def test_a_depthwise_convolution_adds_nothing_to_the_price_of_its_group() -> None:
     damage = {("deep", 32): 0.1, ("inner", 32): 0.1}
     widths, _ = balanced(graph(DEEP, INNER), {"deep": (64, 32), "inner": (64, 32)}, damage, {})

@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 
 from cprune.method.allocation import Allocation
 from cprune.method.limits import REACHED
-from cprune.targets.paired import Paired
 
 
 class Timed(Protocol):
@@ -34,8 +33,8 @@ class Tried(Protocol):
         """Return its measured share of the current model's latency."""
 
     @property
-    def loss(self) -> Paired:
-        """Return what it lost."""
+    def lost(self) -> float:
+        """Return what it is thought to have lost."""
 
 
 S = TypeVar("S", bound=Timed)
@@ -54,13 +53,13 @@ class Aim:
 
     def ends(self, scout: Tried, most: float) -> bool:
         """Tell whether a scout is as fast as it need be and lost no more than `most`."""
-        return self.reached(scout.share) and scout.loss.loss <= most
+        return self.reached(scout.share) and scout.lost <= most
 
     def best(self, scouts: Sequence[T]) -> T:
         """Return the most accurate of the scouts that are as fast as need be, else the fastest."""
         enough = [scout for scout in scouts if self.reached(scout.share)]
         if enough:
-            return min(enough, key=lambda scout: scout.loss.loss)
+            return min(enough, key=lambda scout: scout.lost)
         return min(scouts, key=lambda scout: scout.share)
 
     def most_accurate(self, found: Sequence[S], share: float) -> S | None:

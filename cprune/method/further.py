@@ -77,7 +77,7 @@ def one_more(run: RunState, tables: Tables, asked: Asked) -> tuple[FrontPoint, V
     network = run.keeper.load(index, long_trained=True)
     name = f"the model asked for at {asked.speedup:.2f}x"
     if made.accuracy >= run.start.floor:
-        contender = Contender(index, name, made.accuracy, lambda: network)
+        contender = Contender(index, name, made.accuracy, lambda: network, made.loss)
         certified(run, [contender], run.start.allowed, Notes(run))
     else:
         run.progress.say(f"{name}: {made.accuracy:.2%} on the images that decide is below {run.start.floor:.2%}")
@@ -181,8 +181,9 @@ def _timed(run: RunState, version: Version, plan: Plan, share: float, now: float
 
     `share` of `now` is looked for, where `now` is what the plan's own network takes.
     """
-    found = []
-    for one in plan.near(share, TIMED):
+    first = run.history.chosen.get(0)
+    dearer, found = bool(plan.dearer) and first is not None and first.dearer, []
+    for one in plan.near(share, TIMED, dearer):
         with run.cost.spent("evaluate"):
             network = plan.cut(one)
         siblings, trials = version.tuned.layer_programs, run.settings.loop_trials

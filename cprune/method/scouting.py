@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cprune.method.aiming import NO_AIM, Aim
 from cprune.method.allocation import Allocation
+from cprune.method.expected import Law, looked_at
 from cprune.method.planning import Plan
 from cprune.method.seconds import Budget
 from cprune.method.state import RunState
@@ -32,12 +33,24 @@ LARGEST_STEP = 0.5  # of the logarithm of the latency, from one scout to the nex
 
 @dataclass(frozen=True, eq=False)
 class Scout:
-    """An allocation after a short training: its number, its measured share of the latency, and what it lost."""
+    """An allocation after a short training: its number, its measured share of the latency, and what it lost.
+
+    `lost` is what it is thought to have lost by all that the run knows (`cprune.method.expected`), `loss` was counted.
+    `dearer` says that it is of the front on which branches cost more.
+    """
 
     number: int
     allocation: Allocation
     share: float
-    loss: Paired
+    lost: float
+    loss: Paired | None = None
+    dearer: bool = False
+
+    @property
+    def worth(self) -> tuple[float, float]:
+        """Return what it lost, and how far its answers are, each at an equal latency by STEEP; the less the better."""
+        steep = self.share**STEEP
+        return self.lost * steep, ((self.loss.divergence if self.loss else None) or 0.0) * steep
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,63 +79,95 @@ class Scouting:
     ) -> None:
         self.run, self.index, self.plan, self.budget, self.timed = run, index, plan, budget, timed
         self.limit = limit
+        self.dearer = False  # the front that is gone along
+        self.number = 0  # of the next scout
+        self.losses: list[Paired] = []  # of all scouts so far
         self.error = 1.0  # measured over forecast, of the models that were timed last
 
     def found(self, first_share: float, most: int, aim: float) -> Scout:
         """Return the fastest of at most `most` scouts that lost about `aim` at most.
 
-        Where all of them lost more, or one lost less and another one more, and neither is near, it is an allocation
-        that is thought to lose `aim`, and that was not trained.
+        Where the plan has two fronts, the first two scouts are one of each, at about one latency; the better one says
+        along which front the search goes.  Where all of them lost more, or one lost less and another one more, and
+        neither is near, it is an allocation that is thought to lose `aim`, and that was not trained.
         """
         scouts = self._all(first_share, most, aim)
-        good = [scout for scout in scouts if scout.loss.loss <= NEAR * aim]
+        good = [scout for scout in scouts if scout.lost <= NEAR * aim]
         return self._between(scouts, self.limit.best(good), aim) if good else self._milder(scouts, aim)
 
     def _all(self, share: float, most: int, aim: float) -> list[Scout]:
         scouts: list[Scout] = []
-        while len(scouts) < most:
-            scout = self._known(len(scouts))
+        while self.number < most:
+            scout = self._known()
             if scout is None:
                 timed = self._fastest_near(share)
                 if _told(timed.allocation) in [_told(one.allocation) for one in scouts]:
                     break
-                scout = self._trained(len(scouts), timed)
-            scouts.append(scout)
-            if aim / NEAR <= scout.loss.loss <= aim * NEAR or self.limit.ends(scout, aim * NEAR):
+                scout = self._trained(timed)
+            scouts = self._thought([*scouts, scout])
+            if self.number == 1:
+                scouts = [self._better(scouts[0])]
+            if aim / NEAR <= scouts[-1].lost <= aim * NEAR or self.limit.ends(scouts[-1], aim * NEAR):
                 break
-            share = max(next_share([(one.share, one.loss.loss) for one in scouts], aim), self.limit.share)
+            share = max(next_share([(one.share, one.lost) for one in scouts], aim), self.limit.share)
         return scouts
 
+    def _better(self, scout: Scout) -> Scout:
+        """Return the better one of a scout and what the other front has at its latency; go along that one's front."""
+        if not self.plan.dearer:
+            return scout
+        self.dearer = True
+        rival = self._known()
+        if rival is None:
+            timed = self._fastest_near(scout.share)
+            rival = None if timed.allocation.gone == scout.allocation.gone else self._trained(timed)
+        elif not rival.dearer:  # both fronts had the same branches
+            self.number, self.losses, rival = 1, self.losses[:1], None
+        better = scout if rival is None else min(self._thought([scout, rival]), key=lambda one: one.worth)
+        self.dearer = better.dearer
+        return better
+
+    def _thought(self, scouts: Sequence[Scout]) -> list[Scout]:
+        """Return them with what they are thought to have lost by all that is known now."""
+        law = Law.of([*looked_at(self.run.history, self.index), *self.losses])
+        return [scout if scout.loss is None else replace(scout, lost=law.loss(scout.loss)) for scout in scouts]
+
     def _between(self, scouts: Sequence[Scout], best: Scout, aim: float) -> Scout:
-        lost = [scout.loss.loss for scout in scouts]
+        lost = [scout.lost for scout in scouts]
         if min(lost) > aim or max(lost) <= aim or self.limit.reached(best.share):
             return best
-        share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
+        share = next_share([(one.share, one.lost) for one in scouts], aim)
         if abs(math.log(share / best.share)) <= BETWEEN:
             return best
         timed = self._fastest_near(share)
         if _told(timed.allocation) in [_told(one.allocation) for one in scouts]:
             return best
-        self.run.keeper.save_scout(self.index, len(scouts), timed.network)
-        return Scout(len(scouts), timed.allocation, timed.share, Paired(aim))
+        return self._untrained(timed, aim)
 
     def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
-        share = next_share([(one.share, one.loss.loss) for one in scouts], aim)
+        share = next_share([(one.share, one.lost) for one in scouts], aim)
         timed = self._fastest_near(max(share, *(one.share for one in scouts)))
-        self.run.keeper.save_scout(self.index, len(scouts), timed.network)
-        return Scout(len(scouts), timed.allocation, timed.share, Paired(aim))
+        return self._untrained(timed, aim)
 
-    def _known(self, number: int) -> Scout | None:
-        """Return the scout of that number of an earlier life, if there was one.
+    def _untrained(self, timed: _Timed, aim: float) -> Scout:
+        self.run.keeper.save_scout(self.index, self.number, timed.network)
+        return Scout(self.number, timed.allocation, timed.share, aim, None, self.dearer)
+
+    def _known(self) -> Scout | None:
+        """Return the next scout as an earlier life trained it, if it did.
 
         It need not be on the front of this life: what was timed since then is measured now, and moves the front.
         """
+        number = self.number
         known = self.run.history.scouted.get((self.index, number))
         if known is None:
             return None
+        self.number += 1
+        self.losses.append(known.loss)
         widths = tuple((group, int(width)) for group, _, width in (text.rpartition(" ") for text in known.widths))
         seconds = known.forecast * self.plan.front[0].seconds
-        return Scout(number, Allocation(widths, known.gone, seconds, known.damage), known.share, known.loss)
+        allocation = Allocation(widths, known.gone, seconds, known.damage)
+        return Scout(number, allocation, known.share, known.loss.loss, known.loss, known.dearer)
 
     def _fastest_near(self, share: float) -> _Timed:
         """Return the best of some allocations that are compiled and timed.
@@ -133,7 +178,7 @@ class Scouting:
         if self.run.settings.estimate:
             return self._forecast_near(share)
         found = []
-        for allocation in self.plan.near(min(MOST_SHARE, share) / self.error, TIMED):
+        for allocation in self.plan.near(min(MOST_SHARE, share) / self.error, TIMED, self.dearer):
             with self.run.cost.spent("evaluate"):
                 network = self.plan.cut(allocation)
             found.append(_Timed(allocation, self.timed(network), network))
@@ -147,13 +192,14 @@ class Scouting:
         return min(inside, key=lambda one: one.allocation.damage * one.share**STEEP)
 
     def _forecast_near(self, share: float) -> _Timed:
-        (allocation,) = self.plan.near(min(MOST_SHARE, share), 1)
+        (allocation,) = self.plan.near(min(MOST_SHARE, share), 1, self.dearer)
         with self.run.cost.spent("evaluate"):
             return _Timed(allocation, self.plan.share(allocation), self.plan.cut(allocation))
 
-    def _trained(self, number: int, timed: _Timed) -> Scout:
+    def _trained(self, timed: _Timed) -> Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""
         run, allocation, share, network = self.run, timed.allocation, timed.share, timed.network
+        number, self.number = self.number, self.number + 1
         epochs = self.budget.epochs(run, network, self.budget.of_scout, long=False)
         try:
             seed = run.settings.seed * 1000 + 100 * (self.index + 1) + number
@@ -164,12 +210,14 @@ class Scouting:
         run.keeper.save_scout(self.index, number, network)
         widths, gone = _told(allocation)
         forecast = self.plan.share(allocation)
-        run.happened(Scouted(self.index, number, share, forecast, allocation.damage, epochs, loss, widths, gone))
+        self.losses.append(loss)
+        damage, dearer = allocation.damage, self.dearer
+        run.happened(Scouted(self.index, number, share, forecast, damage, epochs, loss, widths, gone, dearer))
         run.progress.say(
             f"scout: {share:.2f} of the latency loses {100 * loss.loss:.2f} points after {epochs:.1f} epochs "
             f"({len(gone)} branches less, {len(widths)} groups narrower)"
         )
-        return Scout(number, allocation, share, loss)
+        return Scout(number, allocation, share, loss.loss, loss, dearer)
 
 
 def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:

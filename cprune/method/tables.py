@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cprune.method.aiming import Aim
+from cprune.method.balance import BRANCH, DEAR_BRANCH
 from cprune.method.certify import room
+from cprune.method.expected import Law, looked_at
 from cprune.method.limits import least_share, meets
 from cprune.method.planning import planned
 from cprune.method.rounds import Rounds
@@ -31,7 +33,7 @@ from cprune.targets.paired import Paired
 ROUNDS = 2
 FIRST_SHARE, NEXT_SHARE = 0.5, 0.85  # of the latency of the current model, for the first scout of a round
 TIMED_TRIALS, TIMED_ROUNDS = 3, 5
-SCOUTS = (4, 3)  # at most, of each round
+SCOUTS = (5, 3)  # at most, of each round
 AIM = 0.3  # of the accuracy that may be lost, for the first round: a model to fall back on; the second uses the rest
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
 RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
@@ -78,7 +80,8 @@ class Tables(Rounds):
         if loss is None or index >= ROUNDS:
             return False
         left = LONGER if index < ROUNDS - 1 else 1.0
-        return room(self.run, loss) < left * loss.loss and loss.loss <= NEARLY * self.run.start.allowed
+        lost = Law.of(looked_at(self.run.history, index, with_scouts=True)).loss(loss)
+        return room(self.run, loss) < left * lost and lost <= NEARLY * self.run.start.allowed
 
     def _chosen(self, index: int) -> Chosen | None:
         """Plan, scout, and return the scout that long training is thought to bring back far enough.
@@ -91,7 +94,7 @@ class Tables(Rounds):
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
         usual_ms = (latency_ms or run.start.latency_ms).median
         looking_s, seed = self.budget.of_looking, run.settings.seed + index
-        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self.share_of)
+        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self.share_of, self._branch())
         if len(plan.front) == 1:
             run.progress.say("nothing is left whose removal would make the model faster")
             return None
@@ -105,11 +108,12 @@ class Tables(Rounds):
             scout.number,
             scout.share,
             self.budget.epochs(run, run.keeper.load_scout(index, scout.number), seconds),
-            scout.loss.loss,
+            scout.lost,
             tuple(GroupChange(g, plan.graph.group(g).channels, w) for g, w in scout.allocation.widths),
             scout.allocation.gone,
             round(plan.share(scout.allocation), 6),
             plan.estimated_us(scout.allocation),
+            scout.dearer or self._branch() == (DEAR_BRANCH,),
         )
         run.happened(chosen)
         run.progress.say(
@@ -117,6 +121,13 @@ class Tables(Rounds):
             f"{chosen.epochs:.1f} epochs, about {seconds / 60:.1f} min"
         )
         return chosen
+
+    def _branch(self) -> tuple[float, ...]:
+        """Return the price of a residual branch that the first round found to be right; before that, both."""
+        first = self.run.history.chosen.get(0)
+        if first is None:
+            return BRANCH, DEAR_BRANCH
+        return (DEAR_BRANCH if first.dearer else BRANCH,)
 
     def _same_again(self, index: int) -> Chosen:
         """Choose the model of the last round once more, to be trained on."""
@@ -149,7 +160,8 @@ class Tables(Rounds):
         share = run.history.chosen[last.index].share
         if last.loss is None:  # its training diverged
             return math.sqrt(share)
-        return float(share * max(1.0, last.loss.loss / room(run, last.loss)) ** (1 / STEEP))
+        lost = Law.of(looked_at(run.history, len(run.history.steps))).loss(last.loss)
+        return float(share * max(1.0, lost / room(run, last.loss)) ** (1 / STEEP))
 
     def _aim(self) -> float:
         """Return what a scout may lose, so that long training is thought to leave what may be lost."""
@@ -159,6 +171,10 @@ class Tables(Rounds):
             return AIM * allowed / RECOVERY
         last = trained[-1]
         assert last.loss is not None
+        chosen = run.history.chosen[last.index]
+        scouted = run.history.scouted.get((last.index, chosen.number))
+        law = Law.of(looked_at(run.history, len(run.history.steps)))
+        before = chosen.scout_loss if scouted is None else law.loss(scouted.loss)
         low, high = RECOVERIES
-        recovery = min(high, max(low, last.loss.loss / max(run.history.chosen[last.index].scout_loss, 1e-4)))
+        recovery = min(high, max(low, law.loss(last.loss) / max(before, 1e-4)))
         return room(run, last.loss) / (AGAIN * recovery)

@@ -32,7 +32,8 @@ class Paired:
     """The accuracy that a pruned model loses against its parent on the same images, in [-1, 1]; below 0 it gained.
 
     `lost` counts the images that only the parent gets right, `gained` those that only the pruned model does, of
-    `images`.  Where only accuracies are known, and not which images were right, all three are 0.
+    `images`.  Where only accuracies are known, and not which images were right, all three are 0.  `divergence` is how
+    far the answers are from the parent's, KL(parent || pruned) in nats an image; None where nobody looked.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ("se",)
@@ -40,11 +41,12 @@ class Paired:
     images: int = 0
     lost: int = 0
     gained: int = 0
+    divergence: float | None = None
 
     @classmethod
-    def of(cls, images: int, lost: int, gained: int) -> Paired:
+    def of(cls, images: int, lost: int, gained: int, divergence: float | None = None) -> Paired:
         """Return the loss that these counts make."""
-        return cls((lost - gained) / images, images, lost, gained)
+        return cls((lost - gained) / images, images, lost, gained, divergence)
 
     @property
     def disagreement(self) -> float:
@@ -91,5 +93,6 @@ class Paired:
         return excess / math.sqrt(variance) if variance > 0 else -math.inf if excess < 0 else 0.0
 
     def to_dict(self) -> Mapping[str, float]:
-        """Return the plain values, with the standard error beside them."""
-        return {"loss": self.loss, "images": self.images, "lost": self.lost, "gained": self.gained, "se": self.se}
+        """Return the plain values, with the standard error beside them; no divergence where there is none."""
+        known = {"loss": self.loss, "images": self.images, "lost": self.lost, "gained": self.gained, "se": self.se}
+        return known if self.divergence is None else {**known, "divergence": self.divergence}

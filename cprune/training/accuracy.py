@@ -28,16 +28,18 @@ class Look:
     """What a model answered on one part of the data.
 
     `accuracy` is in [0, 1]; `right` says of every image whether it got it right, bool [N], and is None where only the
-    number is known (a user's function).
+    number is known (a user's function).  `divergence` is how far its answers are from those of the model before
+    pruning, in nats an image (`kl`); None where nobody asked.
     """
 
     accuracy: float
     right: NDArray[np.bool_] | None = None
+    divergence: float | None = None
 
     @classmethod
-    def of(cls, right: NDArray[Any]) -> Look:
+    def of(cls, right: NDArray[Any], divergence: float | None = None) -> Look:
         """Return the look that these answers make."""
-        return cls(float(np.mean(right)), np.asarray(right, dtype=np.bool_))
+        return cls(float(np.mean(right)), np.asarray(right, dtype=np.bool_), divergence)
 
     @property
     def images(self) -> int:
@@ -55,7 +57,7 @@ def paired(parent: Look, pruned: Look) -> Paired:
     if parent.images != pruned.images:
         raise ValueError(f"looks at {parent.images} and at {pruned.images} images cannot be compared image by image")
     lost = int(np.sum(parent.right & ~pruned.right))
-    return Paired.of(parent.images, lost, int(np.sum(pruned.right & ~parent.right)))
+    return Paired.of(parent.images, lost, int(np.sum(pruned.right & ~parent.right)), pruned.divergence)
 
 
 def walk(candidates: Iterable[T], passes: Callable[[T], bool]) -> list[T]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cprune.progress import Progress
 from cprune.training import train
-from cprune.training.accuracy import Look
+from cprune.training.accuracy import Look, kl
 from cprune.training.checkpoint import Checkpoint
 from cprune.training.computing import keep_freed_memory
 from cprune.training.data import Data, Split
@@ -25,7 +25,7 @@ class Trainer(Protocol):
     """Looks at accuracy, repairs and trains networks in place."""
 
     def look(self, model: nn.Module, part: PartName) -> Look:
-        """Return what the model answers on that part of the data."""
+        """Return what the model answers on that part of the data; where decisions are made, how far from the first."""
 
     def samples(self, images: int, seed: int) -> Split | None:
         """Return so many training images (all, if there are fewer), drawn with `seed`; None where none can be seen."""
@@ -64,11 +64,18 @@ class DataTrainer:
         count = affordable if data.augment else 1
         self._views = Views(data.train, teacher if distil else None, seed, count)  # all trainings share them
         self._told = False
+        self._taught: Tensor | None = None
 
     def look(self, model: nn.Module, part: PartName) -> Look:
         """See `Trainer.look`."""
         split: Split = getattr(self.data, part)
-        return Look.of((train.logits(model, split).argmax(1) == split.labels).numpy())
+        logits = train.logits(model, split)
+        divergence = None
+        if part == "decide":
+            if self._taught is None:
+                self._taught = train.logits(self.teacher, split)
+            divergence = kl(self._taught, logits)
+        return Look.of((logits.argmax(1) == split.labels).numpy(), divergence)
 
     def samples(self, images: int, seed: int) -> Split:
         """See `Trainer.samples`."""
