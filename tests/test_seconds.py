@@ -83,6 +83,16 @@ def test_scouts_get_4_percent_each_the_first_round_30_and_the_last_what_is_left(
     assert budget.of_round(2, 2, scouted=6) == pytest.approx(80.0)  # a model that is nearly accurate enough
 
 
+def test_what_training_took_too_long_the_last_one_makes_up_for() -> None:
+    budget = Budget(1000.0, 8)
+    # 540 s were meant, and 594 are gone: 406 are left, and it will take a tenth longer than it is thought to
+    assert budget.of_round(1, 2, scouted=6, spent_s=594.0) == pytest.approx(406 / 1.1)
+    assert budget.of_round(1, 2, scouted=6, spent_s=500.0) == pytest.approx(460.0)
+    assert budget.of_round(1, 2, scouted=6, spent_s=1080.0) == pytest.approx(50.0)  # a tenth, at half of the pace
+    assert budget.of_round(0, 2, scouted=4, spent_s=594.0) == pytest.approx(300.0)
+    assert budget.of_round(0, 1, scouted=0, spent_s=594.0) == pytest.approx(1000.0)
+
+
 def test_a_short_training_sees_the_images_as_they_are_and_a_long_one_averages_its_weights() -> None:
     long, short = Budget(1.0, 8).schedule(3.0), Budget(1.0, 8).schedule(3.0, long=False)
     assert (long.epochs, long.varied, long.ema) == (3.0, True, True)

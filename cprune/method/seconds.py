@@ -20,6 +20,7 @@ SCOUT = 0.04
 LR = 0.02
 """Of 0.01, 0.02, 0.05 and 0.1 the best for ResNet-56 with half of its blocks and inner widths, 10 and 15 epochs."""
 FIRST = 0.3
+LEAST_LAST = 0.1  # of the last long training, whatever was spent before
 RESCUE = 0.08  # beside all others
 LOOKING = 0.07  # as long, beside it
 ASKING = 0.15  # of it, for the teacher's answers about views of the images, at most
@@ -70,13 +71,17 @@ class Budget:
         """Return the seconds, beside the training, for a look at everything that can go."""
         return LOOKING * self.seconds
 
-    def of_round(self, index: int, rounds: int, scouted: int) -> float:
+    def of_round(self, index: int, rounds: int, scouted: int, spent_s: float = 0.0) -> float:
         """Return the seconds of the long training of a round, after so many scouts in all.
 
-        What comes after the last round has RESCUE of all seconds, beside them.
+        `spent_s` is what all training took until now.  Where that is more than was meant for it, as the machine has
+        slower minutes than the one in which the pace was measured, the last round has so much less, and is taken to be
+        as slow.  What comes after the last round has RESCUE of all seconds, beside them.
         """
         if index == rounds:
             return RESCUE * self.seconds
         if index < rounds - 1:
             return FIRST * self.seconds
-        return (1 - (rounds - 1) * FIRST - scouted * SCOUT) * self.seconds
+        meant = (rounds - 1) * FIRST + scouted * SCOUT
+        slowness = max(1.0, spent_s / (meant * self.seconds)) if meant else 1.0
+        return max(LEAST_LAST, 1 - meant * slowness) / slowness * self.seconds

@@ -102,7 +102,7 @@ class Tables(Rounds):
         scouting = Scouting(run, index, plan, self.budget, self.share_of, limit)
         scout = scouting.found(max(limit.share, self._first_share()), SCOUTS[index], self._aim())
         last = index + 1 if limit.reached(scout.share) else ROUNDS  # nothing faster is asked for
-        seconds = self.budget.of_round(index, last, len(run.history.scouted))
+        seconds = self.budget.of_round(index, last, len(run.history.scouted), run.cost.now()["train"])
         chosen = Chosen(
             index,
             scout.number,
@@ -134,7 +134,7 @@ class Tables(Rounds):
         run = self.run
         last, lost = run.history.chosen[index - 1], run.history.steps[-1].loss
         assert lost is not None
-        seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted))
+        seconds = self.budget.of_round(index, ROUNDS, len(run.history.scouted), run.cost.now()["train"])
         epochs = self.budget.epochs(run, run.keeper.load_scout(index, 0), seconds)
         chosen = replace(last, round=index, number=0, epochs=epochs, scout_loss=lost.loss, so_far=None)
         run.happened(chosen)
