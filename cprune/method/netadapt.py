@@ -83,7 +83,7 @@ class NetAdapt(Plain):
     def _iteration(self, kept: Sequence[Scouted]) -> Scouted | None:
         """Make, train and compare the proposals of one iteration, and keep the best; None if there is none."""
         run, number = self.run, ROUNDS + len(kept)
-        widths = _read(kept[-1].widths) if kept else {}
+        widths = kept[-1].by_group if kept else {}
         network = run.keeper.load_scout(number - 1, 0) if kept else self.before.tuned.network
         proposals = self._proposals(widths)
         graph = analyse(network, run.example, run.settings.ignore, run.settings.whole_heads)
@@ -102,8 +102,7 @@ class NetAdapt(Plain):
         run.keeper.save_scout(number, 0, smaller)
         share = self.table.forecast_s(widths) / self.table.forecast_s({})
         loss = run.loss(run.look(smaller, "decide"), "decide")
-        told = tuple(f"{group} {width}" for group, width in widths.items())
-        scouted = Scouted(number, 0, share, share, least, epochs, loss, told, ())
+        scouted = Scouted(number, 0, share, share, least, epochs, loss, Scouted.texts(widths.items()), ())
         run.happened(scouted)
         run.progress.say(
             f"iteration {len(kept) + 1}: {share:.2f} of the latency loses {100 * loss.loss:.2f} points, "
@@ -172,9 +171,3 @@ class NetAdapt(Plain):
         with run.cost.spent("evaluate"):
             wanted = predictions(run.first, images)
         return lambda network: divergence(wanted, predictions(network, images))
-
-
-def _read(widths: Sequence[str]) -> dict[str, int]:
-    """Return the widths of texts, "layer1.conv 16"."""
-    parts = (text.rpartition(" ") for text in widths)
-    return {group: int(width) for group, _, width in parts}

@@ -22,11 +22,13 @@ from cprune.runs.events import Scouted
 from cprune.targets.paired import Paired
 from cprune.training.fine_tune import FineTuneDiverged
 
+MANY = 20  # of a front are looked through for such as have fewer branches less
 TIMED = 5  # allocations whose forecasts are near the share that is looked for are compiled and timed
 AROUND = 0.12  # logarithms of shares this far apart are near
 STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
 NEAR = 1.25  # a scout this close to what is looked for ends the search
 BETWEEN = 0.06  # logarithms of shares: a scout this near to what is looked for is taken as it is
+CLOSE = 1.25  # times: where one scout lost less and another this much faster one more, no further one is trained
 MOST_SHARE = 0.95
 LARGEST_STEP = 0.5  # of the logarithm of the latency, from one scout to the next
 
@@ -100,14 +102,17 @@ class Scouting:
         while self.number < most:
             scout = self._known()
             if scout is None:
-                timed = self._fastest_near(share)
-                if _told(timed.allocation) in [_told(one.allocation) for one in scouts]:
+                timed = self._fastest_near(share, scouts, aim)
+                if timed is None:
                     break
                 scout = self._trained(timed)
             scouts = self._thought([*scouts, scout])
             if self.number == 1:
                 scouts = [self._better(scouts[0])]
             if aim / NEAR <= scouts[-1].lost <= aim * NEAR or self.limit.ends(scouts[-1], aim * NEAR):
+                break
+            faster, slower = _bracket(scouts, aim)
+            if slower <= CLOSE * faster:
                 break
             share = max(next_share([(one.share, one.lost) for one in scouts], aim), self.limit.share)
         return scouts
@@ -119,9 +124,9 @@ class Scouting:
         self.dearer = True
         rival = self._known()
         if rival is None:
-            timed = self._fastest_near(scout.share)
-            rival = None if timed.allocation.gone == scout.allocation.gone else self._trained(timed)
-        elif not rival.dearer:  # both fronts had the same branches
+            timed = self._fastest_near(scout.share, fewer_than=len(scout.allocation.gone))
+            rival = None if timed is None else self._trained(timed)
+        elif not rival.dearer:  # nothing on the other front had fewer branches less
             self.number, self.losses, rival = 1, self.losses[:1], None
         better = scout if rival is None else min(self._thought([scout, rival]), key=lambda one: one.worth)
         self.dearer = better.dearer
@@ -139,14 +144,13 @@ class Scouting:
         share = next_share([(one.share, one.lost) for one in scouts], aim)
         if abs(math.log(share / best.share)) <= BETWEEN:
             return best
-        timed = self._fastest_near(share)
-        if _told(timed.allocation) in [_told(one.allocation) for one in scouts]:
-            return best
-        return self._untrained(timed, aim)
+        timed = self._fastest_near(share, scouts, aim)
+        return best if timed is None else self._untrained(timed, aim)
 
     def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
         share = next_share([(one.share, one.lost) for one in scouts], aim)
         timed = self._fastest_near(max(share, *(one.share for one in scouts)))
+        assert timed is not None  # of what is on a front one is the nearest
         return self._untrained(timed, aim)
 
     def _untrained(self, timed: _Timed, aim: float) -> Scout:
@@ -164,37 +168,46 @@ class Scouting:
             return None
         self.number += 1
         self.losses.append(known.loss)
-        widths = tuple((group, int(width)) for group, _, width in (text.rpartition(" ") for text in known.widths))
         seconds = known.forecast * self.plan.front[0].seconds
-        allocation = Allocation(widths, known.gone, seconds, known.damage)
+        allocation = Allocation(tuple(known.by_group.items()), known.gone, seconds, known.damage)
         return Scout(number, allocation, known.share, known.loss.loss, known.loss, known.dearer)
 
-    def _fastest_near(self, share: float) -> _Timed:
-        """Return the best of some allocations that are compiled and timed.
+    def _fastest_near(
+        self, share: float, scouts: Sequence[Scout] = (), aim: float = 0.0, fewer_than: int | None = None
+    ) -> _Timed | None:
+        """Return the best of some allocations that are compiled and timed; None if there is none.
 
         The best has the least damage, where every share near the one that is looked for is taken to be worth what STEEP
-        says; if none is near, it is the nearest.  A run that decides by estimates takes the nearest forecast, untimed.
+        says; if none is near, it is the nearest.  It is none of `scouts`, and lies between those of them that lost more
+        and less than `aim`.  With `fewer_than` fewer branches are gone, and it is near.  A run that decides by
+        estimates takes forecasts, and times nothing.
         """
-        if self.run.settings.estimate:
-            return self._forecast_near(share)
-        found = []
-        for allocation in self.plan.near(min(MOST_SHARE, share) / self.error, TIMED, self.dearer):
-            with self.run.cost.spent("evaluate"):
-                network = self.plan.cut(allocation)
-            found.append(_Timed(allocation, self.timed(network), network))
-        self.error = statistics.median(one.share / self.plan.share(one.allocation) for one in found)
+        allocations = self.plan.near(min(MOST_SHARE, share) / self.error, MANY if fewer_than else TIMED, self.dearer)
+        if fewer_than is not None:
+            allocations = [one for one in allocations if len(one.gone) < fewer_than][:TIMED]
+        found = [self._timed(allocation) for allocation in allocations]
+        if found and not self.run.settings.estimate:
+            self.error = statistics.median(one.share / self.plan.share(one.allocation) for one in found)
+        faster, slower = _bracket(scouts, aim)
+        known = [one.allocation for one in scouts]
+        found = [one for one in found if faster < one.share < slower and not _is_one_of(one.allocation, known)]
+        if not found:
+            return None
         enough = self.limit.most_accurate(found, share)
         if enough is not None:
             return enough
         inside = [one for one in found if abs(math.log(one.share / share)) <= AROUND]
+        if fewer_than is not None and not inside:
+            return None
         if not inside:
             return min(found, key=lambda one: abs(math.log(one.share / share)))
         return min(inside, key=lambda one: one.allocation.damage * one.share**STEEP)
 
-    def _forecast_near(self, share: float) -> _Timed:
-        (allocation,) = self.plan.near(min(MOST_SHARE, share), 1, self.dearer)
+    def _timed(self, allocation: Allocation) -> _Timed:
         with self.run.cost.spent("evaluate"):
-            return _Timed(allocation, self.plan.share(allocation), self.plan.cut(allocation))
+            network = self.plan.cut(allocation)
+        share = self.plan.share(allocation) if self.run.settings.estimate else self.timed(network)
+        return _Timed(allocation, share, network)
 
     def _trained(self, timed: _Timed) -> Scout:
         """Train an allocation for a short time, keep it, and return what it lost."""
@@ -208,7 +221,7 @@ class Scouting:
         except FineTuneDiverged:
             loss = Paired(1.0)
         run.keeper.save_scout(self.index, number, network)
-        widths, gone = _told(allocation)
+        widths, gone = Scouted.texts(allocation.widths), allocation.gone
         forecast = self.plan.share(allocation)
         self.losses.append(loss)
         damage, dearer = allocation.damage, self.dearer
@@ -237,6 +250,16 @@ def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:
     return min(MOST_SHARE, math.exp(share + step))
 
 
-def _told(allocation: Allocation) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the widths of an allocation as texts, "layer1.conv 16", and the branches that are gone."""
-    return tuple(f"{group} {width}" for group, width in allocation.widths), allocation.gone
+def _is_one_of(one: Allocation, known: Sequence[Allocation]) -> bool:
+    """Tell whether an allocation is of the same network as one that is known, of a front or of the journal."""
+    return (one.widths, one.gone) in [(other.widths, other.gone) for other in known]
+
+
+def _bracket(scouts: Sequence[Scout], aim: float) -> tuple[float, float]:
+    """Return the shares of the slowest scout that lost more than `aim` and of the fastest that lost less.
+
+    (0, infinity) where there is none of each, or a faster one lost less.
+    """
+    faster = max((scout.share for scout in scouts if scout.lost > aim), default=0.0)
+    slower = min((scout.share for scout in scouts if scout.lost <= aim), default=math.inf)
+    return (faster, slower) if faster < slower else (0.0, math.inf)

@@ -213,6 +213,16 @@ class Scouted:
     dearer: bool = False
     so_far: SoFar | None = None
 
+    @staticmethod
+    def texts(widths: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+        """Return widths by group as `widths` has them."""
+        return tuple(f"{group} {width}" for group, width in widths)
+
+    @property
+    def by_group(self) -> dict[str, int]:
+        """Return `widths` as numbers, by group."""
+        return {group: int(width) for group, _, width in (text.rpartition(" ") for text in self.widths)}
+
 
 @dataclass(frozen=True)
 class Chosen:
