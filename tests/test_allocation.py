@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -50,7 +51,7 @@ def everything(problem: Problem) -> list[Allocation]:
                 seconds = sum(
                     p.seconds(tuple(chosen[g] for g in p.groups)) for p in problem.parts if not out & p.branches
                 )
-                damage = sum(problem.branch_damage[b] for b in gone)
+                damage = sum(problem.branch_damage[b] for b in gone) + problem.of_depth(size)
                 damage += sum(
                     problem.damage.get(item, 0.0)
                     for item in chosen.items()
@@ -60,9 +61,10 @@ def everything(problem: Problem) -> list[Allocation]:
     return found
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.5])
 @pytest.mark.parametrize("seed", range(8))
-def test_for_every_latency_the_damage_is_close_to_the_least_there_is(seed: int) -> None:
-    given = problem(seed)
+def test_for_every_latency_the_damage_is_close_to_the_least_there_is(seed: int, depth: float) -> None:
+    given = replace(problem(seed), depth=depth)
     found, best = front(given), undominated(everything(given))
     for limit in [best[0].seconds * share for share in (0.9, 0.75, 0.6, 0.5, 0.4, 0.3)]:
         least = min(a.damage for a in best if a.seconds <= limit)
@@ -98,6 +100,27 @@ def test_a_step_that_brings_no_time_is_never_taken() -> None:
         (Part(("a",), frozenset(), lambda w: {64: 2.0, 48: 2.0, 32: 1.0}[w[0]]),),
     )
     assert [a.widths for a in front(given)] == [(), (("a", 32),)]
+
+
+def test_every_branch_less_costs_more_than_the_one_before() -> None:
+    given = Problem({}, {}, {"a": 0.1, "b": 0.1, "c": 0.1}, {}, (), depth=3.0)
+    # 4 / 3, 2 x 4 / 2 and 3 x 4 / 1 times as much as one of many
+    assert [given.of_depth(gone) for gone in range(4)] == [0.0, 4.0, 12.0, 36.0]
+    assert replace(given, depth=0.0).of_depth(3) == 0.0
+
+
+def test_of_two_branches_both_go_only_where_depth_is_cheap() -> None:
+    def part(name: str) -> Part:
+        return Part((), frozenset({name}), lambda _: 1.0)
+
+    width = Part(("w",), frozenset(), lambda w: w[0] / 2)
+    given = Problem({"w": (2, 1)}, {("w", 1): 1.0}, {"a": 0.2, "b": 0.3}, {}, (part("a"), part("b"), width))
+    cheap = {(one.gone, one.widths) for one in front(given)}
+    assert (("a", "b"), ()) in cheap
+    # a and the width: 0.2 + 0.5 x 3 / 2 + 1 = 1.95, 1.5 is left; both branches: 0.5 + 0.5 x 2 x 3 = 3.5, 1.0 is left
+    dear = {(one.gone, one.widths): round(one.damage, 6) for one in front(replace(given, depth=0.5))}
+    assert dear[("a",), (("w", 1),)] == 1.95
+    assert dear[("a", "b"), ()] == 3.5
 
 
 def test_what_lies_in_a_branch_that_is_gone_costs_nothing_more() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import DEFAULT, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny
+from fakes import DEFAULT, FakeTrainer, MemoryKeeper, Seen, a_run, seen, tiny
 
 from cprune.method.allocation import Allocation
 from cprune.method.beginning import begin
@@ -21,14 +21,12 @@ from cprune.network.network import Network
 from cprune.runs.events import Scouted
 
 
-def allocation(percent: int, damage: float, *gone: str) -> Allocation:
+def allocation(percent: int, damage: float) -> Allocation:
     """Return one that is forecast to take so much of the latency; "a" has as many channels."""
-    return Allocation((("a", percent),) if percent < 100 else (), gone, percent / 100, damage)
+    return Allocation((("a", percent),) if percent < 100 else (), (), percent / 100, damage)
 
 
 FRONT = tuple(allocation(percent, damage) for percent, damage in ((100, 0), (80, 1), (60, 2), (40, 4), (20, 8)))
-CHEAP = (allocation(100, 0), allocation(60, 2, "block"), allocation(40, 4, "block", "other"))
-DEAR = (allocation(100, 0), allocation(61, 3), allocation(41, 5, "block"))
 
 
 @dataclass(eq=False)
@@ -36,16 +34,14 @@ class FakePlan:
     """A front of hand-made allocations.  What is cut says in its head which one it is: 100 epochs for each percent."""
 
     front: tuple[Allocation, ...] = FRONT
-    dearer: tuple[Allocation, ...] = ()
     asked: list[float] = field(default_factory=list)
 
     def share(self, one: Allocation) -> float:
         return one.seconds / self.front[0].seconds
 
-    def near(self, share: float, count: int, dearer: bool = False) -> list[Allocation]:
+    def near(self, share: float, count: int) -> list[Allocation]:
         self.asked.append(share)
-        front = self.dearer if dearer else self.front
-        return sorted(front[1:], key=lambda one: abs(math.log(self.share(one) / share)))[:1]
+        return sorted(self.front[1:], key=lambda one: abs(math.log(self.share(one) / share)))[:1]
 
     def cut(self, one: Allocation) -> Network:
         network = tiny()
@@ -105,61 +101,29 @@ def test_scouts_whose_answers_are_as_near_are_thought_to_have_lost_as_much() -> 
     assert len(plan.asked) == 3
 
 
-def test_of_two_fronts_the_one_whose_scout_lost_less_is_gone_along() -> None:
-    search, run = scouting(FakePlan(CHEAP, DEAR), losing({60: 0.6, 61: 0.4, 41: 1.0}))
-    assert told(search.found(0.6, 4, 0.01)) == (2, 41, 1.0)
-    assert [(s.share, s.gone, s.dearer) for s in run.history.scouted.values()] == [
-        (0.6, ("block",), False),
-        (0.61, (), True),
-        (0.41, ("block",), True),
-    ]
-    search, run = scouting(FakePlan(CHEAP, DEAR), losing({60: 0.4, 61: 0.6, 40: 1.0}))
-    assert told(search.found(0.6, 4, 0.01)) == (2, 40, 1.0)
-    assert [s.dearer for s in run.history.scouted.values()] == [False, True, False]
-
-
-def test_a_scout_that_takes_longer_has_to_lose_less() -> None:
-    # 0.8 points at 0.6 are 0.173 at an equal latency, 0.78 at 0.61 are 0.177
-    search, _ = scouting(FakePlan(CHEAP, DEAR), losing({60: 0.8, 61: 0.78}))
-    assert told(search.found(0.6, 4, 0.01)) == (0, 60, 0.8)
-
-
-def test_where_nothing_is_lost_answers_that_are_nearer_say_which_front_is_better() -> None:
-    trainer = losing({})
-    trainer.divergence = lambda m: {60: 0.02, 61: 0.01}.get(percent(m))
-    search, _ = scouting(FakePlan(CHEAP, DEAR), trainer)
-    assert search.found(0.6, 2, 0.01).dearer
-
-
-def test_two_fronts_with_the_same_branches_are_not_compared() -> None:
-    search, run = scouting(FakePlan(CHEAP, (DEAR[0], allocation(61, 3, "block"))), losing({60: 1.0}))
-    assert told(search.found(0.6, 4, 0.01)) == (0, 60, 1.0)
-    assert len(run.history.scouted) == 1
-
-
-@pytest.mark.parametrize("lives", [1, 2, 3])
-def test_a_search_along_two_fronts_that_was_killed_ends_as_it_would_have(lives: int) -> None:
-    points = {60: 0.6, 61: 0.4, 41: 1.0}
-    keeper = MemoryKeeper(lives=1 + lives)  # the start is the first
-    search, _ = scouting(FakePlan(CHEAP, DEAR), losing(points), keeper)
-    with pytest.raises(Killed):
-        search.found(0.6, 4, 0.01)
-    keeper.lives = None
-    search, run = scouting(FakePlan(CHEAP, DEAR), losing(points), keeper)
-    assert told(search.found(0.6, 4, 0.01)) == (2, 41, 1.0)
-    assert len(run.history.scouted) == 3
-
-
-def test_a_search_that_knew_one_front_alone_is_not_taken_for_one_of_two() -> None:
-    keeper = MemoryKeeper(lives=3)
-    front = (CHEAP[0], CHEAP[1], allocation(40, 4, "block"))
-    search, _ = scouting(FakePlan(front, (DEAR[0], allocation(61, 3, "block"))), losing({60: 0.5, 40: 1.0}), keeper)
-    with pytest.raises(Killed):
-        search.found(0.6, 4, 0.01)
-    keeper.lives = None
-    search, run = scouting(FakePlan(front, (DEAR[0], allocation(61, 3, "block"))), losing({60: 0.5, 40: 1.0}), keeper)
-    assert told(search.found(0.6, 4, 0.01)) == (1, 40, 1.0)
+def test_between_two_scouts_that_are_close_none_is_trained() -> None:
+    front = tuple(allocation(percent, damage) for percent, damage in ((100, 0), (70, 1), (60, 2), (50, 3)))
+    search, run = scouting(FakePlan(front), losing({60: 1.8, 70: 0.5}))
+    # 0.6 lost too much: 0.6 x 1.8^(1/3) = 0.73 comes next, whose nearest is 0.7, 1.17 times as slow.  Between them lies
+    # 0.64, and its nearest is known.
+    assert told(search.found(0.6, 4, 0.01)) == (1, 70, 0.5)
     assert len(run.history.scouted) == 2
+
+
+def test_the_search_stays_between_the_scouts_that_lost_too_much_and_too_little() -> None:
+    class All(FakePlan):
+        def near(self, share: float, count: int) -> list[Allocation]:
+            self.asked.append(share)
+            return list(self.front[1:])
+
+    points = ((100, 0), (77, 0.5), (66, 3), (62, 5), (57, 2.01), (56, 2))
+    plan = All(tuple(allocation(percent, damage) for percent, damage in points))
+    search, run = scouting(plan, losing({56: 2, 77: 0.1, 57: 1.9, 66: 0.9}))
+    # 0.56 x 2^(1/3) = 0.71; ln 10 / ln 20 = 0.77 of the way from 0.77 to 0.56 is 0.60, where 0.57 has the least damage
+    # for its latency; it lost too much as well, so that only 0.62 and 0.66 are left.
+    assert told(search.found(0.56, 4, 0.01)) == (3, 66, 0.9)
+    assert [round(share, 2) for share in plan.asked] == [0.56, 0.71, 0.6, 0.61]
+    assert [round(100 * scout.share) for scout in run.history.scouted.values()] == [56, 77, 57, 66]
 
 
 def test_no_more_scouts_are_trained_than_asked_for_and_the_fastest_good_one_is_chosen() -> None:
@@ -223,7 +187,7 @@ def test_what_forecasts_are_wrong_by_is_learnt_from_the_models_that_were_timed()
 
 def test_of_the_models_that_are_timed_the_one_with_the_least_damage_for_its_time_is_trained() -> None:
     class All(FakePlan):
-        def near(self, share: float, count: int, dearer: bool = False) -> list[Allocation]:
+        def near(self, share: float, count: int) -> list[Allocation]:
             return list(self.front[1:])
 
     # damage * share ** 3: 1.7 * 0.262 = 0.446, 2 * 0.216 = 0.432, 2.6 * 0.176 = 0.457.  What takes 0.3 has 0.081, but
@@ -235,7 +199,7 @@ def test_of_the_models_that_are_timed_the_one_with_the_least_damage_for_its_time
 
 def test_where_no_model_is_as_fast_as_forecast_the_nearest_is_trained() -> None:
     class All(FakePlan):
-        def near(self, share: float, count: int, dearer: bool = False) -> list[Allocation]:
+        def near(self, share: float, count: int) -> list[Allocation]:
             return list(self.front[1:])
 
     # They take 1.04, 0.78, 0.52 and 0.26: 0.52 is 14 % from 0.6, the rest 30 % and more

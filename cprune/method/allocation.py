@@ -39,6 +39,7 @@ class Problem:
         options: the widths of every group, descending, the whole one first.
         damage: of a group at a width; 0 for the whole one.
         branch_damage: of a branch that is gone, by its id.
+        depth: what the first branch that is gone costs beside its damage; more of them cost more each (`of_depth`).
         inside: the branches in which all layers of a group lie: it costs nothing when one of them is gone.
         parts: the calls of the model.
     """
@@ -48,6 +49,15 @@ class Problem:
     branch_damage: Mapping[str, float]
     inside: Mapping[str, frozenset[str]]
     parts: tuple[Part, ...]
+    depth: float = 0.0
+
+    def of_depth(self, gone: int) -> float:
+        """Return what so many branches less cost beside their damage: the share that is gone over the share left.
+
+        `depth` is what one costs of many; (n + 1) / (n + 1 - gone) times as much does each of several of n.
+        """
+        parts = len(self.branch_damage) + 1
+        return self.depth * gone * parts / (parts - gone)
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ class _Search:
     def allocation(self, state: _State) -> Allocation:
         """Return a state with its sums."""
         damage = sum(self.damage_of(g, state) for g in state.widths)
-        damage += sum(self.problem.branch_damage[b] for b in state.gone)
+        damage += sum(self.problem.branch_damage[b] for b in state.gone) + self.problem.of_depth(len(state.gone))
         narrower = tuple(
             (g, w)
             for g, w in state.widths.items()
@@ -199,6 +209,7 @@ class _Search:
         for choice in self.choices(unit):
             new = self.changed(state, choice)
             cost = price * sum(self.seconds(n, new) for n in touched) + sum(self.damage_of(g, new) for g in groups)
+            cost += self.problem.of_depth(len(new.gone))
             if choice[2]:
                 cost += self.problem.branch_damage[str(unit.branch)]
             if cost < least or (cost == least and new == state):

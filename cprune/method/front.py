@@ -17,7 +17,7 @@ from cprune.method.round_tables import kept
 from cprune.method.state import RunState
 from cprune.network.facts import size_of
 from cprune.network.network import Network
-from cprune.runs.events import Scouted, Step
+from cprune.runs.events import Step
 from cprune.runs.front import Front, FrontPoint, Unpruned
 from cprune.targets.interval import Interval
 from cprune.targets.paired import Paired
@@ -139,11 +139,11 @@ def _forecasts(run: RunState, whole_ms: float) -> Iterator[FrontPoint]:
         chosen = history.chosen.get(step.index)
         scout = history.scouted.get((chosen.round, chosen.number)) if chosen else None
         if scout is not None and step.loss is not None and scout.damage > 0:
-            yield from _forecasts_of(run, whole_ms, step.index, step.loss.loss, scout)
+            yield from _forecasts_of(run, whole_ms, step.index, step.loss.loss, scout.damage)
 
 
-def _forecasts_of(run: RunState, whole_ms: float, round_: int, lost: float, scout: Scouted) -> Iterator[FrontPoint]:
-    """Yield the points of a round whose `scout` has `lost` so much after long training."""
+def _forecasts_of(run: RunState, whole_ms: float, round_: int, lost: float, damage: float) -> Iterator[FrontPoint]:
+    """Yield the points of a round in which a model of that `damage` has `lost` so much after long training."""
     base = base_of(run, round_)
     network = network_of(run, base)
     graph, limits = graph_of(run, network), Limits.of(run.settings)
@@ -153,9 +153,9 @@ def _forecasts_of(run: RunState, whole_ms: float, round_: int, lost: float, scou
     trained = None if base is None else run.history.trained.get(base)
     at_first = max(0.0, trained.loss.loss) if trained and trained.loss else 0.0
     found, narrow = branches(network, run.example, run.settings.ignore), _narrower(run, network)
-    for one in (tables.dearer_allocations if scout.dearer else tables.allocations)[1:]:
+    for one in tables.allocations[1:]:
         share = share_after(run, base) * one.seconds / tables.front[0].seconds
-        loss, ms = at_first + max(0.0, lost - at_first) * one.damage / scout.damage, whole_ms * share
+        loss, ms = at_first + max(0.0, lost - at_first) * one.damage / damage, whole_ms * share
         if loss <= USEFUL * run.start.allowed:
             yield FrontPoint(
                 status="forecast",

@@ -181,9 +181,8 @@ def _timed(run: RunState, version: Version, plan: Plan, share: float, now: float
 
     `share` of `now` is looked for, where `now` is what the plan's own network takes.
     """
-    first = run.history.chosen.get(0)
-    dearer, found = bool(plan.dearer) and first is not None and first.dearer, []
-    for one in plan.near(share, TIMED, dearer):
+    found = []
+    for one in plan.near(share, TIMED):
         with run.cost.spent("evaluate"):
             network = plan.cut(one)
         siblings, trials = version.tuned.layer_programs, run.settings.loop_trials

@@ -20,7 +20,7 @@ from cprune.channels.elimination import ELIMINATION, Orders, orders
 from cprune.channels.graph import Graph
 from cprune.channels.statistics import Statistics, statistics
 from cprune.method.allocation import Allocation, Part, Problem
-from cprune.method.balance import BRANCH, balanced
+from cprune.method.balance import balanced
 from cprune.method.chain import Chain, Timed, fitted
 from cprune.method.damage import cut_to, damage_table, divergence, predictions
 from cprune.method.latency import TRIALS, LatencyTable
@@ -48,8 +48,7 @@ ALONG = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)  # shares of the l
 class Plan:
     """What a round may cut from `network`, and the predicted front, slowest first.
 
-    `dearer` is the front with the second price of a branch, where two were asked for.  `estimates` is the table that
-    they were drawn from, where its entries were not measured.
+    `estimates` is the table that it was drawn from, where its entries were not measured.
     """
 
     network: Network
@@ -60,7 +59,6 @@ class Plan:
     front: tuple[Allocation, ...]
     repair: Callable[[Network], None]
     estimates: LatencyTable | None = None
-    dearer: tuple[Allocation, ...] = ()
 
     def cut(self, allocation: Allocation) -> Network:
         """Return the network of an allocation: cut, compensated, statistics of BatchNorm estimated anew."""
@@ -82,11 +80,9 @@ class Plan:
         layers = [name for branch in self.branches if branch.id in allocation.gone for name in branch.layers]
         return self.estimates.estimated_us(dict(allocation.widths), layers)
 
-    def near(self, share: float, count: int, dearer: bool = False) -> list[Allocation]:
-        """Return up to `count` allocations of a front whose forecasts surround a share of the latency."""
-        closest = sorted(
-            (self.dearer if dearer else self.front)[1:], key=lambda one: abs(math.log(self.share(one) / share))
-        )
+    def near(self, share: float, count: int) -> list[Allocation]:
+        """Return up to `count` allocations of the front whose forecasts surround a share of the latency."""
+        closest = sorted(self.front[1:], key=lambda one: abs(math.log(self.share(one) / share)))
         chosen: list[Allocation] = []
         for one in closest:
             if all(abs(math.log(one.seconds / other.seconds)) > APART for other in chosen):
@@ -102,7 +98,6 @@ def planned(
     seed: int,
     round_: int = 0,
     timed: Callable[[Network], float] | None = None,
-    branch: tuple[float, ...] = (BRANCH,),
 ) -> Plan:
     """Return what may be cut from a tuned network that takes `latency_ms`, by looks at training images.
 
@@ -111,8 +106,7 @@ def planned(
     What the whole takes and its tasks do not is shared out among its calls: what goes between two of them.  `timed`
     says which share of that latency a network takes: with it, that is fitted on a few points of the front, and the
     front is drawn again.  The looks at all that can go take about `looking_s` seconds, if that is possible with
-    LEAST_LOOKED_AT to DAMAGE_IMAGES images.  `branch` is the price of a residual branch (`cprune.method.balance`); with
-    two of them there are two fronts.
+    LEAST_LOOKED_AT to DAMAGE_IMAGES images.
     """
     network, graph, settings = version.tuned.network, version.graph, run.settings
     counts = STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES
@@ -138,23 +132,24 @@ def planned(
     found = branches(network, run.example, settings.ignore)
     known = kept(run, round_, [group.id for group in graph.groups])
     if known is not None and not settings.estimate:
-        return Plan(network, graph, found, moments, which, known.allocations, repair, None, known.dearer_allocations)
+        return Plan(network, graph, found, moments, which, known.allocations, repair)
     table = LatencyTable(version.tuned, graph, run.bench.tuner, taught=run.bench.tuner.entries())
     estimates = table if settings.estimate else None
     if known is not None:
-        fronts = known.allocations, known.dearer_allocations
-        return Plan(network, graph, found, moments, which, fronts[0], repair, estimates, fronts[1])
+        return Plan(network, graph, found, moments, which, known.allocations, repair, estimates)
     whole = Timed(len(table.terms), table.forecast_s({}), latency_ms / 1e3)
     chain = Chain(max(0.0, whole.seconds - whole.alone_s) / whole.calls)
     options = {group.id: _options(table, group.id, settings.max_sparsity) for group in graph.groups}
     looked_at = looked_at.take(_first(looking_s / image_s, len(found) * 2 + sum(map(len, options.values())), looked_at))
     looks = _Looks(run, network, graph, moments, which, looked_at, repair)
-    damage = looks.of_groups(options), looks.of_branches(found)
+    damage, depth = balanced(graph, options, looks.of_groups(options))
     problem = Problem(
         options,
-        *balanced(graph, options, *damage, branch[0]),
+        damage,
+        looks.of_branches(found),
         {group.id: _inside(group.layers, found) for group in graph.groups},
         parts(table, found, chain),
+        depth,
     )
     sizes = Sizes(network, run.example, graph, found)
 
@@ -168,10 +163,7 @@ def planned(
         problem = replace(problem, parts=parts(table, found, chain))
         drawn = _measured_front(run, table, front)
         plan = replace(plan, front=tuple(drawn))
-    if len(branch) > 1 and len(drawn) > 1 and problem.branch_damage:
-        problem = replace(problem, branch_damage=balanced(graph, options, *damage, branch[1])[1])
-        plan = replace(plan, dearer=tuple(front() if settings.estimate else _measured_front(run, table, front)))
-    keep(run, round_, RoundTables.of(problem, plan.front, plan.dearer))
+    keep(run, round_, RoundTables.of(problem, drawn))
     return plan
 
 

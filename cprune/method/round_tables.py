@@ -49,35 +49,25 @@ class Point:
 
 @dataclass(frozen=True)
 class RoundTables:
-    """The tables of one round: damage of every group at every width and of every branch, and the front.
-
-    `dearer` is the front on which branches cost more, where there is one; its prices are those of `branches` then.
-    """
+    """The tables of one round: damage of every group at every width and of every branch, and the front."""
 
     widths: tuple[WidthDamage, ...]
     branches: Mapping[str, float]
     front: tuple[Point, ...]
-    dearer: tuple[Point, ...] = ()
 
     @classmethod
-    def of(cls, problem: Problem, front: Sequence[Allocation], dearer: Sequence[Allocation] = ()) -> RoundTables:
-        """Return what is kept of a problem and its fronts."""
+    def of(cls, problem: Problem, front: Sequence[Allocation]) -> RoundTables:
+        """Return what is kept of a problem and its front."""
         widths = (
             WidthDamage(group, width, damage if math.isfinite(damage) else None)
             for (group, width), damage in problem.damage.items()
         )
-        fronts = (tuple(Point.of(one) for one in each) for each in (front, dearer))
-        return cls(tuple(widths), dict(problem.branch_damage), *fronts)
+        return cls(tuple(widths), dict(problem.branch_damage), tuple(Point.of(one) for one in front))
 
     @property
     def allocations(self) -> tuple[Allocation, ...]:
         """Return the front, slowest first."""
         return tuple(point.allocation for point in self.front)
-
-    @property
-    def dearer_allocations(self) -> tuple[Allocation, ...]:
-        """Return the front on which branches cost more, slowest first; empty where there is none."""
-        return tuple(point.allocation for point in self.dearer)
 
 
 def keep(run: RunState, round_: int, tables: RoundTables) -> None:
@@ -98,9 +88,7 @@ def kept(run: RunState, round_: int, groups: Collection[str]) -> RoundTables | N
     except UserError as error:
         run.progress.say(f"the tables of round {round_ + 1} are measured again: {error.message}")
         return None
-    strangers = {one.group for one in tables.widths} | {
-        name for point in (*tables.front, *tables.dearer) for name in point.widths
-    }
+    strangers = {one.group for one in tables.widths} | {name for point in tables.front for name in point.widths}
     strangers -= set(groups)
     if strangers or not tables.front:
         why = f"they are of another network, with {min(strangers)}" if strangers else "their front is empty"

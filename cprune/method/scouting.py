@@ -22,7 +22,6 @@ from cprune.runs.events import Scouted
 from cprune.targets.paired import Paired
 from cprune.training.fine_tune import FineTuneDiverged
 
-MANY = 20  # of a front are looked through for such as have fewer branches less
 TIMED = 5  # allocations whose forecasts are near the share that is looked for are compiled and timed
 AROUND = 0.12  # logarithms of shares this far apart are near
 STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
@@ -38,7 +37,6 @@ class Scout:
     """An allocation after a short training: its number, its measured share of the latency, and what it lost.
 
     `lost` is what it is thought to have lost by all that the run knows (`cprune.method.expected`), `loss` was counted.
-    `dearer` says that it is of the front on which branches cost more.
     """
 
     number: int
@@ -46,13 +44,6 @@ class Scout:
     share: float
     lost: float
     loss: Paired | None = None
-    dearer: bool = False
-
-    @property
-    def worth(self) -> tuple[float, float]:
-        """Return what it lost, and how far its answers are, each at an equal latency by STEEP; the less the better."""
-        steep = self.share**STEEP
-        return self.lost * steep, ((self.loss.divergence if self.loss else None) or 0.0) * steep
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +72,6 @@ class Scouting:
     ) -> None:
         self.run, self.index, self.plan, self.budget, self.timed = run, index, plan, budget, timed
         self.limit = limit
-        self.dearer = False  # the front that is gone along
         self.number = 0  # of the next scout
         self.losses: list[Paired] = []  # of all scouts so far
         self.error = 1.0  # measured over forecast, of the models that were timed last
@@ -89,8 +79,7 @@ class Scouting:
     def found(self, first_share: float, most: int, aim: float) -> Scout:
         """Return the fastest of at most `most` scouts that lost about `aim` at most.
 
-        Where the plan has two fronts, the first two scouts are one of each, at about one latency; the better one says
-        along which front the search goes.  Where all of them lost more, or one lost less and another one more, and
+        Where all of them lost more, or one lost less and another one more, and
         neither is near, it is an allocation that is thought to lose `aim`, and that was not trained.
         """
         scouts = self._all(first_share, most, aim)
@@ -107,8 +96,6 @@ class Scouting:
                     break
                 scout = self._trained(timed)
             scouts = self._thought([*scouts, scout])
-            if self.number == 1:
-                scouts = [self._better(scouts[0])]
             if aim / NEAR <= scouts[-1].lost <= aim * NEAR or self.limit.ends(scouts[-1], aim * NEAR):
                 break
             faster, slower = _bracket(scouts, aim)
@@ -116,21 +103,6 @@ class Scouting:
                 break
             share = max(next_share([(one.share, one.lost) for one in scouts], aim), self.limit.share)
         return scouts
-
-    def _better(self, scout: Scout) -> Scout:
-        """Return the better one of a scout and what the other front has at its latency; go along that one's front."""
-        if not self.plan.dearer:
-            return scout
-        self.dearer = True
-        rival = self._known()
-        if rival is None:
-            timed = self._fastest_near(scout.share, fewer_than=len(scout.allocation.gone))
-            rival = None if timed is None else self._trained(timed)
-        elif not rival.dearer:  # nothing on the other front had fewer branches less
-            self.number, self.losses, rival = 1, self.losses[:1], None
-        better = scout if rival is None else min(self._thought([scout, rival]), key=lambda one: one.worth)
-        self.dearer = better.dearer
-        return better
 
     def _thought(self, scouts: Sequence[Scout]) -> list[Scout]:
         """Return them with what they are thought to have lost by all that is known now."""
@@ -155,7 +127,7 @@ class Scouting:
 
     def _untrained(self, timed: _Timed, aim: float) -> Scout:
         self.run.keeper.save_scout(self.index, self.number, timed.network)
-        return Scout(self.number, timed.allocation, timed.share, aim, None, self.dearer)
+        return Scout(self.number, timed.allocation, timed.share, aim)
 
     def _known(self) -> Scout | None:
         """Return the next scout as an earlier life trained it, if it did.
@@ -170,23 +142,18 @@ class Scouting:
         self.losses.append(known.loss)
         seconds = known.forecast * self.plan.front[0].seconds
         allocation = Allocation(tuple(known.by_group.items()), known.gone, seconds, known.damage)
-        return Scout(number, allocation, known.share, known.loss.loss, known.loss, known.dearer)
+        return Scout(number, allocation, known.share, known.loss.loss, known.loss)
 
-    def _fastest_near(
-        self, share: float, scouts: Sequence[Scout] = (), aim: float = 0.0, fewer_than: int | None = None
-    ) -> _Timed | None:
+    def _fastest_near(self, share: float, scouts: Sequence[Scout] = (), aim: float = 0.0) -> _Timed | None:
         """Return the best of some allocations that are compiled and timed; None if there is none.
 
         The best has the least damage, where every share near the one that is looked for is taken to be worth what STEEP
         says; if none is near, it is the nearest.  It is none of `scouts`, and lies between those of them that lost more
-        and less than `aim`.  With `fewer_than` fewer branches are gone, and it is near.  A run that decides by
-        estimates takes forecasts, and times nothing.
+        and less than `aim`.  A run that decides by estimates takes forecasts, and times nothing.
         """
-        allocations = self.plan.near(min(MOST_SHARE, share) / self.error, MANY if fewer_than else TIMED, self.dearer)
-        if fewer_than is not None:
-            allocations = [one for one in allocations if len(one.gone) < fewer_than][:TIMED]
-        found = [self._timed(allocation) for allocation in allocations]
-        if found and not self.run.settings.estimate:
+        near = self.plan.near(min(MOST_SHARE, share) / self.error, TIMED)
+        found = [self._timed(allocation) for allocation in near]
+        if not self.run.settings.estimate:
             self.error = statistics.median(one.share / self.plan.share(one.allocation) for one in found)
         faster, slower = _bracket(scouts, aim)
         known = [one.allocation for one in scouts]
@@ -197,8 +164,6 @@ class Scouting:
         if enough is not None:
             return enough
         inside = [one for one in found if abs(math.log(one.share / share)) <= AROUND]
-        if fewer_than is not None and not inside:
-            return None
         if not inside:
             return min(found, key=lambda one: abs(math.log(one.share / share)))
         return min(inside, key=lambda one: one.allocation.damage * one.share**STEEP)
@@ -224,13 +189,12 @@ class Scouting:
         widths, gone = Scouted.texts(allocation.widths), allocation.gone
         forecast = self.plan.share(allocation)
         self.losses.append(loss)
-        damage, dearer = allocation.damage, self.dearer
-        run.happened(Scouted(self.index, number, share, forecast, damage, epochs, loss, widths, gone, dearer))
+        run.happened(Scouted(self.index, number, share, forecast, allocation.damage, epochs, loss, widths, gone))
         run.progress.say(
             f"scout: {share:.2f} of the latency loses {100 * loss.loss:.2f} points after {epochs:.1f} epochs "
             f"({len(gone)} branches less, {len(widths)} groups narrower)"
         )
-        return Scout(number, allocation, share, loss.loss, loss, dearer)
+        return Scout(number, allocation, share, loss.loss, loss)
 
 
 def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cprune.method.aiming import Aim
-from cprune.method.balance import BRANCH, DEAR_BRANCH
 from cprune.method.certify import room
 from cprune.method.expected import Law, looked_at
 from cprune.method.limits import least_share, meets
@@ -33,7 +32,7 @@ from cprune.targets.paired import Paired
 ROUNDS = 2
 FIRST_SHARE, NEXT_SHARE = 0.5, 0.85  # of the latency of the current model, for the first scout of a round
 TIMED_TRIALS, TIMED_ROUNDS = 3, 5
-SCOUTS = (5, 3)  # at most, of each round
+SCOUTS = (4, 3)  # at most, of each round
 AIM = 0.3  # of the accuracy that may be lost, for the first round: a model to fall back on; the second uses the rest
 RECOVERY = 0.35  # of what a scout lost is still lost after long training, before anything is known of this network
 RECOVERIES = (0.1, 1.0)  # what is believed of it at least and at most
@@ -94,7 +93,7 @@ class Tables(Rounds):
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
         usual_ms = (latency_ms or run.start.latency_ms).median
         looking_s, seed = self.budget.of_looking, run.settings.seed + index
-        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self.share_of, self._branch())
+        plan = planned(run, self.current, usual_ms, looking_s, seed, index, self.share_of)
         if len(plan.front) == 1:
             run.progress.say("nothing is left whose removal would make the model faster")
             return None
@@ -113,7 +112,6 @@ class Tables(Rounds):
             scout.allocation.gone,
             round(plan.share(scout.allocation), 6),
             plan.estimated_us(scout.allocation),
-            scout.dearer or self._branch() == (DEAR_BRANCH,),
         )
         run.happened(chosen)
         run.progress.say(
@@ -121,13 +119,6 @@ class Tables(Rounds):
             f"{chosen.epochs:.1f} epochs, about {seconds / 60:.1f} min"
         )
         return chosen
-
-    def _branch(self) -> tuple[float, ...]:
-        """Return the price of a residual branch that the first round found to be right; before that, both."""
-        first = self.run.history.chosen.get(0)
-        if first is None:
-            return BRANCH, DEAR_BRANCH
-        return (DEAR_BRANCH if first.dearer else BRANCH,)
 
     def _same_again(self, index: int) -> Chosen:
         """Choose the model of the last round once more, to be trained on."""

@@ -196,8 +196,7 @@ class Scouted:
     """A short training of one allocation: `share` of the latency was measured, `forecast` is what the tables say.
 
     `round` and `number` name it; `damage` is before any training, `loss` on the images that decide.  `widths` are those
-    of the groups that are narrower ("layer1.conv 16"), `gone` the residual branches that it lacks.  `dearer` says that
-    branches cost more on its front.
+    of the groups that are narrower ("layer1.conv 16"), `gone` the residual branches that it lacks.
     """
 
     kind: ClassVar[str] = "scouted"
@@ -210,7 +209,6 @@ class Scouted:
     loss: Paired
     widths: tuple[str, ...]
     gone: tuple[str, ...]
-    dearer: bool = False
     so_far: SoFar | None = None
 
     @staticmethod
@@ -229,7 +227,7 @@ class Chosen:
     """The scout of a round that is trained long, for so many epochs: what it lost, and what it lacks.
 
     `forecast` is the share of the latency that the tables said.  `estimated_us` are its calls that nobody had measured,
-    of a run that decides by estimates, with what was estimated.  `dearer` says that branches cost more on its front.
+    of a run that decides by estimates, with what was estimated.
     """
 
     kind: ClassVar[str] = "chosen"
@@ -242,7 +240,6 @@ class Chosen:
     gone: tuple[str, ...]
     forecast: float | None = None
     estimated_us: Mapping[str, float] = field(default_factory=dict)
-    dearer: bool = False
     so_far: SoFar | None = None
 
 
