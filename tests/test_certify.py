@@ -85,8 +85,10 @@ def test_the_images_that_decide_count_with_those_that_certify() -> None:
     )
 
 
-def test_what_fails_with_the_images_that_certify_passes_with_no_others() -> None:
-    assert choose(losing(11), replace(contender(1), decided_loss=Paired.of(9000, 0, 0))).index is None
+def test_a_few_unlucky_images_that_certify_do_not_outweigh_many_that_decide() -> None:
+    assert choose(losing(11), replace(contender(1), decided_loss=None)).index is None
+    trainer = FakeTrainer(lambda m: 0.9 - 11 * bool(m.epochs) / IMAGES, reporting=lambda _: 0.9, images=IMAGES)
+    assert choose(trainer, replace(contender(1), decided_loss=Paired.of(9000, 0, 0))).index == 1  # 11 of 10,000
 
 
 def test_with_a_confidence_only_images_that_decided_nothing_count() -> None:

@@ -126,6 +126,27 @@ def test_the_search_stays_between_the_scouts_that_lost_too_much_and_too_little()
     assert [round(100 * scout.share) for scout in run.history.scouted.values()] == [56, 77, 57, 66]
 
 
+def test_the_search_knows_what_the_model_at_rest_lost() -> None:
+    front = tuple(allocation(percent, damage) for percent, damage in ((100, 0), (90, 0.5), (80, 1), (60, 2)))
+    points = {80: 2.0, 90: 1.0}
+    trainer = FakeTrainer(lambda m: 0.9 - (0.6 if m.epochs == 4 else points.get(percent(m), 0.0)) / 100, images=10_000)
+    search, run = scouting(FakePlan(front), trainer)
+    rest = search.at_rest(run.first)
+    assert (rest.number, rest.share, round(100 * rest.lost, 6)) == (0, 1.0, 0.6)
+    assert seen(run.first).epochs == 0  # a copy of it was trained
+    # 0.8 lost too much, and the model at rest, 1.25 times as slow, too little: ln(1.1 / 0.6) / ln(2 / 0.6) = half of the
+    # way between them is 0.89, whose nearest is 0.9.
+    assert told(search.found(0.8, 3, 0.011)) == (2, 90, 1.1)
+    assert [(scout.number, scout.share) for scout in run.history.scouted.values()] == [(0, 1.0), (1, 0.8)]
+
+
+def test_the_model_at_rest_is_never_what_is_found() -> None:
+    trainer = FakeTrainer(lambda m: 0.9 - (0.6 if m.epochs == 4 else 5.0 * (m.epochs > 0)) / 100, images=10_000)
+    search, run = scouting(FakePlan(FRONT[:2]), trainer)
+    search.at_rest(run.first)
+    assert told(search.found(0.8, 3, 0.011))[:2] == (2, 80)
+
+
 def test_no_more_scouts_are_trained_than_asked_for_and_the_fastest_good_one_is_chosen() -> None:
     search, run = scouting(FakePlan(), losing({}))
     # None loses anything, which counts as a tenth of the aim: each step is the longest, a factor of exp(-0.5) = 0.607

@@ -119,8 +119,8 @@ def up_to_enough(contenders: Sequence[Contender]) -> list[Contender]:
 def certified(run: RunState, contenders: Sequence[Contender], allowed: float, notes: Notes) -> list[Contender]:
     """Return the contenders before the first that fails on the images that certify.
 
-    One passes if it loses at most `allowed` there against the unpruned model, and no more on those images and the ones
-    that decide together.  With the setting `confidence` it passes if the bound on its loss on new images says so, of
+    One passes if it loses at most `allowed` against the unpruned model on those images and the ones that decide
+    together: 2,000 alone say 1.3 points of a model that loses 0.1 of 6,500.  With the setting `confidence` it passes if the bound on its loss on new images says so, of
     the images that certify alone.
     """
     asked = run.settings.confidence
@@ -145,7 +145,7 @@ def certified(run: RunState, contenders: Sequence[Contender], allowed: float, no
     def enough(contender: Contender, loss: Paired) -> bool:
         if asked is not None:
             return loss.upper(asked) <= allowed + SAME
-        return max(loss.loss, _together(loss, contender.decided_loss).loss) <= allowed + SAME
+        return _together(loss, contender.decided_loss).loss <= allowed + SAME
 
     return walk(contenders, passes)
 
