@@ -134,8 +134,8 @@ def test_the_search_knows_what_the_model_at_rest_lost() -> None:
     rest = search.at_rest(run.first)
     assert (rest.number, rest.share, round(100 * rest.lost, 6)) == (0, 1.0, 0.6)
     assert seen(run.first).epochs == 0  # a copy of it was trained
-    # 0.8 lost too much, and the model at rest, 1.25 times as slow, too little: ln(1.1 / 0.6) / ln(2 / 0.6) = half of the
-    # way between them is 0.89, whose nearest is 0.9.
+    # 0.8 lost too much, and the model at rest, 1.25 times as slow, too little: ln(1.1 / 0.6) / ln(2 / 0.6) = half of
+    # the way between them is 0.89, whose nearest is 0.9.
     assert told(search.found(0.8, 3, 0.011)) == (2, 90, 1.1)
     assert [(scout.number, scout.share) for scout in run.history.scouted.values()] == [(0, 1.0), (1, 0.8)]
 

@@ -120,8 +120,8 @@ def certified(run: RunState, contenders: Sequence[Contender], allowed: float, no
     """Return the contenders before the first that fails on the images that certify.
 
     One passes if it loses at most `allowed` against the unpruned model on those images and the ones that decide
-    together: 2,000 alone say 1.3 points of a model that loses 0.1 of 6,500.  With the setting `confidence` it passes if the bound on its loss on new images says so, of
-    the images that certify alone.
+    together: 2,000 alone say 1.3 points of a model that loses 0.1 of 6,500.  With the setting `confidence` it passes if
+    the bound on its loss on new images says so, of the images that certify alone.
     """
     asked = run.settings.confidence
 
