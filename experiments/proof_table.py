@@ -82,11 +82,12 @@ def elsewhere(events: Sequence[Event], method: str) -> float:
 
 def _in_delivered(events: Sequence[Event], method: str) -> Callable[[Event], bool]:
     """Return what tells whether the training before an event is in the model that is delivered."""
-    ends = [event.status for event in events if isinstance(event, Final)]
-    looks = [event.index for event in events if isinstance(event, Reported)]
-    if not looks or ends[-1:] == ["unpruned"]:
+    ends = [event for event in events if isinstance(event, Final) and event.status != "unpruned"]
+    looks = [event for event in events if isinstance(event, Reported)]
+    if not looks or not ends:
         return lambda event: False
-    delivered = looks[-1]
+    # Several may have been looked at; those after the delivered one failed.
+    delivered = next(look.index for look in reversed(looks) if look.accuracy == ends[-1].report)
     accepted = [event.index for event in events if isinstance(event, Step) and event.verdict == "accepted"]
     line = {index for index in accepted if index < delivered and method in GOES_ON} | {delivered}
     chosen = {(event.round, event.number) for event in events if isinstance(event, Chosen) and event.round in line}

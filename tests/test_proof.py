@@ -78,6 +78,11 @@ def test_what_came_after_a_model_that_is_delivered_is_elsewhere() -> None:
     assert elsewhere([*TWO_ROUNDS, *ended(0)], "tables") == pytest.approx(0.66)
 
 
+def test_what_was_looked_at_and_failed_is_not_what_is_delivered() -> None:
+    looks = [Reported(0, 0.9, Paired(0.0)), Reported(1, 0.88, Paired(0.02)), Final("stepped-back", 0.9)]
+    assert elsewhere([*TWO_ROUNDS, *looks], "tables") == pytest.approx(0.66)
+
+
 def test_a_method_that_begins_anew_in_every_round_delivers_the_training_of_one_round() -> None:
     assert elsewhere([*TWO_ROUNDS, *ended(1)], "uniform") == pytest.approx(0.45)
 
