@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cprune.targets.target import find
-from cprune.tuner.estimate import Entry
+from cprune.tuner.estimate import Entry, estimate
 from cprune.tuner.programs.space import of_target
 from cprune.tuner.programs.workload import Conv2d
 from cprune.tuner.search import estimator
@@ -132,6 +132,14 @@ def test_errors_of_entries_that_were_left_out_are_told_by_rule() -> None:
     assert head == "| entries | number | blocks | work | learned |"
     told = [row.split("|")[1:4] for row in rows]
     assert told == [[" conv 3x3 ", " 45 ", " 0.0% (0%) "], [" all ", " 45 ", " 0.0% (0%) "]]
+
+
+def test_what_is_wider_than_all_that_is_known_is_estimated_from_the_nearest() -> None:
+    known = [entry(conv(16, 16, 8), lambda _: 1e-3), entry(conv(32, 32, 8), lambda _: 4e-3)]
+    # A launch takes 5 us; 4 x 2 blocks in place of 2 x 2 are twice the work.
+    assert estimate(conv(64, 32, 8), known, 2, 16) == pytest.approx(2 * 4e-3, rel=1e-2)
+    learned = taught(bound_by_weights)
+    assert learned(conv(64, 32, 8), known) == estimate(conv(64, 32, 8), known, 2, 16)
 
 
 def test_equal_entries_give_equal_estimates() -> None:

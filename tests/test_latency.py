@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import captured
+from torch import nn
 
 from cprune.channels.branches import branches
 from cprune.channels.graph import Graph
@@ -121,6 +122,24 @@ def table(name: str, cost: Callable[[Workload], float] = elements) -> tuple[Late
     lowered = lower(c.network, c.example, BLOCK)
     best = {task.key: tuner.best(task.workload) for task in lowered.tasks()}
     return LatencyTable(Tuned(c.network, c.example, lowered, best), c.graph, tuner), tuner
+
+
+def test_a_width_that_fills_no_block_may_be_stored_as_a_wider_one() -> None:
+    def conv(ins: int, outs: int) -> nn.Conv2d:
+        return nn.Conv2d(ins, outs, 3, padding=1)
+
+    layers = (conv(3, 24), nn.ReLU(), conv(24, 24), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    example = (torch.randn(1, 3, 12, 12),)
+    network = capture(nn.Sequential(*layers, nn.Linear(24, 5)).eval(), example)
+    graph, tuner = analyse(network, example), Counting(elements)
+    lowered = lower(network, example, Layout(16, (24,)))  # 3 blocks of 8
+    tuned = Tuned(network, example, lowered, {task.key: tuner.best(task.workload) for task in lowered.tasks()})
+    t = LatencyTable(tuned, graph, tuner)
+    narrower = [{group.id: 20 for group in graph.groups}]  # 2 blocks of 16
+    assert [w.out_channels for w in works(t, narrower[0]) if isinstance(w, Conv2d)] == [32, 32]
+    assert t.forecast_s(narrower[0]) > t.forecast_s({})  # nothing as wide is known
+    assert t.measure(narrower) == len(tuner.jobs) > 0
+    assert t.settled(narrower)
 
 
 def the_pruned(c: Case, seed: int, layout: Layout) -> tuple[dict[str, int], list[Workload]]:

@@ -90,15 +90,17 @@ def work(workload: Workload, candidate: Candidate, threads: int, vector: int) ->
 
 
 def estimate(workload: Workload, entries: Sequence[Entry], threads: int, vector: int) -> float:
-    """Return the seconds that a task takes by what others of its family took; one of them is at least as wide.
+    """Return the seconds that a task takes by what others of its family took, `entries`, one at least.
 
-    Raises ValueError where none is.
+    Where none is as wide (a width that fills no block is stored as one that does: 20 channels as 32, of a layer that
+    has 24) it is the one whose size is nearest that tells.
     """
     mine = size(workload)
     wider = [e for e in entries if covers(size(e.workload), mine)]
     narrower = [e for e in entries if covers(mine, size(e.workload))]
     if not wider:
-        raise ValueError("no wider task of the family was measured")
+        nearest = min(entries, key=lambda e: abs(math.log(prod(size(e.workload)) / prod(mine))))
+        return bounded(_scaled(nearest, workload, threads, vector), workload, entries)
     above = min(_scaled(e, workload, threads, vector) for e in wider)
     below = max([above, *(_scaled(e, workload, threads, vector) for e in narrower)])
     return bounded(sqrt(above * below), workload, entries)

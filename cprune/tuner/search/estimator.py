@@ -107,7 +107,7 @@ def learned_from(entries: Sequence[Entry], threads: int, vector: int, seed: int)
     def learned(workload: Workload, known: Sequence[Entry]) -> float:
         wider = _wider(workload, known)
         if not wider:
-            raise ValueError("no wider task of the family was measured")
+            return estimate(workload, known, threads, vector)
         asked = np.array([_columns(wide, workload, threads, vector) for wide in wider])
         ratios: Floats = np.exp(booster.inplace_predict(asked))
         least = min(wide.seconds * float(ratio) for wide, ratio in zip(wider, ratios, strict=True))
