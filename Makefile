@@ -19,9 +19,9 @@ check: $(STAMP)
 # Every branch of the method is entered by its tests on fakes, or this fails and names the lines.
 METHOD := loop judgement ending state history promise certify beginning tables planning scouting seconds balance chain \
 	round_tables rounds plain uniform one_shot netadapt estimating comparable limits aiming limited_front sizes \
-	forecast front further
+	forecast front further expected
 METHOD_TESTS := method certify tables scouting seconds balance chain round_tables plain_methods netadapt estimating \
-	latency limits front further
+	latency limits front further expected
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q $(METHOD_TESTS:%=tests/test_%.py) $(METHOD:%=--cov=cprune.method.%) --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 $(ARGS)
