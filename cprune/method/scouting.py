@@ -28,7 +28,7 @@ AROUND = 0.12  # logarithms of shares this far apart are near
 STEEP = 3.0  # what a scout loses grows about with this power of 1 / latency
 NEAR = 1.25  # a scout this close to what is looked for ends the search
 BETWEEN = 0.06  # logarithms of shares: a scout this near to what is looked for is taken as it is
-CLOSE = 1.25  # times: where one scout lost less and another this much faster one more, no further one is trained
+CLOSE = 1.35  # times: where one scout lost less and another this much faster one more, no further one is trained
 MOST_SHARE = 0.95
 LARGEST_STEP = 0.5  # of the logarithm of the latency, from one scout to the next
 
