@@ -196,6 +196,8 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path, afte
         if has_come(first, journal, after):
             break
         shutil.rmtree(out)
+    else:
+        pytest.fail(f"none of three runs came to {after!r}: {first.communicate()}")
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = journal.events()

@@ -39,9 +39,9 @@ class Problem:
         options: the widths of every group, descending, the whole one first.
         damage: of a group at a width; 0 for the whole one.
         branch_damage: of a branch that is gone, by its id.
-        depth: what the first branch that is gone costs beside its damage; more of them cost more each (`of_depth`).
         inside: the branches in which all layers of a group lie: it costs nothing when one of them is gone.
         parts: the calls of the model.
+        depth: what the first branch that is gone costs beside its damage; more of them cost more each (`of_depth`).
     """
 
     options: Mapping[str, tuple[int, ...]]

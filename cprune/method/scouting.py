@@ -46,6 +46,11 @@ class Scout:
     lost: float
     loss: Paired | None = None
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Tell whether nothing was removed: it is the current model itself."""
+        return not (self.allocation.widths or self.allocation.gone)
+
 
 @dataclass(frozen=True, eq=False)
 class _Timed:
@@ -74,7 +79,7 @@ class Scouting:
         self.run, self.index, self.plan, self.budget, self.timed = run, index, plan, budget, timed
         self.limit = limit
         self.number = 0  # of the next scout
-        self.rest: Scout | None = None  # the current model itself, trained as a scout is
+        self.resting: list[Scout] = []  # the current model itself, trained as a scout is, where that was asked for
         self.losses: list[Paired] = []  # of all scouts so far
         self.error = 1.0  # measured over forecast, of the models that were timed last
 
@@ -84,10 +89,9 @@ class Scouting:
         A long training ends at a rate of 0.  To start anew costs more than it brings, for as long as a scout lasts: on
         a ResNet-20 0.64 points were lost with all but nothing removed, of a model that had lost 0.27.
         """
-        whole = self.plan.front[0]
-        self.rest = self._known() or self._trained(_Timed(whole, 1.0, deepcopy(network)))
-        (self.rest,) = self._thought([self.rest])
-        return self.rest
+        rest = self._known() or self._trained(_Timed(self.plan.front[0], 1.0, deepcopy(network)))
+        self.resting = self._thought([rest])
+        return self.resting[0]
 
     def found(self, first_share: float, most: int, aim: float) -> Scout:
         """Return the fastest of at most `most` scouts that lost about `aim` at most.
@@ -97,11 +101,11 @@ class Scouting:
         trained.
         """
         scouts = self._all(first_share, most, aim)
-        good = [scout for scout in scouts if scout is not self.rest and scout.lost <= NEAR * aim]
+        good = [scout for scout in scouts if not scout.is_at_rest and scout.lost <= NEAR * aim]
         return self._between(scouts, self.limit.best(good), aim) if good else self._milder(scouts, aim)
 
     def _all(self, share: float, most: int, aim: float) -> list[Scout]:
-        scouts = [] if self.rest is None else [self.rest]
+        scouts = self.resting
         most += len(scouts)
         while self.number < most:
             scout = self._known()
@@ -111,13 +115,12 @@ class Scouting:
                     break
                 scout = self._trained(timed)
             scouts = self._thought([*scouts, scout])
-            self.rest = None if self.rest is None else scouts[0]
             if aim / NEAR <= scouts[-1].lost <= aim * NEAR or self.limit.ends(scouts[-1], aim * NEAR):
                 break
-            faster, slower = _bracket(scouts, aim)
+            (faster, _), (slower, _) = _bracket(_lost(scouts), aim)
             if slower <= CLOSE * faster:
                 break
-            share = max(next_share([(one.share, one.lost) for one in scouts], aim), self.limit.share)
+            share = max(next_share(_lost(scouts), aim), self.limit.share)
         return scouts
 
     def _thought(self, scouts: Sequence[Scout]) -> list[Scout]:
@@ -129,16 +132,16 @@ class Scouting:
         lost = [scout.lost for scout in scouts]
         if min(lost) > aim or max(lost) <= aim or self.limit.reached(best.share):
             return best
-        share = next_share([(one.share, one.lost) for one in scouts], aim)
+        share = next_share(_lost(scouts), aim)
         if abs(math.log(share / best.share)) <= BETWEEN:
             return best
         timed = self._fastest_near(share, scouts, aim)
         return best if timed is None else self._untrained(timed, aim)
 
     def _milder(self, scouts: Sequence[Scout], aim: float) -> Scout:
-        share = next_share([(one.share, one.lost) for one in scouts], aim)
-        slowest = max((one.share for one in scouts if one is not self.rest), default=0.0)
-        timed = None if self.rest is None else self._fastest_near(share, scouts, aim)
+        share = next_share(_lost(scouts), aim)
+        slowest = max((one.share for one in scouts if not one.is_at_rest), default=0.0)
+        timed = self._fastest_near(share, scouts, aim) if self.resting else None
         timed = timed or self._fastest_near(max(share, slowest))
         assert timed is not None  # of what is on a front one is the nearest
         return self._untrained(timed, aim)
@@ -173,7 +176,7 @@ class Scouting:
         found = [self._timed(allocation) for allocation in near]
         if not self.run.settings.estimate:
             self.error = statistics.median(one.share / self.plan.share(one.allocation) for one in found)
-        faster, slower = _bracket(scouts, aim)
+        (faster, _), (slower, _) = _bracket(_lost(scouts), aim)
         known = [one.allocation for one in scouts]
         found = [one for one in found if faster < one.share < slower and not _is_one_of(one.allocation, known)]
         if not found:
@@ -221,15 +224,17 @@ def next_share(known: Sequence[tuple[float, float]], aim: float) -> float:
     `known` are shares with what was lost at each, the newest last.  Between two that lost less and more the logarithms
     are interpolated; else a power law is gone along from the newest.
     """
-    points = [(math.log(share), math.log(max(lost, 0.1 * aim))) for share, lost in known]
-    below = min((p for p in points if p[1] <= math.log(aim)), default=None)
-    above = max((p for p in points if p[1] > math.log(aim)), default=None)
-    if below and above and above[0] < below[0]:
-        part = (math.log(aim) - below[1]) / (above[1] - below[1])
-        return math.exp(below[0] + part * (above[0] - below[0]))
-    share, lost = points[-1]
-    step = min(LARGEST_STEP, max(-LARGEST_STEP, (lost - math.log(aim)) / STEEP))
-    return min(MOST_SHARE, math.exp(share + step))
+
+    def excess(lost: float) -> float:
+        return math.log(max(lost, 0.1 * aim) / aim)
+
+    (faster, more), (slower, less) = _bracket(known, aim)
+    if faster > 0 and slower < math.inf:
+        part = excess(less) / (excess(less) - excess(more))
+        return float(slower * (faster / slower) ** part)
+    share, lost = known[-1]
+    step = min(LARGEST_STEP, max(-LARGEST_STEP, excess(lost) / STEEP))
+    return min(MOST_SHARE, share * math.exp(step))
 
 
 def _is_one_of(one: Allocation, known: Sequence[Allocation]) -> bool:
@@ -237,11 +242,16 @@ def _is_one_of(one: Allocation, known: Sequence[Allocation]) -> bool:
     return (one.widths, one.gone) in [(other.widths, other.gone) for other in known]
 
 
-def _bracket(scouts: Sequence[Scout], aim: float) -> tuple[float, float]:
-    """Return the shares of the slowest scout that lost more than `aim` and of the fastest that lost less.
+def _lost(scouts: Sequence[Scout]) -> list[tuple[float, float]]:
+    """Return the shares of the latency of some scouts, each with what was lost."""
+    return [(scout.share, scout.lost) for scout in scouts]
 
-    (0, infinity) where there is none of each, or a faster one lost less.
+
+def _bracket(known: Sequence[tuple[float, float]], aim: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the slowest that lost more than `aim` and the fastest that lost less, shares with what was lost at each.
+
+    The shares are 0 and infinity where there is none of each, or a faster one lost less.
     """
-    faster = max((scout.share for scout in scouts if scout.lost > aim), default=0.0)
-    slower = min((scout.share for scout in scouts if scout.lost <= aim), default=math.inf)
-    return (faster, slower) if faster < slower else (0.0, math.inf)
+    faster = max((one for one in known if one[1] > aim), default=(0.0, math.inf))
+    slower = min((one for one in known if one[1] <= aim), default=(math.inf, 0.0))
+    return (faster, slower) if faster[0] < slower[0] else ((0.0, math.inf), (math.inf, 0.0))

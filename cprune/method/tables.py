@@ -152,8 +152,11 @@ class Tables(Rounds):
         share = run.history.chosen[last.index].share
         if last.loss is None:  # its training diverged
             return math.sqrt(share)
-        lost = Law.of(looked_at(run.history, len(run.history.steps))).loss(last.loss)
-        return float(share * max(1.0, lost / room(run, last.loss)) ** (1 / STEEP))
+        return float(share * max(1.0, self._law().loss(last.loss) / room(run, last.loss)) ** (1 / STEEP))
+
+    def _law(self) -> Law:
+        """Return what the models of all rounds before this one say of losses."""
+        return Law.of(looked_at(self.run.history, len(self.run.history.steps)))
 
     def _aim(self, rest: Scout | None = None) -> float:
         """Return what a scout may lose, so that long training is thought to leave what may be lost.
@@ -169,7 +172,7 @@ class Tables(Rounds):
         assert last.loss is not None
         chosen = run.history.chosen[last.index]
         scouted = run.history.scouted.get((last.index, chosen.number))
-        law = Law.of(looked_at(run.history, len(run.history.steps)))
+        law = self._law()
         before = chosen.scout_loss if scouted is None else law.loss(scouted.loss)
         low, high = RECOVERIES
         left = law.loss(last.loss)
