@@ -1,12 +1,14 @@
-"""A network that nothing was tuned to: plain, of 24 to 96 channels, trained for a minute on the built-in images.
+"""Networks that nothing was tuned to, trained for a minute or two on the built-in images.
 
-    python experiments/unseen.py --out plain.safetensors
+    python experiments/unseen.py plain --out plain.safetensors
     cprune run -m experiments.unseen:plain --weights plain.safetensors -d fashion-mnist
     cprune run -m experiments.unseen:plain --weights plain.safetensors -d fashion-mnist \\
         --method one-shot --train-time 5m
 
 The last run is what one does by hand: half of every width by the L1 norm of its filters, and all of the training in
-one go.  Half blocks hold 24 channels without padding, and no power of two is among its widths.
+one go.  No power of two is among the widths, and half blocks hold 24 channels without padding.  `plain` has
+convolutions and pooling, `residual` basic blocks, `inverted` those of MobileNetV2, and `fire` the two branches of
+SqueezeNet, whose outputs are put one behind the other.
 """
 
 from __future__ import annotations
@@ -23,28 +25,100 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cprune.models.zoo.mobilenet import InvertedResidual
+from cprune.models.zoo.resnet import ResNet
 from cprune.training.data import Split, load_data
 from cprune.training.train import evaluate
 
-WIDTHS = (24, 48, 96)
 BATCH, LR = 128, 0.1
+CLASSES = 10
 
 
-def network() -> nn.Sequential:
-    """Return two 3x3 convolutions a stage, pooling between the stages, and a classifier of 10 classes."""
+def _plain() -> nn.Module:
+    """Return two 3x3 convolutions a stage, pooling between the stages, and a classifier."""
     layers: list[nn.Module] = []
     before = 1
-    for width in WIDTHS:
+    for width in (24, 48, 96):
         layers += [nn.MaxPool2d(2)] if before > 1 else []
         for channels in (before, width):
             layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         before = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
+
+
+def _residual() -> nn.Module:
+    """Return seven basic blocks of 20, 40 and 80 channels."""
+    return ResNet(image_channels=1, stem_stride=1, widths=(20, 40, 80), blocks=(3, 2, 2), classes=CLASSES, padded=False)
+
+
+def _inverted() -> nn.Module:
+    """Return eight inverted residual blocks, four times as wide inside."""
+    blocks: list[nn.Module] = []
+    before = 20
+    for width, count, stride in ((20, 2, 1), (28, 3, 2), (56, 3, 2)):
+        for block in range(count):
+            blocks.append(InvertedResidual(before, width, stride if block == 0 else 1, 4))
+            before = width
+    stem = [nn.Conv2d(1, 20, 3, padding=1, bias=False), nn.BatchNorm2d(20), nn.ReLU6()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
+
+
+class Fire(nn.Module):
+    """1x1 to a few channels, then 1x1 and 3x3 side by side (Iandola et al. 2016), with BatchNorm."""
+
+    def __init__(self, inputs: int, few: int, outputs: int) -> None:
+        super().__init__()
+        self.squeeze = self._layers(inputs, few, 1)
+        self.small = self._layers(few, outputs // 2, 1)
+        self.large = self._layers(few, outputs // 2, 3)
+
+    def _layers(self, inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+        layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N, outputs, H, W] for [N, inputs, H, W]."""
+        x = self.squeeze(x)
+        return torch.cat((self.small(x), self.large(x)), 1)
+
+
+def _fire() -> nn.Module:
+    """Return six fire modules of 72 to 216 channels."""
+    layers: list[nn.Module] = [nn.Conv2d(1, 36, 3, padding=1, bias=False), nn.BatchNorm2d(36), nn.ReLU()]
+    before = 36
+    for outputs in (72, 144, 216):
+        for _ in range(2):
+            layers.append(Fire(before, outputs // 4, outputs))
+            before = outputs
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
+
+
+def _with_image(model: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return model, (torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
 
 
 def plain() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return the network and one image, for `-m experiments.unseen:plain`."""
-    return network(), (torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
+    """Return `plain` and one image, for `-m experiments.unseen:plain`."""
+    return _with_image(_plain())
+
+
+def residual() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return `residual` and one image."""
+    return _with_image(_residual())
+
+
+def inverted() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return `inverted` and one image."""
+    return _with_image(_inverted())
+
+
+def fire() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return `fire` and one image."""
+    return _with_image(_fire())
+
+
+NETWORKS = {"plain": plain, "residual": residual, "inverted": inverted, "fire": fire}
 
 
 def train(model: nn.Module, split: Split, epochs: int) -> None:
@@ -73,13 +147,14 @@ def train(model: nn.Module, split: Split, epochs: int) -> None:
 def main() -> None:
     """Read the command line, train, write, look at the images of the report once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=sorted(NETWORKS))
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     data = load_data("fashion-mnist", 0)
     torch.manual_seed(given.seed)
-    model = network()
+    model, _ = NETWORKS[given.network]()
     train(model, data.train, given.epochs)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, given.out)
     print(f"{evaluate(model.eval(), data.report):.2%} of the report's images")

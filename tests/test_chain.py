@@ -32,3 +32,13 @@ def test_a_scale_that_is_not_believed_leaves_the_rest_to_what_goes_between() -> 
     found = fitted([Timed(10, 100e-6, 100e-6), Timed(10, 50e-6, 100e-6)])
     assert found.scale == 0.5
     assert found.between_s == pytest.approx((100 - 50 + 100 - 25) / 2 / 10 * 1e-6)
+
+
+def test_what_the_chain_says_wrongly_of_timed_models_is_taken_off_others_of_that_latency() -> None:
+    chain = Chain(between_s=1e-6, scale=1.0)
+    # said: 110 and 27.5 us, taken: as said and a quarter less; 55 us lies half way of it in logarithms
+    models = [Timed(10, 100e-6, 110e-6), Timed(10, 17.5e-6, 0.75 * 27.5e-6)]
+    assert chain.corrected(110e-6, models) == pytest.approx(110e-6)
+    assert chain.corrected(27.5e-6, models) == pytest.approx(0.75 * 27.5e-6)
+    assert chain.corrected(55e-6, models) == pytest.approx(0.75**0.5 * 55e-6)
+    assert chain.corrected(10e-6, models) == pytest.approx(7.5e-6)  # beyond the last one its error stays

@@ -93,11 +93,12 @@ def test_scouts_whose_answers_are_as_near_are_thought_to_have_lost_as_much() -> 
     assert told(scouting(plan, trainer)[0].found(0.6, 3, 0.01)) == (1, 40, 0.9)
     assert len(plan.asked) == 2
     trainer.divergence = lambda m: {60: 0.020, 40: 0.021}.get(percent(m))
-    # About 28 to 31 points a nat: 0.56 and 0.65, so that something faster is looked for.
+    # 0.014 nats are thought to be free, and 0.4 of 0.006 and 0.9 of 0.007 say 50 to 180 points a nat of the rest.  So
+    # both lost about as much, and none as much as is looked for: something faster is trained.
     plan = FakePlan()
-    number, share, lost = told(scouting(plan, trainer)[0].found(0.6, 3, 0.01))
+    number, share, lost = told(scouting(plan, trainer)[0].found(0.6, 3, 0.013))
     assert (number, share) == (1, 40)
-    assert lost == pytest.approx(0.62, abs=0.06)
+    assert 0.6 < lost < 0.9
     assert len(plan.asked) == 3
 
 
@@ -124,27 +125,6 @@ def test_the_search_stays_between_the_scouts_that_lost_too_much_and_too_little()
     assert told(search.found(0.56, 4, 0.01)) == (3, 66, 0.9)
     assert [round(share, 2) for share in plan.asked] == [0.56, 0.71, 0.6, 0.61]
     assert [round(100 * scout.share) for scout in run.history.scouted.values()] == [56, 77, 57, 66]
-
-
-def test_the_search_knows_what_the_model_at_rest_lost() -> None:
-    front = tuple(allocation(percent, damage) for percent, damage in ((100, 0), (90, 0.5), (80, 1), (60, 2)))
-    points = {80: 2.0, 90: 1.0}
-    trainer = FakeTrainer(lambda m: 0.9 - (0.6 if m.epochs == 4 else points.get(percent(m), 0.0)) / 100, images=10_000)
-    search, run = scouting(FakePlan(front), trainer)
-    rest = search.at_rest(run.first)
-    assert (rest.number, rest.share, round(100 * rest.lost, 6)) == (0, 1.0, 0.6)
-    assert seen(run.first).epochs == 0  # a copy of it was trained
-    # 0.8 lost too much, and the model at rest, 1.25 times as slow, too little: ln(1.1 / 0.6) / ln(2 / 0.6) = half of
-    # the way between them is 0.89, whose nearest is 0.9.
-    assert told(search.found(0.8, 3, 0.011)) == (2, 90, 1.1)
-    assert [(scout.number, scout.share) for scout in run.history.scouted.values()] == [(0, 1.0), (1, 0.8)]
-
-
-def test_the_model_at_rest_is_never_what_is_found() -> None:
-    trainer = FakeTrainer(lambda m: 0.9 - (0.6 if m.epochs == 4 else 5.0 * (m.epochs > 0)) / 100, images=10_000)
-    search, run = scouting(FakePlan(FRONT[:2]), trainer)
-    search.at_rest(run.first)
-    assert told(search.found(0.8, 3, 0.011))[:2] == (2, 80)
 
 
 def test_no_more_scouts_are_trained_than_asked_for_and_the_fastest_good_one_is_chosen() -> None:

@@ -80,7 +80,6 @@ def test_scouts_get_4_percent_each_the_first_round_30_and_the_last_what_is_left(
     assert budget.of_looking == pytest.approx(70.0)  # beside the training
     assert budget.of_round(0, 2, scouted=4) == pytest.approx(300.0)
     assert budget.of_round(1, 2, scouted=6) == pytest.approx(460.0)  # 1000 - 300 - 6 * 40
-    assert budget.of_round(2, 2, scouted=6) == pytest.approx(80.0)  # a model that is nearly accurate enough
 
 
 def test_what_training_took_too_long_the_last_one_makes_up_for() -> None:

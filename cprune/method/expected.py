@@ -1,9 +1,10 @@
 """What a model is thought to lose on images like those that decide: smoother than what is counted there.
 
-A few thousand images tell a loss to 0.2 or 0.3 points, and a round aims at 0.3 to 0.7 of one.  How far the answers of a
+A few thousand images tell a loss to 0.2 or 0.4 points, and a round aims at 0.3 to 0.7 of one.  How far the answers of a
 model are from its parent's (KL, nats an image) is known to a few hundredths of itself on the same images, and the two
-go together: in 33 models of five runs of the built-in network, scouts and long trained ones, 24 to 47 points a nat, in
-six of a ResNet-56 by a power of 3 (0.33 points at 0.12 nats, 1.93 at 0.20).  So all models that a run has looked at say
+go together.  Any model that was trained anew is some way off, and wrong as often as it is right where its parent was
+not: on a ResNet-20 0.08 nats cost nothing.  What is beyond that costs: 25 points a nat there (13 models of two runs,
+0.08 to 0.27 nats, up to 4 points), about 20 beyond 0.1 on a ResNet-56.  So all models that a run has looked at say
 together what a divergence costs, and a model is thought to lose what its own costs.  Ours, no paper's.
 """
 
@@ -15,38 +16,49 @@ from dataclasses import dataclass
 from cprune.method.history import History
 from cprune.targets.paired import Paired
 
-POWERS = tuple(1 + part / 4 for part in range(13))  # 1 to 4
-SPREAD = 1.5  # the error of the guess that the power is 1
+SHARES = tuple(part / 20 for part in range(21))  # of the smallest divergence of all costs nothing
+GUESS, SPREAD = 0.7, 0.3  # of that share, before anything is known, and the error of that guess
 SHARED = 0.5  # of a standard error: the rest is one for all models, as they are looked at with the same images
 
 
 @dataclass(frozen=True)
 class Law:
-    """loss = `factor` * divergence ** `power`; without a factor a loss is what was counted."""
+    """loss = `factor` * (divergence - `free`), or nothing; without a factor a loss is what was counted."""
 
     factor: float | None = None
-    power: float = 1.0
+    free: float = 0.0
 
     @classmethod
     def of(cls, losses: Iterable[Paired]) -> Law:
-        """Return the law that lies nearest to these losses, errors and a first guess of the power considered."""
+        """Return the law that lies nearest to these losses, errors and a first guess of what is free considered."""
         points = [(loss.divergence, loss.loss, SHARED * loss.se) for loss in losses if loss.divergence and loss.se]
         if not points:
             return cls()
+        least = min(divergence for divergence, _, _ in points)
         found = []
-        for power in POWERS:
-            base = [(divergence**power, lost, error) for divergence, lost, error in points]
+        for share in SHARES:
+            base = [(divergence - share * least, lost, error) for divergence, lost, error in points]
             over = sum(x * x / error**2 for x, _, error in base)
-            factor = max(0.0, sum(x * lost / error**2 for x, lost, error in base) / over)
-            misfit = sum(((lost - factor * x) / error) ** 2 for x, lost, error in base)
-            found.append((misfit + ((power - 1) / SPREAD) ** 2, cls(factor, power)))
+            if over > 0:
+                factor = max(0.0, sum(x * lost / error**2 for x, lost, error in base) / over)
+                misfit = sum(((lost - factor * x) / error) ** 2 for x, lost, error in base)
+                found.append((misfit + ((share - GUESS) / SPREAD) ** 2, cls(factor, share * least)))
         return min(found, key=lambda one: one[0])[1]
 
     def loss(self, loss: Paired) -> float:
         """Return what a model is thought to lose of which `loss` was counted."""
         if self.factor is None or loss.divergence is None:
             return loss.loss
-        return self.factor * float(loss.divergence**self.power)
+        return self.costs(loss.divergence)
+
+    def costs(self, divergence: float) -> float:
+        """Return what a model of this divergence is thought to lose; there must be a factor."""
+        assert self.factor is not None
+        return max(0.0, self.factor * (divergence - self.free))
+
+    def divergence(self, lost: float) -> float | None:
+        """Return at which divergence a model is thought to lose so much; None where no divergence says so."""
+        return self.free + lost / self.factor if self.factor else None
 
 
 def looked_at(history: History, round_: int, with_scouts: bool = False) -> list[Paired]:

@@ -159,9 +159,10 @@ def planned(
     drawn = front() if settings.estimate else _measured_front(run, table, front)
     plan = Plan(network, graph, found, moments, which, tuple(drawn), repair, estimates)
     if timed is not None and len(drawn) > 1 and not settings.estimate:
-        chain = fitted([whole, *_timed(run, plan, problem, chain, whole.seconds, timed)])
+        models = [whole, *_timed(run, plan, problem, chain, whole.seconds, timed)]
+        chain = fitted(models)
         problem = replace(problem, parts=parts(table, found, chain))
-        drawn = _measured_front(run, table, front)
+        drawn = _corrected(_measured_front(run, table, front), chain, models)
         plan = replace(plan, front=tuple(drawn))
     keep(run, round_, RoundTables.of(problem, drawn))
     return plan
@@ -198,6 +199,16 @@ def _timed(
         calls = sum(part.branches.isdisjoint(one.gone) for part in problem.parts)
         alone_s = (one.seconds - chain.between_s * calls) / chain.scale
         yield Timed(calls, alone_s, timed(network) * whole_s)
+
+
+def _corrected(drawn: Sequence[Allocation], chain: Chain, models: Sequence[Timed]) -> list[Allocation]:
+    """Return a front with the chain's errors taken off, less what is no faster than the one before it."""
+    out: list[Allocation] = []
+    for one in drawn:
+        seconds = chain.corrected(one.seconds, models)
+        if not out or seconds < out[-1].seconds:
+            out.append(replace(one, seconds=seconds))
+    return out
 
 
 def parts(table: LatencyTable, found: Sequence[Branch], chain: Chain) -> tuple[Part, ...]:

@@ -21,7 +21,6 @@ LR = 0.02
 """Of 0.01, 0.02, 0.05 and 0.1 the best for ResNet-56 with half of its blocks and inner widths, 10 and 15 epochs."""
 FIRST = 0.3
 LEAST_LAST = 0.1  # of the last long training, whatever was spent before
-RESCUE = 0.08  # beside all others
 LOOKING = 0.07  # as long, beside it
 ASKING = 0.15  # of it, for the teacher's answers about views of the images, at most
 
@@ -76,10 +75,8 @@ class Budget:
 
         `spent_s` is what all training took until now.  Where that is more than was meant for it, as the machine has
         slower minutes than the one in which the pace was measured, the last round has so much less, and is taken to be
-        as slow.  What comes after the last round has RESCUE of all seconds, beside them.
+        as slow.
         """
-        if index == rounds:
-            return RESCUE * self.seconds
         if index < rounds - 1:
             return FIRST * self.seconds
         meant = (rounds - 1) * FIRST + scouted * SCOUT
