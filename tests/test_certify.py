@@ -120,6 +120,15 @@ def test_a_model_that_a_faster_one_beats_where_decisions_are_made_is_not_walked_
     assert [one.index for one in safest_first(contenders)] == [1, 3, 4]
 
 
+def test_a_model_whose_answers_are_nearer_to_the_unpruned_ones_is_the_safer_one() -> None:
+    def near(index: int, decided: float, divergence: float) -> Contender:
+        return replace(contender(index, decided), decided_loss=Paired.of(IMAGES, 50, 40, divergence))
+
+    # the second is more accurate where decisions are made, the third nearer than the second
+    contenders = [near(1, 0.898, 0.098), near(2, 0.899, 0.110), near(3, 0.897, 0.105)]
+    assert [one.index for one in safest_first(contenders)] == [1, 3]
+
+
 def test_a_model_below_the_floor_is_not_shown_to_the_images_that_certify() -> None:
     trainer = losing(0, 0)
     choice = choose(trainer, contender(1, decided=0.889), contender(2))

@@ -103,14 +103,21 @@ def _reported(run: RunState, contender: Contender) -> Reported:
 def safest_first(contenders: Sequence[Contender]) -> list[Contender]:
     """Return those that no faster one beats on the images that decide; they come as they went, the slowest first.
 
-    So each is at least as accurate there as all that come after it, and the order owes nothing to the images that
-    certify.
+    So each is as safe as all that come after it, and the order owes nothing to the images that certify.  A model is
+    safer whose answers there are nearer to the unpruned one's; where that is not known, one that is more accurate.
+    Accuracy alone once left out the first of two models, of 0.20 points lost and 0.098 nats, for the second, of 0.11
+    and 0.110: that lost 1.11 of the report's images, and there was nothing to fall back on.
     """
     return [
         contender
         for place, contender in enumerate(contenders)
-        if all(faster.decided <= contender.decided for faster in contenders[place + 1 :])
+        if all(_is_as_safe(contender, faster) for faster in contenders[place + 1 :])
     ]
+
+
+def _is_as_safe(one: Contender, other: Contender) -> bool:
+    mine, its = (each.decided_loss.divergence if each.decided_loss else None for each in (one, other))
+    return one.decided >= other.decided if mine is None or its is None else mine <= its
 
 
 def up_to_enough(contenders: Sequence[Contender]) -> list[Contender]:

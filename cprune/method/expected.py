@@ -49,16 +49,7 @@ class Law:
         """Return what a model is thought to lose of which `loss` was counted."""
         if self.factor is None or loss.divergence is None:
             return loss.loss
-        return self.costs(loss.divergence)
-
-    def costs(self, divergence: float) -> float:
-        """Return what a model of this divergence is thought to lose; there must be a factor."""
-        assert self.factor is not None
-        return max(0.0, self.factor * (divergence - self.free))
-
-    def divergence(self, lost: float) -> float | None:
-        """Return at which divergence a model is thought to lose so much; None where no divergence says so."""
-        return self.free + lost / self.factor if self.factor else None
+        return max(0.0, self.factor * (loss.divergence - self.free))
 
 
 def looked_at(history: History, round_: int, with_scouts: bool = False) -> list[Paired]:
