@@ -3,7 +3,7 @@
 A few thousand images tell a loss to 0.2 or 0.4 points, and a round aims at 0.3 to 0.7 of one.  How far the answers of a
 model are from its parent's (KL, nats an image) is known to a few hundredths of itself on the same images, and the two
 go together.  Any model that was trained anew is some way off, and wrong as often as it is right where its parent was
-not: on a ResNet-20 0.08 nats cost nothing.  What is beyond that costs: 25 points a nat there (13 models of two runs,
+not: on a ResNet-20 0.08 nats cost nothing.  What is beyond that costs: 21 points a nat there (11 models of two runs,
 0.08 to 0.27 nats, up to 4 points), about 20 beyond 0.1 on a ResNet-56.  So all models that a run has looked at say
 together what a divergence costs, and a model is thought to lose what its own costs.  Ours, no paper's.
 """

@@ -35,7 +35,7 @@ TIMED_TRIALS, TIMED_ROUNDS = 3, 5
 SCOUTS = (4, 3)  # at most, of each round
 AIM = 0.5  # of the accuracy that may be lost, for the first round: a model to fall back on; the second uses the rest
 NEARLY = 1.6  # times what may be lost: a model that lost no more than this is trained on
-WORTH = 0.85  # of what may be lost: a first model that lost more is trained on, as no faster one is worth a round
+WORTH = 0.85  # of the room: a first model that lost more is trained on, as no faster one is worth a round
 RECOVERY = 0.45
 """Of what a scout lost is still lost after long training, before anything is known of a network: 0.46 on the built-in
 one, 0.11 to 0.45 on three runs of a ResNet-20.  Later it counts as much as the one measurement of two noisy losses."""
