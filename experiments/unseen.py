@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,9 +34,21 @@ from cprune.training.train import evaluate
 
 BATCH, LR = 128, 0.1
 CLASSES = 10
+Example = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-def _plain() -> nn.Module:
+def with_image(build: Callable[[], nn.Module]) -> Callable[[], Example]:
+    """Return a function that returns a network and one image, as `-m MODULE:FUNCTION` takes it."""
+
+    @wraps(build)
+    def both() -> Example:
+        return build(), (torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
+
+    return both
+
+
+@with_image
+def plain() -> nn.Module:
     """Return two 3x3 convolutions a stage, pooling between the stages, and a classifier."""
     layers: list[nn.Module] = []
     before = 1
@@ -46,12 +60,14 @@ def _plain() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
 
 
-def _residual() -> nn.Module:
+@with_image
+def residual() -> nn.Module:
     """Return seven basic blocks of 20, 40 and 80 channels."""
     return ResNet(image_channels=1, stem_stride=1, widths=(20, 40, 80), blocks=(3, 2, 2), classes=CLASSES, padded=False)
 
 
-def _inverted() -> nn.Module:
+@with_image
+def inverted() -> nn.Module:
     """Return eight inverted residual blocks, four times as wide inside."""
     blocks: list[nn.Module] = []
     before = 20
@@ -82,7 +98,8 @@ class Fire(nn.Module):
         return torch.cat((self.small(x), self.large(x)), 1)
 
 
-def _fire() -> nn.Module:
+@with_image
+def fire() -> nn.Module:
     """Return six fire modules of 72 to 216 channels."""
     layers: list[nn.Module] = [nn.Conv2d(1, 36, 3, padding=1, bias=False), nn.BatchNorm2d(36), nn.ReLU()]
     before = 36
@@ -92,30 +109,6 @@ def _fire() -> nn.Module:
             before = outputs
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
-
-
-def _with_image(model: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return model, (torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
-
-
-def plain() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return `plain` and one image, for `-m experiments.unseen:plain`."""
-    return _with_image(_plain())
-
-
-def residual() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return `residual` and one image."""
-    return _with_image(_residual())
-
-
-def inverted() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return `inverted` and one image."""
-    return _with_image(_inverted())
-
-
-def fire() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return `fire` and one image."""
-    return _with_image(_fire())
 
 
 NETWORKS = {"plain": plain, "residual": residual, "inverted": inverted, "fire": fire}

@@ -38,7 +38,11 @@ def test_what_the_chain_says_wrongly_of_timed_models_is_taken_off_others_of_that
     chain = Chain(between_s=1e-6, scale=1.0)
     # said: 110 and 27.5 us, taken: as said and a quarter less; 55 us lies half way of it in logarithms
     models = [Timed(10, 100e-6, 110e-6), Timed(10, 17.5e-6, 0.75 * 27.5e-6)]
-    assert chain.corrected(110e-6, models) == pytest.approx(110e-6)
-    assert chain.corrected(27.5e-6, models) == pytest.approx(0.75 * 27.5e-6)
-    assert chain.corrected(55e-6, models) == pytest.approx(0.75**0.5 * 55e-6)
-    assert chain.corrected(10e-6, models) == pytest.approx(7.5e-6)  # beyond the last one its error stays
+    told = chain.corrected([110e-6, 55e-6, 27.5e-6, 10e-6], models)  # beyond the last one its error stays
+    assert told == pytest.approx([110e-6, 0.75**0.5 * 55e-6, 0.75 * 27.5e-6, 7.5e-6])
+
+
+def test_what_calls_take_alone_and_in_a_model_are_two_sides_of_one() -> None:
+    chain = Chain(between_s=2e-6, scale=1.25)
+    assert chain.seconds(40e-6, calls=10) == pytest.approx(70e-6)  # 20 + 50
+    assert chain.alone_s(70e-6, calls=10) == pytest.approx(40e-6)

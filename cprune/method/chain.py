@@ -37,15 +37,19 @@ class Chain:
         """Return what so many calls take in a model."""
         return self.between_s * calls + self.scale * alone_s
 
-    def corrected(self, seconds: float, models: Sequence[Timed]) -> float:
-        """Return what a model takes of which this chain says `seconds`, by its errors in `models`.
+    def alone_s(self, seconds: float, calls: int) -> float:
+        """Return what so many calls take alone that take `seconds` in a model."""
+        return (seconds - self.between_s * calls) / self.scale
+
+    def corrected(self, seconds: Sequence[float], models: Sequence[Timed]) -> list[float]:
+        """Return what models take of which this chain says `seconds` each, by its errors in `models`.
 
         Between two of them the logarithm of the error is a line in that of the latency; beyond them it stays.
         """
         said = {self.seconds(model.alone_s, model.calls): model.seconds for model in models}
         latencies = sorted(said)
         errors = [math.log(said[one] / one) for one in latencies]
-        return seconds * math.exp(float(np.interp(math.log(seconds), np.log(latencies), errors)))
+        return [float(one) for one in seconds * np.exp(np.interp(np.log(seconds), np.log(latencies), errors))]
 
 
 def fitted(models: Sequence[Timed]) -> Chain:

@@ -197,15 +197,13 @@ def _timed(
         with run.cost.spent("evaluate"):
             network = plan.cut(one)
         calls = sum(part.branches.isdisjoint(one.gone) for part in problem.parts)
-        alone_s = (one.seconds - chain.between_s * calls) / chain.scale
-        yield Timed(calls, alone_s, timed(network) * whole_s)
+        yield Timed(calls, chain.alone_s(one.seconds, calls), timed(network) * whole_s)
 
 
 def _corrected(drawn: Sequence[Allocation], chain: Chain, models: Sequence[Timed]) -> list[Allocation]:
     """Return a front with the chain's errors taken off, less what is no faster than the one before it."""
     out: list[Allocation] = []
-    for one in drawn:
-        seconds = chain.corrected(one.seconds, models)
+    for one, seconds in zip(drawn, chain.corrected([one.seconds for one in drawn], models), strict=True):
         if not out or seconds < out[-1].seconds:
             out.append(replace(one, seconds=seconds))
     return out
