@@ -239,16 +239,20 @@ def has_come(running: subprocess.Popen[str], journal: Journal, kind: str) -> boo
 @pytest.mark.slow
 def test_a_run_of_the_tables_that_is_killed_in_the_long_training_ends_with_a_whole_result(tmp_path: Path) -> None:
     (tmp_path / "tables.toml").write_text(TABLES_TOML)
-    out = tmp_path / "run"
-    arguments = ("run", "-m", "test_loop:small", "-d", f"npz:{data_file(tmp_path)}", "--config", "tables.toml",
-                 "--threads", "1", "--out", str(out))  # fmt: skip
-    journal = Journal(out / "journal.jsonl")
-    first = command(tmp_path, *arguments)
-    wait_for(first, journal, "measured")  # 30 % of 5 s of training follow
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    before = journal.events()
-    assert before[-1].kind == "measured"
+    data = data_file(tmp_path)
+    for seed in range(3):  # a busy machine may find that the first candidate is not faster: nothing is trained then
+        out = tmp_path / f"run{seed}"
+        journal = Journal(out / "journal.jsonl")
+        first = command(tmp_path, "run", "-m", "test_loop:small", "-d", f"npz:{data}", "--config", "tables.toml",
+                        "--threads", "1", "--seed", str(seed), "--out", str(out))  # fmt: skip
+        wait_for(first, journal, "measured")  # seconds of training follow
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        before = journal.events()
+        if isinstance(before[-1], Measured):
+            break
+    else:
+        pytest.fail(f"three runs found their first candidate too slow to train: {before[-1]}")
     with Store(out / "records.sqlite") as store:
         counted = len(store.all())
     second = command(tmp_path, "resume", str(out), "--json")
