@@ -402,7 +402,7 @@ def test_points_of_metaschedule_compute_what_the_plain_program_computes(session:
     assert points == metaschedule.candidates(grouped, target, 0)
     for candidate in points[:5]:
         program = programs.program(grouped, candidate)
-        given = arguments(program.shapes, 1)
+        given = arguments(program.forms, 1)
         timed = run_once(session, program, given)
         assert isinstance(timed, Timed), timed
         assert timed.output is not None

@@ -97,19 +97,28 @@ def tune(
     search: Annotated[
         str | None, typer.Option(help="who proposes: random, evolutionary, P (default), P+A, P+V or P+V+A")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or int8: 8-bit integers, calibrated on training images of --data")
+    ] = "fp32",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="for int8: fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write, default compiled/MODEL")] = None,
     as_json: Json = False,
 ) -> None:
     """Tune a model as it is and write it compiled: model.so, its weights, and what it was compiled for.
 
-    In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.
+    In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.  With --precision int8 it is
+    compiled in integers, and the accuracy that this costs is said.
     """
     from cprune.commands import tune
 
     limit_s = duration(time_limit) if time_limit is not None else float("inf")
     folder = out or Path("compiled") / options.source.spec.replace(":", "-").replace("/", "-")
+    asked = tune.Options(folder, space, search, limit_s, precision, data)
     with show.progress() as progress:
-        compiled = tune.tune(options.request(trials=trials), tune.Options(folder, space, search, limit_s), progress)
+        compiled = tune.tune(options.request(trials=trials), asked, progress)
     show.answer(compiled, show.compiled, as_json)
 
 

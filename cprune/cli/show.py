@@ -173,7 +173,13 @@ def benchmark(result: Benchmark) -> None:
 
 def compiled(result: Compiled) -> None:
     """Print what `cprune tune` wrote."""
-    ms = result.latency_ms
+    ms, integers = result.latency_ms, result.integers
+    if integers is not None:
+        lost = integers.loss
+        typer.echo(
+            f"accuracy {integers.before:.2%} → {integers.after:.2%} in int8 on {lost.images:,} images "
+            f"({100 * lost.loss:+.2f} points lost, standard error {100 * lost.se:.2f})"
+        )
     typer.echo(
         f"{result.model}: {ms.median:.3f} ms [{ms.low:.3f}, {ms.high:.3f}], {result.threads} threads, "
         f"{result.tasks} tasks, {result.trials} new trials\nwritten to {result.folder}"

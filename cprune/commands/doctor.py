@@ -20,7 +20,7 @@ from cprune.targets.errors import CpruneError
 from cprune.targets.process import Process
 from cprune.targets.remote import tracker
 from cprune.targets.remote.device import free_devices
-from cprune.targets.session import Built, Failure, Session, Timed, arguments
+from cprune.targets.session import Built, Failure, Session, Timed
 from cprune.targets.target import Target, tvm_version
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space
@@ -147,7 +147,7 @@ def _kernel(target: Target) -> Iterator[Check]:
     with connect(target, say=said.append) as (session, device):
         candidate = space.of_target(KERNEL, device)[0]
         built = session.build([programs.program(KERNEL, candidate)])[0]
-        plain = arguments(KERNEL.arguments(), 0)
+        plain = reference.sample(KERNEL, 0)
         raced: Timed | Failure = built if isinstance(built, Failure) else _raced(session, built, candidate, plain)
         if isinstance(raced, Failure):
             yield Check("kernel", False, f"a convolution fails in stage {raced.stage}: {raced.reason}",

@@ -8,27 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from cprune.commands.export import example_of, must_be_new
+from cprune.commands.in_integers import Integers, in_integers
 from cprune.commands.request import Request
 from cprune.compiling import deploy
 from cprune.compiling.tuned import tune as tuned_model
 from cprune.progress import Progress
+from cprune.targets.errors import unknown
 from cprune.targets.interval import Interval
 from cprune.targets.measure import compare
+
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The folder to write; which space is searched and who proposes (None: the default), for how long at most."""
+    """The folder to write; which space is searched and who proposes (None: the default), for how long at most.
+
+    `precision` is one of PRECISIONS; int8 takes the range of every value from the images that `data` names.
+    """
 
     out: Path
     space: str = "sketch"
     search: str | None = None
     time_limit_s: float = float("inf")
+    precision: str = "fp32"
+    data: str | None = None
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What was written: latency with interval, tasks, new trials, and the seconds that each stage took."""
+    """What was written: latency with interval, tasks, new trials, and the seconds that each stage took.
+
+    `integers` says what accuracy int8 costs; None for a model as it came.
+    """
 
     model: str
     target: str
@@ -38,11 +50,14 @@ class Compiled:
     tasks: int
     trials: int
     seconds: Mapping[str, float]
+    integers: Integers | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return what the folder's `model.json` tells of it."""
         return {
+            "precision": "fp32" if self.integers is None else "int8",
+            **({} if self.integers is None else {"accuracy": dict(self.integers.to_dict())}),
             "latency_ms": self.latency_ms.to_dict(),
             "tasks": self.tasks,
             "trials": self.trials,
@@ -58,18 +73,25 @@ class Compiled:
 def tune(request: Request, options: Options, progress: Progress) -> Compiled:
     """Write the compiled model into a folder and return what was found.
 
-    Raises UserError where the folder holds something already.
+    Raises UserError where the folder holds something already, and see `in_integers`.
     """
     must_be_new(options.out)
-    settings, opened = request.settings, request.opened()
-    if not opened.trained:
-        progress.say(f"{opened.name} has random weights: its latency is right, its answers are not")
-    network, inputs = opened.network, opened.example_inputs
+    if options.precision not in PRECISIONS:
+        raise unknown("precision", options.precision, PRECISIONS)
+    settings = request.settings
+    integers = in_integers(request, options.data, progress) if options.precision == "int8" else None
+    if integers is not None:
+        name, network, inputs = integers.name, integers.network, integers.example
+    else:
+        opened = request.opened()
+        name, network, inputs = opened.name, opened.network, opened.example_inputs
+        if not opened.trained:
+            progress.say(f"{name} has random weights: its latency is right, its answers are not")
     with request.tuner(progress, options.space, options.search) as (session, tuner):
         tuned = tuned_model(network, inputs, tuner, settings.trials, progress, time_limit_s=options.time_limit_s)
         tuned.load(session, "model")
         compiled = Compiled(
-            opened.name,
+            name,
             request.target.name,
             request.target.threads,
             options.out,
@@ -77,8 +99,9 @@ def tune(request: Request, options: Options, progress: Progress) -> Compiled:
             len(tuned.best),
             tuned.trials,
             {stage: round(seconds, 1) for stage, seconds in vars(tuner.clock).items()},
+            integers,
         )
         progress.say("compiling")
         example = example_of(network, [tuple(x.shape) for x in inputs])
-        deploy.write(options.out, opened.name, tuned.lowered, tuned.compiled(), tuner.target, example, compiled.facts)
+        deploy.write(options.out, name, tuned.lowered, tuned.compiled(), tuner.target, example, compiled.facts)
     return compiled

@@ -14,11 +14,13 @@ class Layout:
 
     Half blocks waste less padding but half of every vector; whether that pays is measured width by width
     (`cprune.compiling.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into
-    one half block always is.
+    one half block always is.  `dot` names the instruction that multiplies bytes (`cprune.tuner.programs.dots`): with
+    it quantized values are bytes in memory, always in whole blocks; without it they are float32 numbers like others.
     """
 
     block: int
     narrow: tuple[int, ...] = ()
+    dot: str = ""
 
     def of(self, channels: int) -> int:
         """Return the block of a value of so many channels."""
@@ -35,6 +37,14 @@ class Layout:
     def toggled(self, channels: int) -> Layout:
         """Return this layout with the other block for values of so many channels."""
         return replace(self, narrow=tuple(sorted({channels} ^ set(self.narrow))))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the bytes of a quantized value stand for: (byte - zero) * scale."""
+
+    scale: float
+    zero: int
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cprune.compiling.lowered import Lowered
 from cprune.targets.session import Kernel, Model
 from cprune.tuner.programs.program import arranged, module_of, shapes
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Conv2d, Shape, Workload, key
+from cprune.tuner.programs.workload import Conv2d, Shape, Workload, dtypes, key
 
 OPAQUE = 8  # TVM's pattern for functions that its own fusion must leave alone
 
@@ -38,7 +38,7 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
             name = call.weights[0]
             weights[name] = arranged(call.workload, programs[key(call.workload)], weights[name])
     for name, array in weights.items():
-        variables[name] = relax.Var(_plain(name), relax.TensorType(array.shape, "float32"))
+        variables[name] = relax.Var(_plain(name), relax.TensorType(array.shape, str(array.dtype)))
         parameters.append(variables[name])
     kernels: dict[str, Kernel] = {}
     with builder.function("main", parameters, attrs={"num_input": len(lowered.inputs)}):
@@ -48,9 +48,10 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
                 if task not in kernels:
                     kernels[task] = kernel(call.workload, programs[task])
                 *reads, out = shapes(call.workload, programs[task])
+                dtype = (dtypes(call.workload) or ("float32",))[-1]
                 names = (*call.inputs, *call.weights)
                 args = [_shaped(builder, variables[name], shape) for name, shape in zip(names, reads, strict=True)]
-                value = relax.call_dps_packed(kernels[task].name, args, relax.TensorType(out, "float32"))
+                value = relax.call_dps_packed(kernels[task].name, args, relax.TensorType(out, dtype))
                 variables[call.output] = builder.emit(value)
             results = [_shaped(builder, variables[name], shape) for name, shape in lowered.outputs]
             result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))

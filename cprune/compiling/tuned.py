@@ -17,19 +17,24 @@ from torch import Tensor
 from cprune.compiling.layout import choose_block, choose_widths, jobs
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
+from cprune.compiling.operators.quantizing import QUANTIZING
 from cprune.compiling.relax_module import relax_model
-from cprune.network.difference import COMPILED_TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, QUANTIZED_TOLERANCE, difference
 from cprune.network.network import Network
+from cprune.network.node import operator_name
 from cprune.progress import Progress
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
+from cprune.tuner.programs.dots import of_target
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Store
 from cprune.tuner.search.strategy import DEFAULT
 from cprune.tuner.tune import Best, Tuner
 
+BYTES = 8
+"""Channels of a block of bytes, at least: two instructions' worth of sums on Arm."""
 NO_PROGRAMS: Mapping[str, Candidate] = {}
 
 
@@ -89,9 +94,19 @@ class Tuned:
         if isinstance(outputs, Failure):
             raise BrokenWorld(f"the compiled model does not work ({outputs.stage}): {outputs.reason}")
         apart = self.difference(outputs)
-        if apart > COMPILED_TOLERANCE:
+        if apart > tolerance(self.network):
             raise BrokenWorld(f"the compiled model differs from PyTorch by {apart:.3g}; nothing was changed")
         return outputs
+
+
+def is_quantized(network: Network) -> bool:
+    """Tell whether a network rounds values to bytes."""
+    return any(operator_name(node) in QUANTIZING for node in network.nodes)
+
+
+def tolerance(network: Network) -> float:
+    """Return how far a compiled model may be from PyTorch."""
+    return QUANTIZED_TOLERANCE if is_quantized(network) else COMPILED_TOLERANCE
 
 
 def tune(
@@ -134,7 +149,12 @@ def choose_layout(
     layout: Layout | None = None,
     siblings: Mapping[str, Candidate] = NO_PROGRAMS,
 ) -> Layout:
-    """Return the fastest layout by measured cost; `layout` is a first one, None to look for its block too."""
+    """Return the fastest layout by measured cost; `layout` is a first one, None to look for its block too.
+
+    A quantized network has whole blocks where the target multiplies bytes.
+    """
+    if layout is None and is_quantized(network) and of_target(tuner.target):
+        return Layout(max(BYTES, tuner.target.vector), dot=of_target(tuner.target))
     if layout is None:
         layout = Layout(choose_block(network, example, tuner, trials, progress))
     return choose_widths(network, example, layout, tuner, trials, siblings, progress)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
 from torch import Tensor, float32
 
+from cprune.compiling import quantized
 from cprune.compiling.activations import joined
-from cprune.compiling.lowered import Call, Layout
+from cprune.compiling.lowered import Call, Layout, Step
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref
 from cprune.targets.errors import UserError
@@ -32,11 +33,15 @@ Expression = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Stored:
-    """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it."""
+    """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it.
+
+    It holds bytes where it has a `step`, else float32 numbers.
+    """
 
     name: str
     shape: Shape
     block: int
+    step: Step | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +59,17 @@ class Conv:
     groups: int
     residual: str | None = None
     activation: str = "none"
+    step: Step | None = None
 
     @property
     def is_open(self) -> bool:
         """Tell whether a BatchNorm or a sum can still join: neither may come after a sum or an activation."""
-        return self.activation == "none" and self.residual is None
+        return self.activates and self.residual is None
+
+    @property
+    def activates(self) -> bool:
+        """Tell whether an activation can still join."""
+        return self.activation == "none" and self.step is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +82,12 @@ class Linear:
     shape: Shape
     layers: tuple[str, ...]
     activation: str = "none"
+    step: Step | None = None
+
+    @property
+    def activates(self) -> bool:
+        """Tell whether an activation can still join."""
+        return self.activation == "none" and self.step is None
 
 
 @dataclass(frozen=True)
@@ -155,8 +172,8 @@ class Values:
         pending = self.pending(ref, Chain)
         if pending is not None:
             return pending
-        stored = self.stored(ref, None)
-        return Chain(("in", 0), (stored,), stored.shape)
+        stored = self.in_memory(ref, None)
+        return Chain(read(stored), (stored,), stored.shape)
 
     def chained(self, node: Node, ref: Ref, extended: Callable[[Expression], Expression]) -> Chain:
         """Return the value of `node`: that of `ref` as an expression, and what `extended` makes of it."""
@@ -168,7 +185,7 @@ class Values:
         value = self.by_name.get(ref.name)
         if isinstance(value, Parts):
             return value
-        return self.stored(ref, None) if self.uses[ref.name] > 1 else value
+        return self.in_memory(ref, None) if self.uses[ref.name] > 1 else value
 
     # -- values in memory
 
@@ -177,20 +194,31 @@ class Values:
         return self.stored(ref, self.layout.of(self.shape(ref.name)[1]))
 
     def stored(self, ref: Ref, block: int | None) -> Stored:
-        """Return the value in memory, emitting what is pending; in this block unless `block` is None."""
+        """Return the value in memory as float32, emitting what is pending; in this block unless `block` is None."""
+        value = self.in_memory(ref, block)
+        block = value.block if block is None else block
+        if value.block == block and value.step is None:
+            return value
+        again = self._reformatted.get((value.name, block))
+        if again is None:
+            workload = Elementwise(read(value), ((value.shape, value.block),), value.shape, block)
+            again = self.emit(f"{value.name}_b{block}", workload, (value,), value.shape, block)
+            self._reformatted[value.name, block] = again
+        return again
+
+    def in_memory(self, ref: Ref, block: int | None) -> Stored:
+        """Return the value as it lies in memory, bytes or not; what is pending is emitted, in `block` if it may."""
         value = self.by_name.get(ref.name)
         if value is None:
             value = self.by_name[ref.name] = self._constant(ref.name)
         if not isinstance(value, Stored):
             value = self.by_name[ref.name] = self._written(ref.name, value, block)
-        if block is None or value.block == block:
-            return value
-        again = self._reformatted.get((value.name, block))
-        if again is None:
-            workload = Elementwise(("in", 0), ((value.shape, value.block),), value.shape, block)
-            again = self.emit(f"{value.name}_b{block}", workload, (value,), value.shape, block)
-            self._reformatted[value.name, block] = again
-        return again
+        return value
+
+    def quantized(self, ref: Ref, block: int) -> Stored | None:
+        """Return the value in memory if it is of bytes in this block."""
+        value = self.in_memory(ref, None)
+        return value if value.step is not None and value.block == block else None
 
     def emit(
         self,
@@ -201,10 +229,11 @@ class Values:
         block: int,
         weights: tuple[str, ...] = (),
         layers: tuple[str, ...] = (),
+        step: Step | None = None,
     ) -> Stored:
         """Add the call that writes the value `name`, and return that value."""
         self.calls.append(Call(name, workload, tuple(i.name for i in inputs), weights, layers))
-        return Stored(name, shape, block)
+        return Stored(name, shape, block, step)
 
     def foreign(self, *nodes: Node) -> Stored | ForeignList:
         """Return the value of the last node, computed by TVM's own operators.
@@ -254,8 +283,14 @@ class Values:
 
     def _written_conv(self, name: str, conv: Conv) -> Stored:
         n, c, h, w = self.shape(conv.x)
-        read = self.by_name.get(conv.x)
-        plain = isinstance(read, Stored) and read.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
+        x = self.quantized(Ref(conv.x), (c <= PLAIN_INPUT_CHANNELS and PLAIN_INPUT_CHANNELS) or self.layout.block)
+        added = self.quantized(Ref(conv.residual), self.layout.block) if conv.residual else None
+        if x is not None and (added is not None or not conv.residual):
+            return quantized.write_conv(self, name, conv, x, added)
+        if conv.step is not None:
+            return self._rounded(name, replace(conv, step=None), conv.step)
+        source = self.by_name.get(conv.x)
+        plain = isinstance(source, Stored) and source.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
         x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
         out = self.layout.of(conv.shape[1])
         self.channels[name] = conv.shape[1]
@@ -280,7 +315,19 @@ class Values:
         weights = self._packed(name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out))
         return self.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
 
+    def _rounded(self, name: str, layer: Conv | Linear, step: Step) -> Stored:
+        """Emit a layer in float32 and make its result bytes."""
+        ref = Ref(f"{name}.float")
+        self.by_name[ref.name] = layer
+        chain = Chain(("in", 0), (self.stored(ref, None),), layer.shape)
+        return write_bytes(self, name, chain, step)
+
     def _written_linear(self, name: str, linear: Linear) -> Stored:
+        x = self.quantized(Ref(linear.x), self.layout.block)
+        if x is not None:
+            return quantized.write_linear(self, name, linear, x)
+        if linear.step is not None:
+            return self._rounded(name, replace(linear, step=None), linear.step)
         x = self.stored(Ref(linear.x), 0)
         *rows, k = self.shape(linear.x)  # a plain value is the same in memory with its leading axes flattened
         o = linear.shape[-1]
@@ -298,6 +345,21 @@ class Values:
 
 Lowering = Callable[[Values, Node], Value | None]
 """An operator's own: returns the value of a node, or None where it has no form of ours."""
+
+
+def read(value: Stored) -> Expression:
+    """Return the expression of a chain's only input: a float32 number, whatever lies in memory."""
+    return ("in", 0) if value.step is None else ("dequantize", ("in", 0), value.step.scale, value.step.zero)
+
+
+def write_bytes(values: Values, name: str, chain: Chain, step: Step) -> Stored:
+    """Emit a chain whose value is rounded to bytes; an image's few channels come in a block of four."""
+    block = values.layout.block
+    if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS:
+        block = PLAIN_INPUT_CHANNELS
+    expression = ("quantize", chain.expression, step.scale, step.zero)
+    workload = Elementwise(expression, tuple((i.shape, i.block) for i in chain.inputs), chain.shape, block)
+    return values.emit(name, workload, chain.inputs, chain.shape, block, step=step)
 
 
 def merged(chains: Sequence[Chain]) -> tuple[list[Expression], tuple[Stored, ...]]:

@@ -17,6 +17,8 @@ from cprune.targets.difference import apart
 
 COMPILED_TOLERANCE = 1e-3
 """A compiled model or another runtime against PyTorch: other programs, sums in another order, layer after layer."""
+QUANTIZED_TOLERANCE = 0.05
+"""The same of a model in integers: where float32 cannot tell a value from a tie between two steps, one step apart."""
 PRUNED_TOLERANCE = 1e-4
 """A pruned network against the whole one with the same channels held at zero: the same sums in another order."""
 CAPTURED_TOLERANCE = 1e-4

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+"""An argument of a program: float32, but for quantized values (uint8) and weights (int8)."""
 Shapes = tuple[tuple[int, ...], ...]
 """The shapes of a program's arguments; the last one is the output."""
+Forms = tuple[tuple[tuple[int, ...], str], ...]
+"""Shape and type of every argument of a program; the last one is the output."""
 
 STAGES = ("lower", "build", "load", "run", "check", "timeout")
 
@@ -38,10 +41,19 @@ class Timed:
 
 @dataclass(frozen=True)
 class Program:
-    """A scheduled TIR module as TVM's JSON text, and the shapes of its arguments; the last one is the output."""
+    """A scheduled TIR module as TVM's JSON text, and the shapes of its arguments; the last one is the output.
+
+    `dtypes` are the arguments' types where not all of them are float32.
+    """
 
     module: str
     shapes: Shapes
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> Forms:
+        """Return shape and type of every argument."""
+        return forms(self.shapes, self.dtypes)
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,25 @@ class Session(Protocol):
         """End the session and everything it started."""
 
 
-def arguments(shapes: Sequence[tuple[int, ...]], seed: int) -> list[Array]:
-    """Return random arguments of these shapes; the last one, the output's, is left out."""
+def forms(shapes: Shapes, dtypes: Sequence[str] = ()) -> Forms:
+    """Return the shapes with their types, float32 where `dtypes` is empty."""
+    return tuple(zip(shapes, dtypes or ("float32",) * len(shapes), strict=True))
+
+
+def arguments(wanted: Forms, seed: int) -> list[Array]:
+    """Return random arguments: floats of variance 1, integers of their full range.  The output's place is left out."""
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape, np.float32) for shape in shapes[:-1]]
+    return [_random(rng, shape, np.dtype(dtype)) for shape, dtype in wanted[:-1]]
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if dtype.kind == "f":
+        return rng.standard_normal(shape, np.float32)
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+
+
+def empty(wanted: Forms) -> Array:
+    """Return zeros for the output."""
+    shape, dtype = wanted[-1]
+    return np.zeros(shape, dtype)

@@ -17,10 +17,10 @@ import numpy as np
 
 from cprune.targets.process import failure
 from cprune.targets.serve import once, runs
-from cprune.targets.session import Array, Failure, Shapes, Timed, arguments
+from cprune.targets.session import Array, Failure, Forms, Timed, arguments, empty
 
 ARGUMENTS_KEPT = 4
-"""Shapes whose arguments are kept: a task has two (direct and Winograd), the kernel that shows throttling its own."""
+"""Forms whose arguments are kept: a task has two (direct and Winograd), the kernel that shows throttling its own."""
 
 
 class Arguments:
@@ -28,17 +28,17 @@ class Arguments:
 
     def __init__(self, tensor: Callable[[Array], Any]) -> None:
         self._tensor = tensor
-        self._kept: dict[Shapes, list[Any]] = {}
+        self._kept: dict[Forms, list[Any]] = {}
 
-    def of(self, shapes: Shapes) -> list[Any]:
-        """Return tensors of these shapes, the output last."""
-        tensors = self._kept.pop(shapes, None)
+    def of(self, forms: Forms) -> list[Any]:
+        """Return tensors of these shapes and types, the output last."""
+        tensors = self._kept.pop(forms, None)
         if tensors is None:
-            arrays = [*arguments(shapes, 0), np.zeros(shapes[-1], np.float32)]
+            arrays = [*arguments(forms, 0), empty(forms)]
             tensors = [self._tensor(array) for array in arrays]
             if len(self._kept) == ARGUMENTS_KEPT:
                 del self._kept[next(iter(self._kept))]
-        self._kept[shapes] = tensors  # the last one was used last
+        self._kept[forms] = tensors  # the last one was used last
         return tensors
 
 
@@ -54,7 +54,7 @@ def weight_sets(arguments: list[Any], spread_bytes: int = SPREAD_BYTES) -> list[
     a kernel reads first and what it writes are near in a model too, and the same in all sets.
     """
     weights = arguments[1:-1]
-    size = 4 * sum(math.prod(weight.shape) for weight in weights)
+    size = sum(math.prod(weight.shape) * np.dtype(str(weight.dtype)).itemsize for weight in weights)
     more = max(2, min(MOST_SETS, -(-spread_bytes // size))) - 1 if size and spread_bytes else 0
     return [arguments, *([arguments[0], *(w.copyto(w.device) for w in weights), arguments[-1]] for _ in range(more))]
 

@@ -18,7 +18,7 @@ import tvm
 import tvm_ffi
 
 from cprune.targets.process import answer, begun, failure
-from cprune.targets.session import Array, Failure, Model, Program, Timed
+from cprune.targets.session import Array, Failure, Model, Program, Timed, empty
 from cprune.targets.target import cores
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race, timed
 
@@ -71,7 +71,7 @@ class Worker:
         """Run once, then time."""
         library, program = self.programs[handle]
         try:
-            args = self.arguments.of(program.shapes)
+            args = self.arguments.of(program.forms)
             return Timed(tuple(timed(library, self.device, args, repeats, min_run_s, slow_s, cooldown_s)))
         except Exception as error:
             return failure("run", error)
@@ -162,7 +162,7 @@ def _built(module: str, name: str, target: str) -> Any:
 
 
 def _zeros(program: Program) -> Any:
-    return tvm.runtime.tensor(np.zeros(program.shapes[-1], np.float32))
+    return tvm.runtime.tensor(empty(program.forms))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from cprune.targets.errors import BrokenWorld
-from cprune.targets.session import Array, Built, Failure, Timed, arguments
+from cprune.targets.session import Array, Built, Failure, Timed
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference
 from cprune.tuner.programs.space import Candidate
@@ -50,7 +50,7 @@ def _leaders(rig: Rig, workload: Workload) -> list[Record]:
 
 def _raced(rig: Rig, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
     """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
-    plain = arguments(workload.arguments(), CHECK_SEED)
+    plain = reference.sample(workload, CHECK_SEED)
     candidates = {r.candidate: Candidate.parse(r.candidate) for r in leaders}
     answers = _race(rig, workload, candidates, plain)
     expected: Array | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cprune.targets.session import Built, Failure, Program, Session, Timed, arguments
+from cprune.targets.session import Built, Failure, Program, Session, Timed
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload
@@ -20,7 +20,7 @@ def in_turns(session: Session, build: Build, entries: Sequence[Tuned], rounds: i
     """
     answers = build([programs.program(*entry) for entry in entries])
     built = {index: answer for index, answer in enumerate(answers) if isinstance(answer, Built)}
-    inputs = [arguments(programs.shapes(*entries[index]), 0) for index in built]
+    inputs = [programs.example(*entries[index], 0) for index in built]
     timed = session.race(list(built.values()), inputs, rounds) if built else []
     runs = {index: answer.runs_s for index, answer in zip(built, timed, strict=True) if isinstance(answer, Timed)}
     return [runs.get(index, ()) for index in range(len(entries))]

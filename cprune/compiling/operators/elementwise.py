@@ -19,7 +19,7 @@ def _activation(name: str) -> Lowering:
 def _activated(values: Values, node: Node, activation: str) -> Value:
     ref = node.args[0]
     layer = values.pending(ref, Conv) or values.pending(ref, Linear)
-    if layer is not None and layer.activation == "none":
+    if layer is not None and layer.activates:
         return replace(layer, activation=activation)
     return values.chained(node, ref, lambda e: (activation, e))
 

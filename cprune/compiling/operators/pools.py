@@ -7,7 +7,7 @@ from dataclasses import replace
 from cprune.compiling.operators.arguments import filled, pair
 from cprune.compiling.values import Lowering, Value, Values
 from cprune.network.node import Node, Ref
-from cprune.tuner.programs.workload import Mean, Pool2d, padded
+from cprune.tuner.programs.workload import Mean, Pool2d, QuantizedPool2d, padded
 
 
 def _max_pool2d(values: Values, node: Node) -> Value | None:
@@ -57,6 +57,11 @@ def _pooled(
 ) -> Value:
     n, c, h, w = values.shape(x.name)
     pads = _pads(values, node, x, kernel, stride, pad)
+    source = values.quantized(x, values.layout.block) if op == "max" else None
+    if source is not None:
+        of_bytes = QuantizedPool2d(op, n, padded(c, source.block), h, w, kernel, stride, pads, True, source.block)
+        shape = values.shape(node.name)
+        return values.emit(node.name, of_bytes, (source,), shape, source.block, step=source.step)
     source = values.blocked(x)
     workload = Pool2d(op, n, padded(c, source.block), h, w, kernel, stride, pads, count_pad, source.block)
     return values.emit(node.name, workload, (source,), values.shape(node.name), source.block)

@@ -72,4 +72,4 @@ class Batch:
     def _time(self, index: int, device: Device) -> None:
         built = self.entries[index]
         path = self.libraries.path(built.handle)
-        self.answers[index] = device.time(path, built.program.shapes, self.timing, self.slow_s)
+        self.answers[index] = device.time(path, built.program.forms, self.timing, self.slow_s)

@@ -20,7 +20,7 @@ from cprune.targets.errors import type_and_first_line
 from cprune.targets.process import answer, begun, failure
 from cprune.targets.remote.device import broke
 from cprune.targets.serve import timed
-from cprune.targets.session import Array, Failure, Shapes, Timed
+from cprune.targets.session import Array, Failure, Forms, Timed, empty
 from cprune.targets.timing import Arguments, Prepare, models_in_turns, race
 
 HELD = 64
@@ -114,7 +114,7 @@ class Client:
         return tvm.runtime.tensor(np.ascontiguousarray(array), self.cpu)
 
     def time(
-        self, path: str, shapes: Shapes, repeats: int, min_run_s: float, slow_s: float, cooldown_s: float
+        self, path: str, forms: Forms, repeats: int, min_run_s: float, slow_s: float, cooldown_s: float
     ) -> Timed | Failure:
         """Run once, then time, on random arguments that stay on the device.
 
@@ -123,7 +123,7 @@ class Client:
         numbers = (repeats, min_run_s, slow_s, cooldown_s)
         try:
             stage = "load"
-            args = self.arguments.of(shapes)
+            args = self.arguments.of(forms)
             if self.measure is None:
                 library = self._module(path)
                 stage = "run"
@@ -140,21 +140,20 @@ class Client:
         self,
         paths: list[str],
         inputs: list[list[Array]],
-        shapes: list[Shapes],
+        forms: list[Forms],
         rounds: int,
         run_s: float,
         cooldown_s: float,
     ) -> list[Timed | Failure] | Failure:
         """Time programs in turns and return their outputs; one Failure for all if the connection broke."""
 
-        def entry(path: str, arrays: list[Array], form: Shapes) -> Prepare:
+        def entry(path: str, arrays: list[Array], form: Forms) -> Prepare:
             def prepare() -> tuple[Any, list[Any]]:
-                output = np.zeros(form[-1], np.float32)
-                return self._module(path), [self._tensor(a) for a in (*arrays, output)]
+                return self._module(path), [self._tensor(a) for a in (*arrays, empty(form))]
 
             return prepare
 
-        return race(list(map(entry, paths, inputs, shapes)), self.cpu, rounds, run_s, cooldown_s, broke, 0)
+        return race(list(map(entry, paths, inputs, forms)), self.cpu, rounds, run_s, cooldown_s, broke, 0)
 
     def load(self, key: str, path: str, weights: tuple[Array, ...]) -> Failure | None:
         """Upload a whole model with its weights."""

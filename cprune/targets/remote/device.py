@@ -10,7 +10,7 @@ from typing import Any
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.process import MODEL_DEADLINE_S, Process
 from cprune.targets.remote import tracker
-from cprune.targets.session import Array, Failure, Shapes, Timed
+from cprune.targets.session import Array, Failure, Forms, Timed
 from cprune.targets.target import Timing
 
 CONNECT_DEADLINE_S = 60.0
@@ -113,9 +113,9 @@ class Device:
         answer = self.ask("state", (), STATE_DEADLINE_S)
         return None if isinstance(answer, Failure) else answer.get("temperature_c")
 
-    def time(self, library: str, shapes: Shapes, timing: Timing, slow_s: float = float("inf")) -> Timed | Failure:
+    def time(self, library: str, forms: Forms, timing: Timing, slow_s: float = float("inf")) -> Timed | Failure:
         """Return the runs of the program in `library` on random arguments; see `Session.time`."""
-        args = (library, shapes, timing.repeats, timing.min_run_ms / 1e3, slow_s, timing.cooldown_s)
+        args = (library, forms, timing.repeats, timing.min_run_ms / 1e3, slow_s, timing.cooldown_s)
         answer: Timed | Failure = self.ask("time", args, timing.deadline_s)
         return answer
 
@@ -123,13 +123,13 @@ class Device:
         self,
         libraries: Sequence[str],
         inputs: Sequence[Sequence[Array]],
-        shapes: Sequence[Shapes],
+        forms: Sequence[Forms],
         rounds: int,
         timing: Timing,
     ) -> list[Timed | Failure] | Failure:
         """Time programs in turns; see `Session.race`.  One Failure if the session on the device ended of them."""
         arrays = [list(each) for each in inputs]
-        args = (list(libraries), arrays, list(shapes), rounds, timing.min_run_ms / 1e3, timing.cooldown_s)
+        args = (list(libraries), arrays, list(forms), rounds, timing.min_run_ms / 1e3, timing.cooldown_s)
         answers: list[Timed | Failure] | Failure = self.ask("race", args, timing.deadline_s * len(libraries))
         return answers
 

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cprune.targets.remote.device import POLL_S, Device, Gone
-from cprune.targets.session import Failure, Timed
+from cprune.targets.session import Failure, Timed, forms
 from cprune.targets.target import Timing
 
 CHECK_S = 2.0
 SLOWER = 1.1  # the reference kernel at this much of its first time: the device is throttled
 COOL_S = 60.0  # it is waited for so long at most
-REFERENCE_SHAPES = ((4096,), (4096,))
+REFERENCE_FORMS = forms(((4096,), (4096,)))
 """The arguments of `builder.Builder.reference`."""
 
 _T = TypeVar("_T")
@@ -38,7 +38,7 @@ class Heat:
 
     def _reference_s(self, device: Device) -> float:
         """Return the seconds of our own kernel now; 0 where it does not run."""
-        answer = device.time(self._reference.result(), REFERENCE_SHAPES, self._timing)
+        answer = device.time(self._reference.result(), REFERENCE_FORMS, self._timing)
         return min(answer.runs_s) if isinstance(answer, Timed) else 0.0
 
     def begin(self, device: Device) -> None:

@@ -116,8 +116,8 @@ class RpcSession:
         self, device: Device, entries: Sequence[Built], inputs: Sequence[Sequence[Array]], rounds: int
     ) -> list[Timed | Failure] | Failure:
         libraries = [self._libraries.path(built.handle) for built in entries]
-        shapes = [built.program.shapes for built in entries]
-        return self._heat.steady(device, lambda: device.race(libraries, inputs, shapes, rounds, self.target.timing))
+        forms = [built.program.forms for built in entries]
+        return self._heat.steady(device, lambda: device.race(libraries, inputs, forms, rounds, self.target.timing))
 
     def _checked_elsewhere(self, winner: Built, inputs: Sequence[Array], here: Timed | Failure) -> Timed | Failure:
         """Run the winner on a second device: another result is a failure, another speed is told."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cprune.targets.session import Array, Program
+from cprune.targets.session import Array, Program, arguments, forms
 from cprune.tuner.programs import reference, sketch, winograd
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Conv2d, Shape, Tir, Workload
+from cprune.tuner.programs.workload import Conv2d, Shape, Tir, Workload, dtypes
 
 
 def module_of(workload: Workload, candidate: Candidate) -> Any:
@@ -30,7 +30,7 @@ def program(workload: Workload, candidate: Candidate) -> Program:
     """
     import tvm
 
-    return Program(tvm.ir.save_json(module_of(workload, candidate)), shapes(workload, candidate))
+    return Program(tvm.ir.save_json(module_of(workload, candidate)), shapes(workload, candidate), dtypes(workload))
 
 
 def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
@@ -72,6 +72,11 @@ def inputs_of(workload: Workload, candidate: Candidate, arguments: Sequence[Arra
         return list(arguments)
     *before, weight, bias = arguments
     return [*before, arranged(workload, candidate, weight), bias]
+
+
+def example(workload: Workload, candidate: Candidate, seed: int) -> list[Array]:
+    """Return random arguments (without the output) of this candidate's program, for timing it."""
+    return arguments(forms(shapes(workload, candidate), dtypes(workload)), seed)
 
 
 def scheduled(workload: Workload, candidate: Candidate) -> Any:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cprune.targets.difference import apart
-from cprune.targets.session import Array
-from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
+from cprune.targets.session import Array, arguments, forms
+from cprune.tuner.programs.workload import (
+    Conv2d,
+    Dense,
+    Elementwise,
+    Mean,
+    Pool2d,
+    QuantizedConv2d,
+    Workload,
+    dtypes,
+    stored_shape,
+)
 
 PROGRAM_TOLERANCE = 1e-4
 """What a program may differ from PyTorch, as a share of the largest magnitude (see `apart`)."""
+STEPS_TOLERANCE = 1e-3
+"""The share of bytes that may differ from PyTorch's, by one step: a value that float32 cannot tell from a tie."""
 
 
 def unpack(value: Array, block: int, channels: int | None = None) -> Tensor:
@@ -36,7 +48,7 @@ def pack(value: Tensor, block: int) -> Array:
         return np.ascontiguousarray(value.detach().numpy())
     n, c, *plane = value.shape
     stored = stored_shape(tuple(value.shape), block)
-    full = torch.zeros(n, stored[1] * block, *plane)
+    full = torch.zeros(n, stored[1] * block, *plane, dtype=value.dtype)
     full[:, :c] = value.detach()
     return np.ascontiguousarray(full.reshape(n, stored[1], block, *plane).movedim(2, -1).numpy())
 
@@ -80,6 +92,8 @@ def pack_rows(value: Tensor, block: int) -> Array:
 def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
     """Return the output in memory that `workload` must give for these arguments; not for a `Tir`."""
     with torch.no_grad():
+        if isinstance(workload, QuantizedConv2d):
+            return _quantized_conv(workload, arguments)
         if isinstance(workload, Conv2d):
             return _conv(workload, arguments)
         if isinstance(workload, Dense):
@@ -120,8 +134,67 @@ def _conv(w: Conv2d, arguments: Sequence[Array]) -> Array:
     return pack(ACTIVATIONS[w.activation](y), w.out_block)
 
 
+def _quantized_conv(w: QuantizedConv2d, arguments: Sequence[Array]) -> Array:
+    *values, weight, scale, bias, numbers, zero = arguments
+    x = unpack(values[0], w.in_block).double()
+    top, left, bottom, right = w.pad
+    x = F.pad(x, (left, right, top, bottom), value=float(zero[0]))
+    sums = F.conv2d(x, unpack_bytes(weight, w).double(), None, w.stride, 0, w.dilation, w.groups)
+    if w.dot == "sdot":
+        sums = sums - 128 * unpack_bytes(weight, w).double().sum((1, 2, 3))[:, None, None]
+    y = sums * per_channel(scale) + per_channel(bias)
+    if w.residual:
+        y = y + unpack(values[1], w.out_block).double() * float(numbers[0])
+    y = ACTIVATIONS[w.activation](y)
+    if w.output == "float32":
+        return pack(y.float(), w.out_block)
+    if w.activation != "none":
+        y = y * float(numbers[1]) + float(numbers[2])
+    return pack(y.round().clamp(0, 255).to(torch.uint8), w.out_block)
+
+
+def per_channel(stored: Array) -> Tensor:
+    """Return stored numbers of channels as a float64 tensor [channels, 1, 1]."""
+    return torch.from_numpy(stored).double().reshape(-1, 1, 1)
+
+
+def unpack_bytes(stored: Array, w: QuantizedConv2d) -> Tensor:
+    """Return the plain [O, I / groups, KH, KW] weight of bytes: the inverse of `pack_bytes`."""
+    tensor = torch.from_numpy(np.ascontiguousarray(stored))
+    if w.depthwise:
+        return tensor.permute(0, 3, 1, 2).reshape(w.out_channels, 1, *w.kernel)
+    return tensor.permute(0, 5, 1, 4, 6, 2, 3).reshape(w.out_channels, w.in_channels, *w.kernel)
+
+
+def pack_bytes(weight: Tensor, w: QuantizedConv2d) -> Array:
+    """Return the stored weight of `w` for plain int8 numbers [O, I / groups, KH, KW]; missing channels are zero."""
+    stored = pack_conv_weight(weight.float(), w).astype(np.int8)
+    if w.depthwise:
+        return stored
+    *outer, depth, lanes = stored.shape
+    return np.ascontiguousarray(stored.reshape(*outer, depth // 4, 4, lanes).swapaxes(-1, -2))
+
+
+def sample(workload: Workload, seed: int) -> list[Array]:
+    """Return random arguments (without the output) that show an error: bytes come out all over their range."""
+    given = arguments(forms(workload.arguments(), dtypes(workload)), seed)
+    if isinstance(workload, QuantizedConv2d):
+        *_, scale, bias, numbers, zero = given
+        per_output = workload.macs / prod(workload.arguments()[-1])
+        scale *= 50 / (147 * 73 * per_output**0.5)  # the deviations of random bytes, of both kinds
+        if workload.activation == "none" and workload.output == "uint8":
+            bias[:] = 128 + 20 * bias
+        numbers[:] = (0.1, 40.0, 30.0)
+        zero[:] = 7
+    return given
+
+
 def _pool(w: Pool2d, stored: Array) -> Array:
     x = unpack(stored, w.block)
+    if x.dtype == torch.uint8:  # PyTorch has no pool of bytes; padding is no smaller than the smallest
+        top, left, bottom, right = w.pad
+        windows = F.max_pool2d(F.pad(x.float(), (left, right, top, bottom)), w.kernel, w.stride)
+        return pack(windows.to(torch.uint8), w.block)
     top, left, bottom, right = w.pad
     if w.op == "max":
         y = F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), w.kernel, w.stride)
@@ -147,6 +220,10 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
         return a + b if op == "add" else a * b if op == "mul" else a - b
     if op in ACTIVATIONS:
         return ACTIVATIONS[op](a)
+    if op == "dequantize":
+        return (a.float() - float(rest[2])) * float(rest[1])
+    if op == "quantize":
+        return (a * (1.0 / float(rest[1])) + float(rest[2])).round().clamp(0, 255).to(torch.uint8)
     if op == "clip":
         return a.clamp(float(rest[1]), float(rest[2]))
     if op == "scale":
@@ -173,8 +250,16 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
     raise ValueError(f"no element-wise operator {op!r}")
 
 
-def agrees(output: NDArray[np.float32], wanted: NDArray[np.float32]) -> str:
-    """Return "" where the two agree to PROGRAM_TOLERANCE of the largest magnitude, else what is wrong."""
+def agrees(output: Array, wanted: Array) -> str:
+    """Return "" where the two agree to PROGRAM_TOLERANCE of the largest magnitude, else what is wrong.
+
+    Bytes agree where STEPS_TOLERANCE of them at most differ, and by one.
+    """
+    if wanted.dtype == np.uint8:
+        steps = np.abs(output.astype(np.int16) - wanted.astype(np.int16))
+        share = float((steps > 0).mean())
+        right = steps.max(initial=0) <= 1 and share <= STEPS_TOLERANCE
+        return "" if right else f"{share:.1%} of the bytes differ from PyTorch's, by up to {steps.max()} steps"
     share = apart(output, wanted)
     if share <= PROGRAM_TOLERANCE:
         return ""

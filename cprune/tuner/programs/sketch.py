@@ -16,9 +16,21 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from cprune.tuner.programs import smooth
+from cprune.tuner.programs import integers, smooth
+from cprune.tuner.programs.conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, stored_shape
+from cprune.tuner.programs.workload import (
+    Conv2d,
+    Dense,
+    Elementwise,
+    Mean,
+    Pool2d,
+    QuantizedConv2d,
+    QuantizedPool2d,
+    Workload,
+    dtypes,
+    stored_shape,
+)
 
 ZERO = tirx.const(0.0, "float32")
 
@@ -39,7 +51,9 @@ def computation(workload: Workload) -> Any:
 def scheduled(workload: Workload, candidate: Candidate) -> Any:
     """Return the Schedule of `candidate`, whose trace leads from `computation` to `module`."""
     schedule = Schedule(_computation(workload))
-    if isinstance(workload, Conv2d):
+    if isinstance(workload, QuantizedConv2d):
+        integers.schedule(schedule, workload, candidate)
+    elif isinstance(workload, Conv2d):
         _schedule_conv(schedule, workload, candidate)
     elif isinstance(workload, Dense):
         _schedule_dense(schedule, candidate)
@@ -58,6 +72,8 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
 def _computation(workload: Workload) -> Any:
     build = {
         Conv2d: _conv,
+        QuantizedConv2d: integers.computation,
+        QuantizedPool2d: _pool,
         Dense: _dense,
         Mean: _mean,
         Pool2d: _pool,
@@ -76,7 +92,7 @@ def _conv(w: Conv2d) -> list[Any]:
     residual = te.placeholder(shapes[1], name="residual") if w.residual else None
     weight = te.placeholder(shapes[-3], name="weight")
     bias = te.placeholder(shapes[-2], name="bias")
-    padded = _pad_plane(x, w.pad, ZERO)
+    padded = pad_plane(x, w.pad, ZERO)
     (sh, sw), (dh, dw) = w.stride, w.dilation
     kh = te.reduce_axis((0, w.kernel[0]), "kh")
     kw = te.reduce_axis((0, w.kernel[1]), "kw")
@@ -112,39 +128,10 @@ def _conv(w: Conv2d) -> list[Any]:
     return [x, *([residual] if residual is not None else []), weight, bias, out]
 
 
-def _pad_plane(x: Any, pad: tuple[int, int, int, int], value: Any) -> Any:
-    """Pad axes 2 and 3 of a plain or blocked value; the value itself where there is nothing to pad."""
-    top, left, bottom, right = pad
-    if not any(pad):
-        return x
-    n, c, h, w, *block = (int(d) for d in x.shape)
-
-    def read(i: Any, j: Any, y: Any, z: Any, *b: Any) -> Any:
-        inside = tirx.all(y >= top, y < h + top, z >= left, z < w + left)
-        return tirx.if_then_else(inside, x(i, j, y - top, z - left, *b), value)
-
-    return te.compute((n, c, h + top + bottom, w + left + right, *block), read, name="pad")
-
-
 def _schedule_conv(s: Any, w: Conv2d, knobs: Candidate) -> None:
-    out, conv = s.get_sblock("out"), s.get_sblock("conv")
-    n, c, y, z, b = s.get_loops(out)
-    c_out, c_in = s.split(c, [None, knobs["oc_tile"]])
-    y_out, y_mid, y_in = s.split(y, [None, knobs["rows"], knobs["oh_tile"]])
-    z_out, z_in = s.split(z, [None, knobs["ow_tile"]])
-    way = knobs["parallel"]
-    if way == "rows":
-        s.reorder(n, y_out, c_out, y_mid, z_out, c_in, y_in, z_in, b)
-        piece = s.fuse(n, y_out)
-    else:
-        s.reorder(n, c_out, y_out, y_mid, z_out, c_in, y_in, z_in, b)
-        piece = s.fuse(n, c_out, y_out) if way == "both" else s.fuse(n, c_out) if way == "channels" else n
-    if way != "none":
-        s.parallel(piece)
-    s.vectorize(b)
-    for loop in (c_in, y_in, z_in):
-        s.unroll(loop)
-    s.compute_at(conv, z_out, preserve_unit_loops=True)
+    piece, inner = tiled(s, knobs)
+    conv = s.get_sblock("conv")
+    s.compute_at(conv, inner, preserve_unit_loops=True)
     s.set_scope(conv, 0, "local")
     reductions = 2 if w.depthwise else 4 if w.in_block else 3
     loops = s.get_loops(conv)
@@ -159,17 +146,7 @@ def _schedule_conv(s: Any, w: Conv2d, knobs: Candidate) -> None:
     if knobs.number("unroll") >= 2:
         s.unroll(kernel_h)
     s.decompose_reduction(conv, reduced[0])
-    if knobs["pad"] == "none":
-        return
-    pad = s.get_sblock("pad")
-    if knobs["pad"] == "inside":
-        s.compute_at(pad, piece, preserve_unit_loops=True)
-        loops = s.get_loops(pad)
-    else:
-        loops = s.get_loops(pad)
-        s.parallel(s.fuse(*loops[:3]))
-    if w.in_block:
-        s.vectorize(loops[-1])
+    parallel_pad(s, knobs, piece, vectorized=bool(w.in_block))
 
 
 # --- the small ones --------------------------------------------------------------------------------------------
@@ -233,10 +210,11 @@ def _schedule_mean(s: Any, knobs: Candidate) -> None:
 
 def _pool(w: Pool2d) -> list[Any]:
     x_shape, out_shape = w.arguments()
-    x = te.placeholder(x_shape, name="x")
+    dtype = (*dtypes(w), "float32")[0]
+    x = te.placeholder(x_shape, dtype, name="x")
     kh, kw = te.reduce_axis((0, w.kernel[0]), "kh"), te.reduce_axis((0, w.kernel[1]), "kw")
-    low = tirx.min_value("float32") if w.op == "max" else ZERO
-    padded = _pad_plane(x, w.pad, low)
+    low = tirx.min_value(dtype) if w.op == "max" else ZERO
+    padded = pad_plane(x, w.pad, low)
     reduce = te.max if w.op == "max" else te.sum
     (sh, sw), (top, left, _, _) = w.stride, w.pad
 
@@ -280,7 +258,8 @@ def _schedule_pool(s: Any, knobs: Candidate) -> None:
 
 
 def _elementwise(w: Elementwise) -> list[Any]:
-    inputs = [te.placeholder(stored_shape(s, b), name=f"x{i}") for i, (s, b) in enumerate(w.inputs)]
+    kinds = dtypes(w) or ("float32",) * (len(w.inputs) + 1)
+    inputs = [te.placeholder(stored_shape(s, b), kinds[i], name=f"x{i}") for i, (s, b) in enumerate(w.inputs)]
 
     def read(i: int, index: tuple[Any, ...]) -> Any:
         block = w.inputs[i][1]
@@ -322,6 +301,10 @@ def _elementwise(w: Elementwise) -> list[Any]:
         if op == "reshape":
             return value(e[1], _moved(index, e[3], e[2]))
         a = value(e[1], index)
+        if op == "dequantize":
+            return (a.astype("float32") - tirx.const(float(e[3]), "float32")) * tirx.const(e[2], "float32")
+        if op == "quantize":
+            return integers.to_byte(a * tirx.const(1.0 / e[2], "float32") + tirx.const(float(e[3]), "float32"))
         if op in smooth.ACTIVATIONS:
             return smooth.ACTIVATIONS[op](a)
         if op == "clip":
@@ -344,7 +327,7 @@ def _elementwise(w: Elementwise) -> list[Any]:
         inner = value(w.expression, (n, channel, *plane))
         if w.shape[1] % w.block == 0:
             return inner
-        return tirx.if_then_else(channel < w.shape[1], inner, ZERO)
+        return tirx.if_then_else(channel < w.shape[1], inner, tirx.const(0, kinds[-1]))
 
     return [*inputs, te.compute(shape, blocked, name="out")]
 

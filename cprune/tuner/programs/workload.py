@@ -10,7 +10,7 @@ that 30 and 32 channels are one and the same task where the block is 16.  Every 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,6 +94,35 @@ class Conv2d:
 
 
 @dataclass(frozen=True)
+class QuantizedConv2d(Conv2d):
+    """A convolution of bytes: `quantized(activation(sums * scale + bias [+ residual * numbers[0]]))`.
+
+    x and residual are uint8, the weight int8, the sums int32 and exact; `scale` and `bias` are float32, one number a
+    channel.  Padding is filled with `zero`, the byte that stands for 0.
+
+    `output` is "uint8" or "float32".  Bytes are the value rounded half to even and cut to 0 … 255, so that without an
+    activation (ReLU needs none where the byte 0 stands for 0) scale and bias are in units of the output's step and
+    hold its zero point; after another activation the value is multiplied by numbers[1] and moved by numbers[2].
+    What quantizes residual and input is folded into scale and bias the same way.
+
+    `dot` names the instruction that multiplies (`cprune.tuner.programs.dots`).  Channels come in blocks of
+    `in_block`, a multiple of 4; depthwise weights are [C / block, KH, KW, block], all others
+    [OC / out_block, IC / in_block, KH, KW, in_block / 4, out_block, 4].
+    """
+
+    output: str
+    dot: str
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, [residual], weight, scale, bias, numbers, zero, output."""
+        *before, weight, bias, out = super().arguments()
+        if not self.depthwise:
+            blocks, channels, rows, columns, depth, lanes = weight
+            weight = (blocks, channels, rows, columns, depth // 4, lanes, 4)
+        return (*before, weight, bias, bias, (3,), (1,), out)
+
+
+@dataclass(frozen=True)
 class Dense:
     """`activation(x @ w.T + bias)`, x [batch, in_features] and the output [batch, out_features] plain.
 
@@ -161,6 +190,11 @@ class Pool2d:
 
 
 @dataclass(frozen=True)
+class QuantizedPool2d(Pool2d):
+    """The maximum over windows of bytes: that of the numbers that they stand for, with the same scale."""
+
+
+@dataclass(frozen=True)
 class Mean:
     """The mean over the plane of a blocked value; the output [batch, channels] is plain and unpadded."""
 
@@ -192,7 +226,9 @@ class Elementwise:
     ("tanh", a) · ("erf", a) ·
     ("slice", a, ((start, step), …), shape) · ("pad", a, (before, …), shape of a, shape) ·
     ("cat", axis, ((a, extent), …)) · ("broadcast", a, shape with ones in front, rank of a) ·
-    ("reshape", a, shape of a, shape).
+    ("reshape", a, shape of a, shape) · ("dequantize", ("in", i), scale, zero) · ("quantize", a, scale, zero).
+    The last two make float32 of bytes, (byte - zero) * scale, and bytes of float32, rounded half to even; "quantize"
+    stands outermost, or right within a "dequantize".
     Inputs are given as (logical shape, block); so is the output.
     """
 
@@ -228,12 +264,39 @@ class Tir:
 Workload = Conv2d | Dense | Pool2d | Mean | Elementwise | Tir
 KINDS: Mapping[str, type[Workload]] = {
     "conv2d": Conv2d,
+    "qconv2d": QuantizedConv2d,
     "dense": Dense,
     "pool2d": Pool2d,
+    "qpool2d": QuantizedPool2d,
     "mean": Mean,
     "elementwise": Elementwise,
     "tir": Tir,
 }
+
+
+def dtypes(workload: Workload) -> tuple[str, ...]:
+    """Return the types of the arguments, the output's last; nothing where all are float32."""
+    if isinstance(workload, QuantizedConv2d):
+        values = ("uint8",) * (2 if workload.residual else 1)
+        return (*values, "int8", "float32", "float32", "float32", "uint8", workload.output)
+    if isinstance(workload, QuantizedPool2d):
+        return ("uint8", "uint8")
+    if isinstance(workload, Elementwise):
+        read = {inner[1] for inner in _dequantized(workload.expression)}
+        kinds = ["uint8" if i in read else "float32" for i in range(len(workload.inputs))]
+        kinds.append("uint8" if workload.expression[0] == "quantize" else "float32")
+        return tuple(kinds) if "uint8" in kinds else ()
+    return ()
+
+
+def _dequantized(expression: object) -> Iterator[tuple[Any, ...]]:
+    """Yield every ("in", i) that is read as bytes."""
+    if isinstance(expression, tuple) and expression:
+        if expression[0] == "dequantize" and expression[1][0] == "in":
+            yield expression[1]
+        else:
+            for part in expression:
+                yield from _dequantized(part)
 
 
 def key(workload: Workload) -> str:
@@ -260,6 +323,8 @@ def describe(workload: Workload) -> str:
         size = f"{workload.kernel[0]}x{workload.kernel[1]}/{workload.stride[0]}"
         plane = f"{workload.out_height}x{workload.out_width}"
         tail = " + residual" if workload.residual else ""
+        if isinstance(workload, QuantizedConv2d):
+            tail += " int8"
         return f"{kind} {size} {workload.in_channels}→{workload.out_channels} @{plane}{tail}"
     if isinstance(workload, Dense):
         rows = f" @{workload.batch}" if workload.batch > 1 else ""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import KINDS, Conv2d, Dense, Mean, Pool2d, Workload, padded
+from cprune.tuner.programs.workload import KINDS, Conv2d, Dense, Mean, Pool2d, QuantizedConv2d, Workload, padded
 from cprune.tuner.search.assembly import HIDDEN
 
 Hidden = Mapping[str, float]
@@ -362,6 +362,7 @@ def _plane(w: Pool2d | Mean, k: _Knobs, machine: Machine) -> dict[str, Column]:
 
 _DERIVE: dict[type[Any], Callable[[Any, _Knobs, Machine], dict[str, Column]]] = {
     Conv2d: _conv,
+    QuantizedConv2d: _conv,
     Dense: _dense,
     Pool2d: _plane,
     Mean: _plane,

@@ -1,0 +1,34 @@
+"""Values that are rounded to the 256 steps of a byte (`fake_quantize`): bytes where the target multiplies them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cprune.compiling.lowered import Step
+from cprune.compiling.values import Conv, Linear, Lowering, Stored, Value, Values, write_bytes
+from cprune.network.node import Node
+
+BYTES = (0, 255)
+
+
+def _fake_quantize(values: Values, node: Node) -> Value | None:
+    x, scale, zero, low, high = node.args
+    if (low, high) != BYTES:
+        return None
+    step = Step(float(scale), int(zero))
+    shape = values.shape(node.name)
+    if not values.layout.dot or len(shape) not in (2, 4):
+        return values.chained(
+            node, x, lambda e: ("dequantize", ("quantize", e, step.scale, step.zero), step.scale, step.zero)
+        )
+    layer = values.pending(x, Conv) or values.pending(x, Linear)
+    if layer is not None and layer.step is None:
+        return replace(layer, step=step)
+    known = values.by_name.get(x.name)
+    if isinstance(known, Stored) and known.step == step:
+        return known
+    return write_bytes(values, node.name, values.chain(x), step)
+
+
+QUANTIZING: dict[str, Lowering] = {"fake_quantize_per_tensor_affine": _fake_quantize}
+"""The lowerings of this file, by the operators' names without the overload."""

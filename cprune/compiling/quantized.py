@@ -1,0 +1,128 @@
+"""Layers whose input is of bytes: integer weights, and every scale and zero point folded into two numbers a channel.
+
+With input bytes x, integer weights w of one scale a channel, a residual r and the output's step the kernel computes
+`rint((sums * input scale * weight scale + bias [+ (r - zero) * scale]) / output scale) + zero`, so that
+
+    scale = input scale * weight scale / output scale
+    bias  = (bias - input zero * input scale * weight scale * sum of w - residual zero * residual scale)
+            / output scale + output zero
+
+where no activation lies between.  ReLU lies there only where the output has bytes below its zero point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cprune.compiling.lowered import Step
+from cprune.targets.session import Array
+from cprune.tuner.programs.dots import DOTS
+from cprune.tuner.programs.reference import pack_bytes, pack_rows
+from cprune.tuner.programs.workload import QuantizedConv2d, padded
+
+if TYPE_CHECKING:
+    from cprune.compiling.values import Conv, Linear, Stored, Values
+
+LARGEST = 127
+"""Weights are whole numbers from -LARGEST to LARGEST: symmetric, so that no sum of them needs a zero point."""
+MIDDLE = 128
+
+
+def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers [O, …] (float64) and a scale a channel [O], so that their product is nearest to `weight`.
+
+    The largest magnitude of a channel becomes LARGEST.  The product of the two is quantized to the same again.
+    """
+    weight = weight.detach().double()
+    largest = weight.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest, 1.0) / LARGEST
+    shape = (-1, *[1] * (weight.dim() - 1))
+    return (weight / scale.reshape(shape)).round(), scale
+
+
+def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Stored | None) -> Stored:
+    """Emit a convolution of the bytes `x`; `residual` is of bytes in whole blocks as well."""
+    n, c, h, w = values.shape(conv.x)
+    outputs = padded(conv.shape[1], values.layout.block)
+    values.channels[name] = conv.shape[1]
+    workload = QuantizedConv2d(
+        n,
+        padded(c, x.block),
+        h,
+        w,
+        outputs,
+        (int(conv.weight.shape[2]), int(conv.weight.shape[3])),
+        conv.stride,
+        conv.pad,
+        conv.dilation,
+        outputs if conv.groups > 1 else 1,
+        residual is not None,
+        _activation(conv.activation, conv.step),
+        x.block,
+        values.layout.block,
+        "float32" if conv.step is None else "uint8",
+        values.layout.dot,
+    )
+    weights = _weights(values, name, conv, workload, conv.weight, x, residual)
+    reads = (x, *([residual] if residual is not None else []))
+    return values.emit(name, workload, reads, conv.shape, values.layout.block, weights, conv.layers, conv.step)
+
+
+def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored:
+    """Emit a linear layer of the bytes `x` as a convolution of one pixel."""
+    *rows, k = values.shape(linear.x)
+    block = values.layout.block
+    workload = QuantizedConv2d(
+        prod(rows), padded(k, block), 1, 1, padded(linear.shape[-1], block), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1,
+        False, _activation(linear.activation, linear.step), block, block,
+        "float32" if linear.step is None else "uint8", values.layout.dot,
+    )  # fmt: skip
+    weights = _weights(values, name, linear, workload, linear.weight[:, :, None, None], x, None)
+    return values.emit(name, workload, (x,), linear.shape, block, weights, linear.layers, linear.step)
+
+
+def _activation(name: str, step: Step | None) -> str:
+    """Return the activation that is left to compute where bytes end at the values of this step."""
+    cut = step is not None and step.zero == 0 and (name == "relu" or (name == "relu6" and 255 * step.scale < 6.001))
+    return "none" if cut else name
+
+
+def _weights(
+    values: Values,
+    name: str,
+    layer: Conv | Linear,
+    workload: QuantizedConv2d,
+    weight: Tensor,
+    x: Stored,
+    residual: Stored | None,
+) -> tuple[str, ...]:
+    assert x.step is not None
+    whole, weight_scale = quantized_weight(weight)
+    scale = x.step.scale * weight_scale
+    middle = MIDDLE if DOTS[workload.dot].signed and not workload.depthwise else 0
+    bias = layer.bias.detach().double() + scale * (middle - x.step.zero) * whole.flatten(1).sum(1)
+    added = 0.0
+    if residual is not None:
+        assert residual.step is not None
+        added = residual.step.scale
+        bias = bias - residual.step.zero * added
+    step = layer.step or Step(1.0, 0)
+    if workload.output == "uint8" and workload.activation == "none":
+        scale, bias, added = scale / step.scale, bias / step.scale + step.zero, added / step.scale
+    block = workload.out_block
+    arrays: Mapping[str, Array] = {
+        "weight": pack_bytes(whole, workload),
+        "scale": pack_rows(scale.float(), block),
+        "bias": pack_rows(bias.float(), block),
+        "numbers": np.array([added, 1.0 / step.scale, step.zero], np.float32),
+        "zero": np.array([x.step.zero], np.uint8),
+    }
+    names = tuple(f"{layer.layers[0]}.{part}@{name}" for part in arrays)
+    values.weights.update(zip(names, arrays.values(), strict=True))
+    return names

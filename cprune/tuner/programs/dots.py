@@ -1,0 +1,151 @@
+"""Instructions that multiply bytes: four products of uint8 and int8 added to each int32 lane of a register.
+
+TIR has no words for them, so each is a few lines of LLVM's language that ride along with a program and are inlined
+there.  LLVM ends the whole process, with no exception, where a processor lacks an instruction: ask `of_target` first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from cprune.targets.target import Target
+
+WORDS = 4
+"""Bytes that one lane takes at a time."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """An instruction: LLVM's name, its int32 lanes, the processors' features that bring it (one is enough).
+
+    `signed` says that it takes both factors as int8: bytes are moved by 128 in a register then, and the caller adds
+    128 times the sum of a channel's weights.  `bytes_typed`: its factors are vectors of bytes, not of words.
+    """
+
+    intrinsic: str
+    lanes: int
+    features: tuple[str, ...]
+    signed: bool = False
+    bytes_typed: bool = False
+
+    def text(self, name: str, lanes: int) -> str:
+        """Return LLVM's text of `name(<lanes x i32> sums, i32 four bytes, <4 lanes x i8> weights)`."""
+        own, words, factor = self.lanes, f"<{self.lanes} x i32>", f"<{4 * self.lanes} x i8>"
+        given = factor if self.bytes_typed else words
+        lines = [
+            f"declare {words} @{self.intrinsic}({words}, {given}, {given})",
+            f"define linkonce_odr <{lanes} x i32> @{name}(<{lanes} x i32> %c, i32 %a, <{4 * lanes} x i8> %b) "
+            "alwaysinline nounwind {",
+            f"  %a0 = xor i32 %a, {-2139062144 if self.signed else 0}",
+            f"  %a1 = insertelement {words} poison, i32 %a0, i64 0",
+            f"  %aw = shufflevector {words} %a1, {words} poison, {words} zeroinitializer",
+            f"  %ab = bitcast {words} %aw to {factor}",
+        ]
+        parts = []
+        for i in range(lanes // own):
+            lines += [
+                f"  %c{i} = shufflevector <{lanes} x i32> %c, <{lanes} x i32> poison, {_mask(own, i * own)}",
+                f"  %b{i} = shufflevector <{4 * lanes} x i8> %b, <{4 * lanes} x i8> poison, "
+                f"{_mask(4 * own, 4 * i * own)}",
+                f"  %w{i} = bitcast {factor} %b{i} to {given}",
+                f"  %r{i} = call {words} @{self.intrinsic}({words} %c{i}, {given} "
+                f"{'%ab' if self.bytes_typed else '%aw'}, {given} %w{i})",
+            ]
+            parts.append((f"%r{i}", own))
+        while len(parts) > 1:  # two neighbours become one vector of twice the lanes
+            joined = []
+            for (left, size), (right, _) in zip(parts[::2], parts[1::2], strict=True):
+                both = f"{left}_{right[1:]}"
+                kind = f"<{size} x i32>"
+                lines.append(f"  {both} = shufflevector {kind} {left}, {kind} {right}, {_mask(2 * size, 0)}")
+                joined.append((both, 2 * size))
+            parts = joined
+        return "\n".join([*lines, f"  ret <{lanes} x i32> {parts[0][0]}", "}", ""])
+
+
+def _mask(count: int, start: int) -> str:
+    return f"<{count} x i32> <" + ", ".join(f"i32 {start + i}" for i in range(count)) + ">"
+
+
+DOTS = {
+    "vnni512": Dot("llvm.x86.avx512.vpdpbusd.512", 16, ("avx512vnni",)),
+    "vnni256": Dot("llvm.x86.avx512.vpdpbusd.256", 8, ("avxvnni", "avx512vnni")),
+    "usdot": Dot("llvm.aarch64.neon.usdot.v4i32.v16i8", 4, ("i8mm",), bytes_typed=True),
+    "sdot": Dot("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, ("dotprod",), signed=True, bytes_typed=True),
+}
+"""The instructions by name, the better of two that a processor has first.
+
+The x86 text is the form of LLVM before version 22, whose newer ones bring it up to date themselves.
+"""
+
+
+def of_target(target: Target) -> str:
+    """Return the name of the instruction that a target's programs multiply bytes with; "" where it has none."""
+    return _of(target.compiler, target.vector)
+
+
+@cache
+def _of(compiler: str, vector: int) -> str:
+    import tvm
+
+    known = tvm.target.Target(json.loads(compiler))
+    has = tvm.target.codegen.target_has_features
+    for name, dot in DOTS.items():
+        if dot.lanes <= vector and any(has(feature, known) for feature in dot.features):
+            return name
+    return ""
+
+
+@cache
+def intrinsic(name: str, lanes: int) -> tuple[str, str]:
+    """Return the name of TVM's tensor intrinsic for `lanes` sums in registers, and the LLVM text that it calls.
+
+    It matches `sums[lane] += int32(bytes[k]) * int32(weights[lane, k])` for k below WORDS.
+    """
+    from tvm.s_tir import TensorIntrin
+
+    called = f"cprune_{name}_{lanes}"
+    TensorIntrin.register(called, *_functions(called, lanes), override=True)
+    return called, DOTS[name].text(called, lanes)
+
+
+def _functions(called: str, lanes: int) -> tuple[Any, Any]:
+    """Return what the intrinsic computes, and how."""
+    from tvm.script import tirx as T
+
+    words, factors = f"int32x{lanes}", f"int8x{WORDS * lanes}"
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def wanted(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (4,), "uint8", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 4), "int8", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 4):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def given(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (4,), "uint8", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 4), "int8", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = T.call_extern(
+                words,
+                called,
+                C.vload([0], words),
+                T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"),
+                B.vload([0, 0], factors),
+            )
+
+    return wanted, given

@@ -1,0 +1,96 @@
+"""The sketch of a convolution of bytes (`QuantizedConv2d`), and the maximum over windows of bytes.
+
+The loops are those of a float convolution (`conv.py`); a tile of int32 sums stays in vector registers while `dots.py`'s
+instruction walks the whole reduction, and the sums become bytes again on the way out.  A depthwise convolution leaves
+the instruction to LLVM, which multiplies pairs of 16-bit numbers.
+
+Georganas et al. (2018) for the tile; int8 kernels in this form: the convolutions of oneDNN and of Jain et al.,
+"Efficient execution of quantized deep learning models" (2020), section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te, tirx
+
+from cprune.tuner.programs import dots, smooth
+from cprune.tuner.programs.conv import pad_plane, parallel_pad, tiled
+from cprune.tuner.programs.space import Candidate
+from cprune.tuner.programs.workload import QuantizedConv2d, dtypes
+
+LOWEST, HIGHEST = 0, 255
+
+
+def computation(w: QuantizedConv2d) -> list[Any]:
+    """Return the arguments and the output of the convolution as TVM's expressions."""
+    names = ["x", *(["residual"] if w.residual else []), "weight", "scale", "bias", "numbers", "zero"]
+    *shapes, shape = w.arguments()
+    given = {
+        name: te.placeholder(size, kind, name=name)
+        for name, size, kind in zip(names, shapes, dtypes(w)[:-1], strict=True)
+    }
+    x, weight = pad_plane(given["x"], w.pad, given["zero"](0)), given["weight"]
+    (sh, sw), (dh, dw) = w.stride, w.dilation
+    kh, kw = te.reduce_axis((0, w.kernel[0]), "kh"), te.reduce_axis((0, w.kernel[1]), "kw")
+    ic = te.reduce_axis((0, w.in_channels // w.in_block), "ic")
+    four = te.reduce_axis((0, w.in_block // dots.WORDS), "four")
+    k = te.reduce_axis((0, dots.WORDS), "k")
+
+    def each(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        read = x(n, c, y * sh + kh * dh, z * sw + kw * dw, b)
+        return te.sum(read.astype("int32") * weight(c, kh, kw, b).astype("int32"), axis=[kh, kw])
+
+    def all_of(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        read = x(n, ic, y * sh + kh * dh, z * sw + kw * dw, four * dots.WORDS + k)
+        factor = weight(c, ic, kh, kw, four, b, k)
+        return te.sum(read.astype("int32") * factor.astype("int32"), axis=[ic, kh, kw, four, k])
+
+    sums = te.compute(shape, each if w.depthwise else all_of, name="conv")
+
+    def finish(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        value = sums(n, c, y, z, b).astype("float32") * given["scale"](c, b) + given["bias"](c, b)
+        if w.residual:
+            value = value + given["residual"](n, c, y, z, b).astype("float32") * given["numbers"](0)
+        value = smooth.ACTIVATIONS[w.activation](value)
+        if w.output == "float32":
+            return value
+        if w.activation != "none":
+            value = value * given["numbers"](1) + given["numbers"](2)
+        return to_byte(value)
+
+    return [*given.values(), te.compute(shape, finish, name="out")]
+
+
+def to_byte(value: Any) -> Any:
+    """Return a float32 expression rounded half to even and cut to 0 … 255."""
+    whole = tirx.call_llvm_pure_intrin("int32", "llvm.lrint", value)  # cut as a float it takes two instructions more
+    return tirx.max(tirx.min(whole, tirx.const(HIGHEST, "int32")), tirx.const(LOWEST, "int32")).astype("uint8")
+
+
+def schedule(s: Any, w: QuantizedConv2d, knobs: Candidate) -> None:
+    """Schedule `computation`."""
+    piece, inner = tiled(s, knobs)
+    conv = s.get_sblock("conv")
+    s.compute_at(conv, inner, preserve_unit_loops=True)
+    s.set_scope(conv, 0, "local")
+    reductions = 2 if w.depthwise else 5
+    loops = s.get_loops(conv)
+    *spatial, lanes = loops[-reductions - 5 : -reductions]
+    reduced = loops[-reductions:]
+    if w.depthwise:
+        s.reorder(*reduced, *spatial, lanes)
+    else:
+        s.reorder(*reduced[:-1], *spatial, lanes, reduced[-1])
+    for loop in (*spatial, *(reduced if w.depthwise else ())):
+        s.unroll(loop)
+    if w.depthwise:
+        s.vectorize(lanes)
+    start = s.decompose_reduction(conv, reduced[0])
+    parallel_pad(s, knobs, piece, vectorized=True)
+    if w.depthwise:
+        return
+    s.vectorize(s.get_loops(start)[-1])
+    name, text = dots.intrinsic(w.dot, w.out_block)
+    s.tensorize(lanes, name)  # the last step: a pad stage cannot be moved any more after it
+    s.annotate(s.get_loops(s.get_sblock("out"))[0], "pragma_import_llvm", text)
