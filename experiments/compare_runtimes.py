@@ -53,7 +53,7 @@ def main() -> None:
         if given.json:
             print(json.dumps(benchmark.to_dict()), flush=True)
         ms = {runtime: latency.median for runtime, latency in benchmark.latency_ms.items()}
-        ratio = benchmark.tvm_over_onnxruntime
+        ratio = benchmark.tvm_over["onnxruntime"]
         rows.append(ratio.median)
         print(
             f"{model:36} tvm {ms['tvm']:8.3f} ms  onnxruntime {ms['onnxruntime']:8.3f} ms  "

@@ -131,6 +131,12 @@ def test_an_accuracy_that_is_none_is_refused(value: str, capsys: pytest.CaptureF
     assert "0.7" in refused(capsys, "run", f"--min-acc={value}")
 
 
+def test_points_that_are_written_as_a_share_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, "run", "--max-drop", "1.0")
+    assert "100% of the accuracy" in told
+    assert "One point is 1%" in told
+
+
 def test_two_limits_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exclude each other" in refused(capsys, "run", "--min-acc", "0.9", "--max-drop", "1%")
 
@@ -247,10 +253,13 @@ def test_a_bar_is_gone_before_the_message_of_an_error(monkeypatch: pytest.Monkey
 
 
 def test_a_model_that_onnxruntime_does_not_run_ends_its_process(tmp_path: Path) -> None:
-    from cprune.commands import onnxruntime_process
+    from cprune.commands import rivals
 
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(BrokenWorld, match="does not run the exported model"), onnxruntime_process.started(tmp_path, 1):
+    with (
+        pytest.raises(BrokenWorld, match="does not run the exported model"),
+        rivals.started("onnxruntime", tmp_path, 1),
+    ):
         pass
 
 

@@ -73,16 +73,19 @@ def bench(
     options: ModelOptions,
     trials: Trials = None,
     rounds: Annotated[int, typer.Option(help="interleaved rounds")] = 30,
+    int8: Annotated[bool, typer.Option("--int8", help="also in 8-bit integers, and OpenVINO in bf16")] = False,
     as_json: Json = False,
 ) -> None:
-    """Time the tuned model against ONNX Runtime and PyTorch: in turns, same threads, with intervals.
+    """Time the tuned model against ONNX Runtime, PyTorch and, where it is installed, OpenVINO.
+
+    They take turns with the same number of threads; medians have intervals.
 
     MODEL may be a run folder: then the pruned model is timed.
     """
     from cprune.commands import bench
 
     with show.progress() as progress:
-        benchmark = bench.bench(options.request(trials=trials), rounds, progress)
+        benchmark = bench.bench(options.request(trials=trials), rounds, progress, int8)
     show.answer(benchmark, show.benchmark, as_json)
 
 

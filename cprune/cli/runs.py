@@ -55,7 +55,7 @@ def run(
     min_acc: Annotated[
         str | None, typer.Option(help="accuracy to keep on the images of the report: 0.7 or 70%")
     ] = None,
-    max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost, default 1%")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="accuracy that may be lost: 1% (default) is one point")] = None,
     confidence: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +89,10 @@ def run(
     train_time: Annotated[
         str | None, typer.Option(help="training in all, 20m say; default: what suits model, data and machine")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="of the pruned model: fp32 (default), or int8, whose loss of accuracy counts with pruning's"),
+    ] = None,
     importance: Annotated[
         str | None,
         typer.Option(help="which channels matter: elimination, l1, l2, fpgm, taylor or random"),
@@ -118,14 +122,14 @@ def run(
     what can be had.  Ctrl-C leaves a run that `cprune resume DIR` goes on with.
     """
     from cprune import api
-    from cprune.method.settings import share
+    from cprune.method.settings import drop, share
 
     if min_acc is not None and max_drop is not None:
         raise UserError("--min-acc and --max-drop exclude each other", "Give one of them.")
     settings = settings_of(
         toml_values(config) if config else {},
         min_acc=share(min_acc) if min_acc is not None else None,
-        max_drop=share(max_drop) if max_drop is not None else None,
+        max_drop=drop(max_drop) if max_drop is not None else None,
         confidence=share(confidence) if confidence is not None else None,
         max_latency_ms=milliseconds(max_latency) if max_latency is not None else None,
         speedup=times(speedup) if speedup is not None else None,
@@ -135,6 +139,7 @@ def run(
         seed=options.seed,
         importance=importance,
         method=method,
+        precision=precision,
         estimate=estimate,
         train_time_s=duration(train_time) if train_time is not None else None,
         max_steps=max_steps,

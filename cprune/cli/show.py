@@ -159,10 +159,13 @@ def checked(result: Checked) -> None:
 
 def benchmark(result: Benchmark) -> None:
     """Print what `cprune bench` measured as a table."""
-    rows = table("runtime", "layout", "median ms", "95 % interval")
+    rows = table("runtime", "precision", "layout", "median ms", "95 % interval", "tuned TVM takes")
     for runtime, ms in result.latency_ms.items():
-        rows.add_row(runtime, result.layouts[runtime], f"{ms.median:.3f}", f"{ms.low:.3f} – {ms.high:.3f}")
-    ratio, load = result.tvm_over_onnxruntime, result.tvm_under_load
+        name, _, bits = runtime.partition(" ")
+        over = f"{result.tvm_over[runtime].median:.2f}" if runtime in result.tvm_over else ""
+        interval = f"{ms.low:.3f} – {ms.high:.3f}"
+        rows.add_row(name, bits or "fp32", result.layouts[runtime], f"{ms.median:.3f}", interval, over)
+    ratio, load = result.tvm_over["onnxruntime"], result.tvm_under_load
     on_output(
         rows,
         f"{result.model}, batch {result.batch}, {result.threads} threads: tuned TVM takes {ratio.median:.2f} "

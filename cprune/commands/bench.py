@@ -1,21 +1,23 @@
-"""`cprune bench`: the tuned model against ONNX Runtime and PyTorch, in turns, with the same number of threads.
+"""`cprune bench`: the tuned model against ONNX Runtime, OpenVINO and PyTorch, in turns, with as many threads.
 
-ONNX Runtime runs as its users run it: the exported graph, all graph optimisations (its default), its own layouts,
-`intra_op_num_threads` set, in a process without PyTorch.  PyTorch runs traced and frozen, under `inference_mode`.
-Every runtime gets the same input and is called from Python; they take turns round by round with a pause between them
-and a warm-up in every turn, because one's spinning threads would otherwise disturb the next.
+Each runs as its users run it.  ONNX Runtime: the exported graph, all graph optimisations (its default), its own
+layouts, `intra_op_num_threads` set, in a process without PyTorch; int8 as its own static quantization writes it.
+OpenVINO, where it is installed: the same two files, the hint for latency, `INFERENCE_NUM_THREADS` set, in a process of
+its own.  PyTorch runs traced and frozen, under `inference_mode`.  Every runtime gets the same input and is called from
+Python; they take turns round by round with a pause between them and a warm-up in every turn, because one's spinning
+threads would otherwise disturb the next.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cprune.commands import onnxruntime_process
-from cprune.commands.onnxruntime_process import RUN_S, SETTLE_S, OnnxRuntime, seconds_a_call
+from cprune.commands import rivals
 from cprune.commands.request import Request
-from cprune.compiling.tuned import tune
-from cprune.network.difference import COMPILED_TOLERANCE
+from cprune.commands.rivals import RUN_S, SETTLE_S, Rival, seconds_a_call
+from cprune.compiling.tuned import tolerance, tune
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
@@ -36,11 +37,16 @@ from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.interval import Interval, interval
 from cprune.targets.measure import Sustained, sustained
 from cprune.targets.session import Array, Failure, Session
+from cprune.training.quantize import quantized
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Latency and layout by runtime, tuned TVM's latency over ONNX Runtime's, and TVM's under load."""
+    """Latency and layout by runtime, tuned TVM's latency over each other's of its precision, and TVM's under load.
+
+    A runtime that computes in something else than fp32 is called with it: "tvm int8", "openvino bf16" (which is
+    compared with TVM's fp32).
+    """
 
     model: str
     target: str
@@ -49,14 +55,15 @@ class Benchmark:
     batch: int
     rounds: int
     latency_ms: Mapping[str, Interval]
-    tvm_over_onnxruntime: Interval
+    tvm_over: Mapping[str, Interval]
     tvm_under_load: Sustained
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `cprune bench --json` prints."""
         rows = [
-            {"runtime": runtime, "median_ms": ms.median, "low_ms": ms.low, "high_ms": ms.high}
+            {"runtime": name, "precision": bits or "fp32", "median_ms": ms.median, "low_ms": ms.low, "high_ms": ms.high}
             for runtime, ms in self.latency_ms.items()
+            for name, _, bits in (runtime.partition(" "),)
         ]
         return {
             "model": self.model,
@@ -66,16 +73,18 @@ class Benchmark:
             "batch": self.batch,
             "rounds": self.rounds,
             "rows": rows,
-            "tvm_over_onnxruntime": self.tvm_over_onnxruntime.to_dict(),
+            "tvm_over_onnxruntime": self.tvm_over["onnxruntime"].to_dict(),
+            "tvm_over": {runtime: ratio.to_dict() for runtime, ratio in self.tvm_over.items()},
             "tvm_under_load": asdict(self.tvm_under_load),
         }
 
 
-def bench(request: Request, rounds: int, progress: Progress) -> Benchmark:
-    """Time the tuned model and its two rivals in turns, `rounds` of them.
+def bench(request: Request, rounds: int, progress: Progress, int8: bool = False) -> Benchmark:
+    """Time the tuned model and its rivals in turns, `rounds` of them; with `int8` also in integers.
 
-    The pruned model of a run is tuned with the run's own records.  Raises UserError for another machine than this one,
-    BrokenWorld where a runtime does not run the model or computes something else.
+    The pruned model of a run is tuned with the run's own records.  Integers are calibrated on the example input: the
+    latency does not depend on it.  Raises UserError for another machine than this one, BrokenWorld where a runtime does
+    not run the model or computes something else.
     """
     target = request.target
     if target.transport != "local":
@@ -88,28 +97,36 @@ def bench(request: Request, rounds: int, progress: Progress) -> Benchmark:
     opened = request.opened()
     network, inputs = opened.network, opened.example_inputs
     torch.set_num_threads(target.threads)
-    with _onnxruntime(network, inputs, target.threads) as onnxruntime, request.tuner(progress) as (session, tuner):
-        tuned = tune(network, inputs, tuner, request.settings.trials, progress)
-        output = tuned.load(session, "model")[0]
+    with _rivals(network, inputs, target.threads, int8) as others, request.tuner(progress) as (session, tuner):
+        models = {"tvm": network, **({"tvm int8": quantized(network, [inputs])} if int8 else {})}
+        tuned = {name: tune(each, inputs, tuner, request.settings.trials, progress) for name, each in models.items()}
+        outputs = {name: each.load(session, name)[0] for name, each in tuned.items()}
         pytorch = _pytorch(network, inputs)
-        _must_agree("ONNX Runtime", onnxruntime.output, output)
-        _must_agree("PyTorch", pytorch(), output)
-        timers = {
-            "tvm": lambda: _tvm_seconds(session, "model", tuned.arrays),
-            "onnxruntime": onnxruntime.timed,
+        for name, rival in others.items():
+            if name in ("onnxruntime", "openvino"):
+                _must_agree(name, rival.output, outputs["tvm"], network)
+        _must_agree("PyTorch", pytorch(), outputs["tvm"], network)
+        timers: dict[str, Callable[[], float]] = {
+            **{name: partial(_tvm_seconds, session, name, tuned[name].arrays) for name in tuned},
+            **{name: rival.timed for name, rival in others.items()},
             "pytorch": lambda: seconds_a_call(pytorch),
         }
         seconds = _in_turns(timers, rounds, progress)
-        load = sustained(session, "model", tuned.arrays)
+        load = sustained(session, "tvm", tuned["tvm"].arrays)
+    blocks = {name: f"NCHW{each.lowered.layout.block}c" for name, each in tuned.items()}
     return Benchmark(
         opened.name,
         target.name,
         target.threads,
-        {"tvm": f"NCHW{tuned.lowered.layout.block}c", "onnxruntime": "its own", "pytorch": "NCHW"},
+        {**dict.fromkeys(others, "its own"), **blocks, "pytorch": "NCHW"},
         int(inputs[0].shape[0]),
         rounds,
         {runtime: interval([1e3 * s for s in runs]) for runtime, runs in seconds.items()},
-        interval([t / o for t, o in zip(seconds["tvm"], seconds["onnxruntime"], strict=True)]),
+        {
+            name: interval([t / o for t, o in zip(seconds[own], seconds[name], strict=True)])
+            for name in (*others, "pytorch")
+            for own in ("tvm int8" if name.endswith("int8") else "tvm",)
+        },
         load,
     )
 
@@ -120,7 +137,7 @@ def _in_turns(timers: Mapping[str, Callable[[], float]], rounds: int, progress: 
     progress.start("timing in turns", rounds)
     for index in range(rounds):
         for runtime in list(timers) if index % 2 else list(reversed(list(timers))):
-            if runtime != "onnxruntime":  # it pauses by itself
+            if runtime.startswith(("tvm", "pytorch")):  # the others pause by themselves
                 time.sleep(SETTLE_S)
             runs[runtime].append(timers[runtime]())
         progress.advance()
@@ -136,12 +153,13 @@ def _tvm_seconds(session: Session, key: str, arrays: list[Array]) -> float:
 
 
 @contextmanager
-def _onnxruntime(network: Network, inputs: tuple[Tensor, ...], threads: int) -> Iterator[OnnxRuntime]:
-    """Export the model and run it in ONNX Runtime until the block ends."""
-    missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+def _rivals(network: Network, inputs: tuple[Tensor, ...], threads: int, int8: bool) -> Iterator[dict[str, Rival]]:
+    """Export the model and run it in the other runtimes until the block ends."""
+    missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if not rivals.installed(name)]
     if missing:
         raise UserError(f"cprune bench needs {', '.join(missing)}", "Type: pip install 'cprune[bench]'")
-    with tempfile.TemporaryDirectory(prefix="cprune-bench-") as name:
+    known = [name for name in rivals.OPENERS if rivals.installed(name.partition(" ")[0])]
+    with tempfile.TemporaryDirectory(prefix="cprune-bench-") as name, ExitStack() as running:
         folder = Path(name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -149,8 +167,14 @@ def _onnxruntime(network: Network, inputs: tuple[Tensor, ...], threads: int) -> 
             torch.onnx.export(network.eval(), inputs, folder / "model.onnx", dynamo=True, verbose=False)
         for index, x in enumerate(inputs):
             np.save(folder / f"{index}.npy", x.numpy())
-        with onnxruntime_process.started(folder, threads) as running:
-            yield running
+        if int8:
+            logging.getLogger().setLevel(logging.ERROR)
+            rivals.write_int8(folder)
+        yield {
+            runtime: running.enter_context(rivals.started(runtime, folder, threads))
+            for runtime in known
+            if int8 or " " not in runtime
+        }
 
 
 def _pytorch(network: Network, inputs: tuple[Tensor, ...]) -> Callable[[], Array]:
@@ -166,7 +190,7 @@ def _pytorch(network: Network, inputs: tuple[Tensor, ...]) -> Callable[[], Array
     return call
 
 
-def _must_agree(runtime: str, theirs: Array, output: Array) -> None:
+def _must_agree(runtime: str, theirs: Array, output: Array, network: Network) -> None:
     share = apart(output, theirs)
-    if share > COMPILED_TOLERANCE:
+    if share > tolerance(network):
         raise BrokenWorld(f"tuned TVM and {runtime} differ by {share:.3g} of the output's magnitude")

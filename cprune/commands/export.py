@@ -22,12 +22,12 @@ from cprune.compiling import deploy
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
-from cprune.compiling.tuned import opened_tuner, tune
+from cprune.compiling.tuned import opened_tuner, precision, tune
 from cprune.method.settings import Settings
 from cprune.models.formats.write import save
 from cprune.models.source import of_run
 from cprune.network import saving
-from cprune.network.difference import COMPILED_TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, QUANTIZED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
 from cprune.progress import Progress
@@ -156,13 +156,15 @@ def _of_run(
             tuned = tune(network, example, tuner, settings.trials, progress)
             lowered, device, model = tuned.lowered, tuner.target, tuned.compiled()
     progress.say("compiling")
-    deploy.write(out, config["model"], lowered, model, device, example_of(network, shapes), {"run": run.path.name})
+    about = {"run": run.path.name, "precision": precision(network)}
+    deploy.write(out, config["model"], lowered, model, device, example_of(network, shapes), about)
     return config["model"], device
 
 
 def _again(network: Network, shapes: Sequence[Shape], stored: Mapping[str, Any], path: Path) -> tuple[Lowered, Model]:
     try:
-        layout = Layout(int(stored["layout"]["block"]), tuple(map(int, stored["layout"]["narrow"])))
+        said = stored["layout"]
+        layout = Layout(int(said["block"]), tuple(map(int, said["narrow"])), str(said.get("dot", "")))
         lowered = lower(network, [torch.zeros(shape) for shape in shapes], layout)
         programs = {task: Candidate.parse(text) for task, text in stored["programs"].items()}
         return lowered, relax_model(lowered, {task.key: programs[task.key] for task in lowered.tasks()})
@@ -230,7 +232,8 @@ def verify(bundle: Path, target: Target | None, tracker: str, progress: Progress
     else:
         outputs, latency_ms, cpu = _there(bundle, device, weights, example, progress)
     apart = difference(outputs, example.outputs)
-    return Verified(apart <= COMPILED_TOLERANCE, facts["model"], device.name, cpu, apart, latency_ms)
+    tolerance = QUANTIZED_TOLERANCE if facts.get("precision") == "int8" else COMPILED_TOLERANCE
+    return Verified(apart <= tolerance, facts["model"], device.name, cpu, apart, latency_ms)
 
 
 def _here(bundle: Path, target: Target, example: deploy.Example) -> tuple[Sequence[Array], Interval, str]:

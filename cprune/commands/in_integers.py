@@ -19,7 +19,7 @@ from cprune.training.accuracy import paired
 from cprune.training.quantize import quantized
 from cprune.tuner.programs.dots import of_target
 
-IMAGES, BATCH = 512, 128
+IMAGES, BATCH = 512, 64
 """Training images that the ranges of values come from."""
 
 

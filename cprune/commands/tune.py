@@ -12,12 +12,11 @@ from cprune.commands.in_integers import Integers, in_integers
 from cprune.commands.request import Request
 from cprune.compiling import deploy
 from cprune.compiling.tuned import tune as tuned_model
+from cprune.method.settings import PRECISIONS
 from cprune.progress import Progress
 from cprune.targets.errors import unknown
 from cprune.targets.interval import Interval
 from cprune.targets.measure import compare
-
-PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def keep_programs(path: Path, lowered: Lowered, programs: Mapping[str, Candidate
         "format": 1,
         "target": target.to_dict(),
         "inputs": [list(shape) for _, shape in lowered.inputs],
-        "layout": {"block": lowered.layout.block, "narrow": list(lowered.layout.narrow)},
+        "layout": {"block": lowered.layout.block, "narrow": list(lowered.layout.narrow), "dot": lowered.layout.dot},
         "programs": {task.key: programs[task.key].text() for task in lowered.tasks()},
     }
     write_json(path, stored)

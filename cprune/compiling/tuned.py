@@ -104,6 +104,11 @@ def is_quantized(network: Network) -> bool:
     return any(operator_name(node) in QUANTIZING for node in network.nodes)
 
 
+def precision(network: Network) -> str:
+    """Return "int8" for a network that rounds values to bytes, "fp32" for any other."""
+    return "int8" if is_quantized(network) else "fp32"
+
+
 def tolerance(network: Network) -> float:
     """Return how far a compiled model may be from PyTorch."""
     return QUANTIZED_TOLERANCE if is_quantized(network) else COMPILED_TOLERANCE
@@ -153,7 +158,7 @@ def choose_layout(
 
     A quantized network has whole blocks where the target multiplies bytes.
     """
-    if layout is None and is_quantized(network) and of_target(tuner.target):
+    if is_quantized(network) and of_target(tuner.target):
         return Layout(max(BYTES, tuner.target.vector), dot=of_target(tuner.target))
     if layout is None:
         layout = Layout(choose_block(network, example, tuner, trials, progress))

@@ -215,10 +215,14 @@ class Values:
             value = self.by_name[ref.name] = self._written(ref.name, value, block)
         return value
 
-    def quantized(self, ref: Ref, block: int) -> Stored | None:
-        """Return the value in memory if it is of bytes in this block."""
-        value = self.in_memory(ref, None)
-        return value if value.step is not None and value.block == block else None
+    def quantized(self, ref: Ref, *, whole: bool = True) -> Stored | None:
+        """Return the value in memory if it is of bytes; with `whole` only in whole blocks, not an image's."""
+        value = self.in_memory(ref, None) if self.layout.dot else None
+        return (
+            value
+            if value is not None and value.step is not None and (value.block == self.layout.block or not whole)
+            else None
+        )
 
     def emit(
         self,
@@ -283,8 +287,8 @@ class Values:
 
     def _written_conv(self, name: str, conv: Conv) -> Stored:
         n, c, h, w = self.shape(conv.x)
-        x = self.quantized(Ref(conv.x), (c <= PLAIN_INPUT_CHANNELS and PLAIN_INPUT_CHANNELS) or self.layout.block)
-        added = self.quantized(Ref(conv.residual), self.layout.block) if conv.residual else None
+        x = self.quantized(Ref(conv.x), whole=conv.groups > 1)
+        added = self.quantized(Ref(conv.residual)) if conv.residual else None
         if x is not None and (added is not None or not conv.residual):
             return quantized.write_conv(self, name, conv, x, added)
         if conv.step is not None:
@@ -323,7 +327,7 @@ class Values:
         return write_bytes(self, name, chain, step)
 
     def _written_linear(self, name: str, linear: Linear) -> Stored:
-        x = self.quantized(Ref(linear.x), self.layout.block)
+        x = self.quantized(Ref(linear.x))
         if x is not None:
             return quantized.write_linear(self, name, linear, x)
         if linear.step is not None:

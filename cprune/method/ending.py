@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from cprune.runs.limits import Limited
 from cprune.targets.interval import Comparison
 
 WAITS, WAIT_S = 8, 15.0
+WHOLE = -1  # what the unpruned model in integers is called in the journal
 SLOWER = 1.1
 
 
@@ -47,8 +49,8 @@ class Outcome:
 
     @property
     def network(self) -> Network:
-        """Return the final model."""
-        return self.choice.network
+        """Return the final model, as it is compiled."""
+        return self.after.tuned.network
 
 
 def finish(run: RunState, current: Version) -> Outcome:
@@ -62,8 +64,9 @@ def finish(run: RunState, current: Version) -> Outcome:
     run.progress.say(f"accuracy {choice.accuracy:.2%} on the images of the report ({run.start.required:.2%} asked for)")
     before = after = run.tune(run.first, run.layout, settings.trials, text="tuning, unpruned")
     if choice.index is not None:
-        layout = run.choose_layout(choice.network, run.layout, siblings)
-        after = run.tune(choice.network, layout, settings.trials, siblings, "tuning, pruned", "final")
+        network = run.deployed(choice.network)
+        layout = run.choose_layout(network, run.layout, siblings)
+        after = run.tune(network, layout, settings.trials, siblings, "tuning, pruned", "final")
     run.load("before", before)
     if after is not before:
         run.load("after", after)
@@ -86,7 +89,10 @@ def finish(run: RunState, current: Version) -> Outcome:
         {name: round(value, 1) for name, value in run.cost.now().items()},
         {verdict: run.history.count(verdict) for verdict in ("accepted", "rejected", "excluded")},
         _notes(run, choice, limits),
-        forecasts(run.history.steps, choice.index, comparison.ratio.median),
+        # What was forecast is of models in fp32.
+        forecasts(
+            run.history.steps, choice.index if after.tuned.network is choice.network else None, comparison.ratio.median
+        ),
         limits,
     )
     run.happened(Final(outcome.status, choice.accuracy))
@@ -114,10 +120,18 @@ def _at_full_speed(run: RunState, new: str) -> Comparison:
 
 
 def _contenders(run: RunState) -> list[Contender]:
-    """Train the last accepted model long; return all accepted ones, slowest first, as far trained as each is."""
+    """Train the last accepted model long; return all accepted ones, slowest first, as far trained as each is.
+
+    In integers the whole model is the first of them.
+    """
     if run.history.last is not None:
         run.long_trained(run.history.last)
     contenders = []
+    if run.settings.precision != "fp32":
+        look = run.look(deepcopy(run.first), "decide")
+        loss = run.loss(look, "decide")
+        name = f"the whole model in {run.settings.precision}"
+        contenders.append(Contender(WHOLE, name, look.accuracy, partial(deepcopy, run.first), loss))
     for step in run.history.accepted:
         trained = run.history.trained.get(step.index)
         decided = trained.accuracy if trained else step.accuracy or 0.0
@@ -129,7 +143,7 @@ def _contenders(run: RunState) -> list[Contender]:
 
 
 def _status(run: RunState, choice: Choice) -> Status:
-    if choice.index is None:
+    if choice.index in (None, WHOLE):
         return "unpruned"
     return "pruned" if choice.index == run.history.last else "stepped-back"
 

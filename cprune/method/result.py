@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from cprune.compiling.tuned import precision
 from cprune.method.ending import Outcome
 from cprune.method.plan import widths
 from cprune.method.settings import Settings
@@ -30,6 +31,7 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
         "status": outcome.status,
         "model": config["model"],
         "target": config["target"]["name"],
+        "precision": {"before": "fp32", "after": precision(outcome.network)},
         "accuracy": {
             "required": outcome.start.required,
             "before": outcome.start.report,

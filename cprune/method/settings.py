@@ -64,6 +64,7 @@ class Settings:
     beta: float = 0.99
     importance: str | None = None
     method: str = "tables"
+    precision: str = "fp32"
     estimate: bool = False
     train_time_s: float | None = None
     one_shot_share: float = 0.5
@@ -107,6 +108,8 @@ class Settings:
             raise UserError(f"{option('run_ms')} {self.run_ms:g}: it must be more than 0, for example 10")
         if self.train_time_s is not None and not self.train_time_s > 0:
             raise UserError(f"{option('train_time')} {self.train_time_s:g}: it must be more than 0", "Type 20m.")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         if self.importance is not None and self.importance not in IMPORTANCE:
@@ -138,12 +141,21 @@ class Settings:
 SHARES = ("min_acc", "max_drop", "confidence", "alpha", "beta", "max_sparsity", "one_shot_share")
 _TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
 METHODS = ("tables", "cprune", "uniform", "fpgm", "one-shot", "one-shot-inner", "netadapt")
+PRECISIONS = ("fp32", "int8")
 IMPORTANCE = ("elimination", "l1", "l2", "fpgm", "taylor", "random")
 
 
 def option(name: str) -> str:
     """Return the command-line option of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def drop(text: str) -> float:
+    """Return 0.01 for "1%" and for "0.01".  UserError for what `share` refuses, and for a plain 1 that means points."""
+    value = share(text)
+    if value >= 0.5 and not text.endswith("%"):
+        raise UserError(f"--max-drop {text} would give away {value:.0%} of the accuracy", "One point is 1%, or 0.01.")
+    return value
 
 
 def share(text: str) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from cprune.channels.graph import Graph
@@ -21,13 +22,16 @@ from cprune.method.settings import Settings
 from cprune.network.network import Network
 from cprune.progress import Progress, Watched
 from cprune.runs.events import CostSoFar, Event, Start, Trained
+from cprune.targets.errors import UserError
 from cprune.targets.interval import Comparison
 from cprune.targets.paired import Paired
 from cprune.training.accuracy import Look, paired
 from cprune.training.fine_tune import FineTuneDiverged
+from cprune.training.quantize import quantized
 from cprune.training.trainer import Checkpoint, PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
 LEAST_EPOCHS = 0.1  # of long training, however few seconds are left
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
 
@@ -62,6 +66,7 @@ class RunState:
         events = keeper.events()
         self.history, self.cost = History.of(events), Cost.of(events)
         self._parents: dict[PartName, Look] = {}
+        self._shown: Sequence[Sequence[Tensor]] | None = None
         self.kept_at = time.monotonic()
 
     @property
@@ -121,10 +126,22 @@ class RunState:
         with self.cost.spent("measure"):
             return self.bench.compare(old, new, rounds, self.settings.run_ms, beta)
 
+    def deployed(self, network: Network) -> Network:
+        """Return the network as it is delivered: with the precision int8 a copy in integers; the first stays."""
+        if self.settings.precision == "fp32" or network is self.first:
+            return network
+        if self._shown is None:
+            split = self.trainer.samples(CALIBRATION_IMAGES, 7 * self.settings.seed)
+            if split is None:
+                raise UserError("int8 needs training images that cprune can see", "Give --data, or --precision fp32.")
+            images = split.model_input(split.images)
+            self._shown = [(batch,) for batch in torch.split(images, CALIBRATION_BATCH)]
+        return quantized(network, self._shown).eval()
+
     def look(self, network: Network, part: PartName) -> Look:
-        """Return what the network answers on that part of the data."""
+        """Return what the network, as it is delivered, answers on that part of the data."""
         with self.cost.spent("evaluate"):
-            return self.trainer.look(network, part)
+            return self.trainer.look(self.deployed(network), part)
 
     def parent(self, part: PartName) -> Look:
         """Return what the unpruned network answers on that part of the data; it is looked at once in a life."""

@@ -87,7 +87,7 @@ ELEMENTWISE_RULES: dict[str, Rule] = {
         true_divide maximum minimum fmax fmin pow where lerp addcmul addcdiv eq ne lt le gt ge logical_and
         logical_or logical_xor masked_fill remainder fmod tan asin acos atan sinh cosh asinh acosh atanh erfc sgn
         logit atan2 hypot copysign isnan isinf isfinite bitwise_not bitwise_and bitwise_or positive floor_divide
-        fill copy type_as
+        fill copy type_as fake_quantize_per_tensor_affine
         """,
     ),
     **named(

@@ -57,7 +57,7 @@ def _pooled(
 ) -> Value:
     n, c, h, w = values.shape(x.name)
     pads = _pads(values, node, x, kernel, stride, pad)
-    source = values.quantized(x, values.layout.block) if op == "max" else None
+    source = values.quantized(x) if op == "max" else None
     if source is not None:
         of_bytes = QuantizedPool2d(op, n, padded(c, source.block), h, w, kernel, stride, pads, True, source.block)
         shape = values.shape(node.name)

@@ -149,6 +149,7 @@ def table(result: Result) -> list[tuple[str, str, str]]:
         ("Accuracy asked for", "", percent(accuracy.required)),
         *((f"{NAMES[limit.name].capitalize()} asked for", "", _asked(limit)) for limit in result.limits),
         ("Lost on new images", "", new_images(accuracy.bound)),
+        ("Precision", result.precision.before, result.precision.after),
         ("Parameters", count(result.params.before), count(result.params.after)),
         ("MACs", count(result.macs.before), count(result.macs.after)),
         ("Trials", count(trials.get("before")), count(sum(later) if later else None)),

@@ -51,6 +51,14 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """What the unpruned and the final model compute in: fp32 or int8."""
+
+    before: str = "fp32"
+    after: str = "fp32"
+
+
+@dataclass(frozen=True)
 class Size:
     """A count in the unpruned and in the final model."""
 
@@ -68,6 +76,7 @@ class Result:
     status: Status
     model: str | None = None
     target: str | None = None
+    precision: Precision = Precision()
     accuracy: Accuracy = Accuracy()
     latency_ms: Latency = Latency()
     speedup: Interval | None = None

@@ -1,0 +1,76 @@
+"""BatchNorm folded into the convolution before it: a network that answers the same with one operator less a layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cprune.network.network import Network
+from cprune.network.node import Node, Ref, alive, map_refs, operator_name
+
+
+def folded(network: Network) -> Network:
+    """Return a copy in which every BatchNorm that alone reads a convolution is part of it."""
+    by_name = {node.name: node for node in network.nodes}
+    uses = Counter(name for node in network.nodes for name in node.refs())
+    tensors = {name: _copied(tensor) for name, tensor in network.tensors().items()}
+    nodes: list[Node] = []
+    instead: dict[str, Ref] = {}
+    for node in network.nodes:
+        if operator_name(node) == "batch_norm":
+            conv = by_name.get(node.args[0].name)
+            if conv is not None and _takes_norm(conv, by_name, uses):
+                weight, bias = _with_norm(conv, node, by_name, tensors)
+                path = by_name[conv.args[1].name].args[0]
+                tensors[path] = nn.Parameter(weight)
+                own = f"{path.rpartition('.')[0]}.bias".lstrip(".")
+                tensors[own] = nn.Parameter(bias)
+                place = next(i for i, known in enumerate(nodes) if known.name == conv.name)
+                of_bias = Node(f"{conv.name}_bias", "param", (own,))
+                args = (*conv.args[:2], Ref(of_bias.name), *conv.args[3:])
+                nodes[place : place + 1] = [of_bias, replace(nodes[place], args=args)]
+                instead[node.name] = Ref(conv.name)
+                continue
+        nodes.append(replace(node, args=map_refs(node.args, lambda ref: instead.get(ref.name, ref)),
+                             kwargs=map_refs(node.kwargs, lambda ref: instead.get(ref.name, ref))))  # fmt: skip
+    return with_nodes(network, alive(nodes), tensors)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+
+def _takes_norm(conv: Node, by_name: Mapping[str, Node], uses: Counter[str]) -> bool:
+    if operator_name(conv) != "conv2d" or uses[conv.name] != 1 or by_name[conv.args[1].name].op != "param":
+        return False
+    weight = conv.args[1].name
+    bias = conv.args[2] if len(conv.args) > 2 else None
+    return uses[weight] == 1 and (bias is None or by_name[bias.name].op == "param")
+
+
+def _with_norm(
+    conv: Node, norm: Node, by_name: Mapping[str, Node], tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    def tensor(ref: Ref | None) -> Tensor | None:
+        return None if ref is None else tensors[by_name[ref.name].args[0]].detach().double()
+
+    gamma, beta, mean, variance = (tensor(ref) for ref in norm.args[1:5])
+    assert mean is not None
+    assert variance is not None
+    scale = (1.0 if gamma is None else gamma) / torch.sqrt(variance + norm.args[7])
+    weight, before = tensor(conv.args[1]), tensor(conv.args[2] if len(conv.args) > 2 else None)
+    assert weight is not None
+    bias = ((0.0 if before is None else before) - mean) * scale + (0.0 if beta is None else beta)
+    return (weight * scale.reshape(-1, *[1] * (weight.dim() - 1))).float(), bias.float()
+
+
+def with_nodes(network: Network, nodes: Sequence[Node], tensors: Mapping[str, Tensor]) -> Network:
+    """Return a network of other nodes, with those of `tensors` that they read."""
+    read = {node.args[0] for node in nodes if node.op == "param"}
+    constants = tuple(name for name in network.constants() if name in read)
+    return Network(nodes, {name: tensor for name, tensor in tensors.items() if name in read}, constants)

@@ -1,0 +1,89 @@
+"""int8 from the command line: a model as it is, a run, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_integers import multiplies_bytes
+from test_loop import TABLES_TOML, command, data_file
+
+import cprune
+from cprune.commands.in_integers import in_integers
+from cprune.commands.request import Request
+from cprune.compiling.tuned import precision
+from cprune.method.settings import Settings
+from cprune.models.source import Source
+from cprune.progress import Progress
+from cprune.targets.errors import UserError
+from cprune.targets.target import find
+
+
+def asked(target: str = "local") -> Request:
+    return Request(Source("resnet-fashion"), find(target), Settings(trials=1))
+
+
+def test_a_processor_that_multiplies_no_bytes_is_told_so() -> None:
+    with pytest.raises(UserError, match="no instruction that multiplies bytes"):
+        in_integers(asked("linux-arm64:cortex-a72"), "fashion-mnist", Progress())
+
+
+@multiplies_bytes
+def test_int8_without_images_asks_for_them() -> None:
+    with pytest.raises(UserError, match="needs images"):
+        in_integers(asked(), None, Progress())
+
+
+@multiplies_bytes
+def test_the_built_in_model_loses_next_to_nothing_in_integers() -> None:
+    found = in_integers(asked(), "fashion-mnist", Progress())
+    assert precision(found.network) == "int8"
+    assert found.before == pytest.approx(0.93, abs=0.01)
+    assert abs(found.loss.loss) < 0.004
+
+
+@pytest.mark.slow
+@multiplies_bytes
+def test_a_model_is_tuned_in_integers_and_its_folder_runs(tmp_path: Path) -> None:
+    out = tmp_path / "compiled"
+    tuning = command(
+        tmp_path, "tune", "-m", "test_loop:small", "-d", f"npz:{data_file(tmp_path)}", "--precision", "int8",
+        "--trials", "2", "--records", str(tmp_path / "records.sqlite"), "--out", str(out), "--json",
+    )  # fmt: skip
+    printed, errors = tuning.communicate(timeout=240)
+    assert tuning.returncode == 0, errors
+    told = json.loads(printed)
+    assert told["precision"] == "int8"
+    assert told["accuracy"]["lost"]["images"] == 35
+    verified = command(tmp_path, "verify", str(out), "--json")
+    printed, errors = verified.communicate(timeout=120)
+    assert verified.returncode == 0, errors
+    assert json.loads(printed)["ok"]
+
+
+@pytest.mark.slow
+@multiplies_bytes
+def test_a_run_in_int8_ends_with_a_model_in_integers_that_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "tables.toml").write_text(TABLES_TOML)
+    out = tmp_path / "run"
+    running = command(
+        tmp_path, "run", "-m", "test_loop:small", "-d", f"npz:{data_file(tmp_path)}", "--config", "tables.toml",
+        "--precision", "int8", "--threads", "1", "--out", str(out), "--json",
+    )  # fmt: skip
+    printed, errors = running.communicate(timeout=400)
+    assert running.returncode == 0, errors
+    told = json.loads(printed)
+    assert told["precision"] == {"before": "fp32", "after": "int8"}
+    network = cprune.load(out)
+    assert any("fake_quantize" in node.op for node in network.nodes)
+    exporting = command(tmp_path, "export", str(out), "--out", str(tmp_path / "bundle"))
+    _, errors = exporting.communicate(timeout=240)
+    assert exporting.returncode == 0, errors
+    image = np.random.default_rng(0).standard_normal((1, 1, 12, 12)).astype(np.float32)
+    (answer,) = cprune.open_compiled(tmp_path / "bundle")(image)
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(image)).numpy()
+    assert np.abs(answer - wanted).max() < 0.05 * max(1.0, np.abs(wanted).max())
