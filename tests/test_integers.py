@@ -65,6 +65,7 @@ def test_a_byte_stands_for_a_number_and_zero_is_one_of_them() -> None:
     assert Range(-1.0, 4.1).step == (pytest.approx(0.02), 50)
     assert Range(2.0, 5.1).step == (pytest.approx(0.02), 0)  # 0 belongs to every range: padding needs it
     assert Range(-5.1, -2.0).step == (pytest.approx(0.02), 255)
+    assert Range(0.0, 0.0).step == (1.0, 0)
 
 
 def test_a_weight_has_a_scale_for_every_output_channel() -> None:
@@ -120,6 +121,7 @@ def test_processors_are_asked_before_an_instruction_is_used() -> None:
         QuantizedPool2d("max", 1, 32, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1), True, BLOCK),
         Elementwise(("quantize", ("in", 0), 0.02, 7), (((1, 30, 9, 9), BLOCK),), (1, 30, 9, 9), BLOCK),
         Elementwise(("quantize", ("in", 0), 0.02, 7), (((1, 3, 9, 9), 0),), (1, 3, 9, 9), 4),
+        Elementwise(("quantize", ("in", 0), 1e-12, 0), (((1, 30), 0),), (1, 30), BLOCK),  # beyond any integer
         Elementwise(
             ("quantize", ("add", ("dequantize", ("in", 0), 0.02, 7), ("in", 1)), 0.03, 9),
             (((1, 30, 9, 9), BLOCK), ((1, 30, 9, 9), BLOCK)),
@@ -194,6 +196,13 @@ def test_a_folded_network_answers_as_before_and_has_no_norm() -> None:
     with torch.no_grad():
         assert torch.allclose(plain(images[:1]), model(images[:1]), atol=1e-5)
         assert torch.allclose(network(images[:1]), model(images[:1]), atol=1e-5)  # it was copied
+
+
+def test_a_convolution_that_reads_a_norm_reads_the_convolution_before_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[each for _ in range(2) for each in (nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))])
+    plain = folded(capture(model.eval(), (torch.randn(1, 3, 4, 4),)))
+    assert [node.op for node in plain.nodes if node.op.startswith("aten")] == ["aten.conv2d.default"] * 2
 
 
 def test_what_layers_read_and_what_sums_add_become_bytes() -> None:

@@ -29,10 +29,11 @@ def folded(network: Network) -> Network:
                 tensors[path] = nn.Parameter(weight)
                 own = f"{path.rpartition('.')[0]}.bias".lstrip(".")
                 tensors[own] = nn.Parameter(bias)
-                place = next(i for i, known in enumerate(nodes) if known.name == conv.name)
-                of_bias = Node(f"{conv.name}_bias", "param", (own,))
-                args = (*conv.args[:2], Ref(of_bias.name), *conv.args[3:])
-                nodes[place : place + 1] = [of_bias, replace(nodes[place], args=args)]
+                place = next(i for i, each in enumerate(nodes) if each.name == conv.name)
+                of_bias = Node(f"{conv.name}_folded_bias", "param", (own,))
+                known = nodes[place]  # what it reads may have been folded already
+                args = (*known.args[:2], Ref(of_bias.name), *known.args[3:])
+                nodes[place : place + 1] = [of_bias, replace(known, args=args)]
                 instead[node.name] = Ref(conv.name)
                 continue
         nodes.append(replace(node, args=map_refs(node.args, lambda ref: instead.get(ref.name, ref)),

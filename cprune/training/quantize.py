@@ -47,7 +47,7 @@ class Range:
     def step(self) -> tuple[float, int]:
         """Return scale and zero point of the 256 bytes; 0 is one of the numbers."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
-        scale = max((high - low) / HIGHEST, 1e-12)
+        scale = (high - low) / HIGHEST or 1.0  # a value that is always 0 has any step
         return scale, min(HIGHEST, max(LOWEST, round(-low / scale)))
 
 

@@ -63,9 +63,14 @@ def computation(w: QuantizedConv2d) -> list[Any]:
 
 
 def to_byte(value: Any) -> Any:
-    """Return a float32 expression rounded half to even and cut to 0 … 255."""
+    """Return a float32 expression, which is a whole number of 32 bits, rounded half to even and cut to 0 … 255."""
     whole = tirx.call_llvm_pure_intrin("int32", "llvm.lrint", value)  # cut as a float it takes two instructions more
-    return tirx.max(tirx.min(whole, tirx.const(HIGHEST, "int32")), tirx.const(LOWEST, "int32")).astype("uint8")
+    return cut(whole, "int32").astype("uint8")
+
+
+def cut(value: Any, dtype: str) -> Any:
+    """Return an expression of this type cut to 0 … 255."""
+    return tirx.max(tirx.min(value, tirx.const(HIGHEST, dtype)), tirx.const(LOWEST, dtype))
 
 
 def schedule(s: Any, w: QuantizedConv2d, knobs: Candidate) -> None:

@@ -304,7 +304,8 @@ def _elementwise(w: Elementwise) -> list[Any]:
         if op == "dequantize":
             return (a.astype("float32") - tirx.const(float(e[3]), "float32")) * tirx.const(e[2], "float32")
         if op == "quantize":
-            return integers.to_byte(a * tirx.const(1.0 / e[2], "float32") + tirx.const(float(e[3]), "float32"))
+            moved = a * tirx.const(1.0 / e[2], "float32") + tirx.const(float(e[3]), "float32")
+            return integers.to_byte(integers.cut(moved, "float32"))
         if op in smooth.ACTIVATIONS:
             return smooth.ACTIVATIONS[op](a)
         if op == "clip":
