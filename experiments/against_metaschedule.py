@@ -123,7 +123,7 @@ def main() -> None:
             with LocalSession(target) as session:
                 built = session.build(entries)
                 ready = [b for b in built if isinstance(b, Built)]
-                timed = session.race(ready, [arguments(e.shapes, 0) for e in entries], 21)
+                timed = session.race(ready, [arguments(e.forms, 0) for e in entries], 21)
             ours, theirs = (statistics.median(t.runs_s) for t in timed if isinstance(t, Timed))
             order = store.of_task(key(w), target.fingerprint)
             goal = min(theirs, searched_s, best.latency_s * theirs / ours)

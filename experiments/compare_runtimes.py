@@ -1,10 +1,12 @@
-"""Tuned TVM against ONNX Runtime and PyTorch on eight networks: one table, ratios from interleaved runs.
+"""Tuned TVM against ONNX Runtime, OpenVINO and PyTorch on eight networks: one table, from interleaved runs.
 
     python experiments/compare_runtimes.py --trials 64
+    python experiments/compare_runtimes.py --trials 64 --int8     # in integers too, and OpenVINO in bf16
 
-Batch 1, the same number of threads for all, random weights.  The outputs of all three are compared: a winner with a
-wrong result ends the script.  The records stay in --records, so that a second run only measures.  EfficientNet-Lite0
-needs `pip install --no-deps efficientnet-lite-pytorch`.
+Batch 1, the same number of threads for all, random weights.  The outputs of all in fp32 are compared: a winner with a
+wrong result ends the script.  What tuned TVM takes is a share of the other's time in the same precision (of OpenVINO's
+bf16, TVM's fp32).  The records stay in --records, so that a second run only measures.  EfficientNet-Lite0 needs
+`pip install --no-deps efficientnet-lite-pytorch`.
 """
 
 from __future__ import annotations
@@ -42,28 +44,32 @@ def main() -> None:
     parser.add_argument("--records", default="compare.sqlite")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--int8", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = []
+    rows: dict[str, list[float]] = {}
     for model in given.models:
         start = time.perf_counter()
         settings = Settings(trials=given.trials, seed=given.seed)
         request = Request(Source(model), find("local", given.threads), settings, given.records)
-        benchmark = bench(request, given.rounds, of_terminal())
+        benchmark = bench(request, given.rounds, of_terminal(), given.int8)
         if given.json:
             print(json.dumps(benchmark.to_dict()), flush=True)
-        ms = {runtime: latency.median for runtime, latency in benchmark.latency_ms.items()}
-        ratio = benchmark.tvm_over["onnxruntime"]
-        rows.append(ratio.median)
+        own = "  ".join(f"{name} {ms.median:.3f} ms" for name, ms in benchmark.latency_ms.items() if "tvm" in name)
         print(
-            f"{model:36} tvm {ms['tvm']:8.3f} ms  onnxruntime {ms['onnxruntime']:8.3f} ms  "
-            f"pytorch {ms['pytorch']:8.3f} ms  tvm/onnxruntime {ratio.median:.2f} "
-            f"({ratio.low:.2f} to {ratio.high:.2f})  "
-            f"{benchmark.threads} threads, {benchmark.layouts['tvm']}, {time.perf_counter() - start:.0f} s",
-            flush=True,
+            f"{model}: {own}, {benchmark.threads} threads, {benchmark.layouts['tvm']}, "
+            f"{time.perf_counter() - start:.0f} s"
         )
-    mean = math.exp(sum(map(math.log, rows)) / len(rows))
-    print(f"geometric mean of tvm/onnxruntime over {len(rows)} networks: {mean:.3f}")
+        for runtime, ratio in benchmark.tvm_over.items():
+            rows.setdefault(runtime, []).append(ratio.median)
+            ms = benchmark.latency_ms[runtime].median
+            print(
+                f"  {runtime:18}{ms:8.3f} ms, tvm takes {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+                flush=True,
+            )
+    for runtime, ratios in rows.items():
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        print(f"geometric mean of tvm / {runtime} over {len(ratios)} networks: {mean:.3f}, worst {max(ratios):.2f}")
     with Store(given.records) as store:
         tried = store.all()
     wrong = sum(record.failure == "check" for record in tried)

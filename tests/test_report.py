@@ -236,6 +236,10 @@ class TestTable:
             ("Time", "", "7 min 12 s"),
         ]
 
+    def test_a_model_in_integers_is_said_to_be(self) -> None:
+        told = {**RESULT, "precision": {"before": "fp32", "after": "int8"}}
+        assert ("Precision", "fp32", "int8") in table(read_result(told))
+
     def test_what_is_missing_is_a_dash(self) -> None:
         rows = table(read_result({"status": "pruned", "macs": {"before": None}}))
         assert rows[0] == ("Latency", "–", "–")

@@ -9,7 +9,7 @@ import pytest
 from contracts import run_once
 
 from cprune.targets.local import LocalSession
-from cprune.targets.session import Timed, arguments
+from cprune.targets.session import Timed
 from cprune.targets.target import Target
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space, winograd
@@ -79,7 +79,7 @@ def test_points_of_the_space_compute_what_pytorch_computes(
     points = list(space.of_target(workload, target))
     random.Random(0).shuffle(points)
     filtering = [p for p in points if programs.filtering(p)]
-    given = arguments(workload.arguments(), 3)
+    given = reference.sample(workload, 3)
     wanted = reference.expected(workload, given)
     for candidate in [*points[:4], *filtering[:3]]:
         timed = run_once(session, programs.program(workload, candidate), programs.inputs_of(workload, candidate, given))

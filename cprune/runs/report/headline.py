@@ -10,7 +10,7 @@ from cprune.runs.events import Status
 from cprune.runs.limits import NAMES, Limited, said
 from cprune.runs.report.accuracy import new_images
 from cprune.runs.report.numbers import MISSING, count, duration, median, percent, speedup, with_interval
-from cprune.runs.report.run import Result, Run, Size
+from cprune.runs.report.run import Precision, Result, Run, Size
 
 Mood = Literal["good", "warn", "bad", "open"]
 
@@ -149,7 +149,7 @@ def table(result: Result) -> list[tuple[str, str, str]]:
         ("Accuracy asked for", "", percent(accuracy.required)),
         *((f"{NAMES[limit.name].capitalize()} asked for", "", _asked(limit)) for limit in result.limits),
         ("Lost on new images", "", new_images(accuracy.bound)),
-        ("Precision", result.precision.before, result.precision.after),
+        *([("Precision", result.precision.before, result.precision.after)] if result.precision != Precision() else []),
         ("Parameters", count(result.params.before), count(result.params.after)),
         ("MACs", count(result.macs.before), count(result.macs.after)),
         ("Trials", count(trials.get("before")), count(sum(later) if later else None)),
