@@ -22,10 +22,10 @@ from cprune.compiling.lowering import lower
 from cprune.compiling.tuned import opened_tuner
 from cprune.models.source import Source
 from cprune.network.folding import folded
+from cprune.network.quantizing import quantized
 from cprune.progress import of_terminal
 from cprune.targets.session import Built, Program, Session, Timed
 from cprune.targets.target import Target, find
-from cprune.training.quantize import quantized
 from cprune.tuner.programs import dots
 from cprune.tuner.programs.workload import QuantizedConv2d, describe
 from cprune.tuner.turns import in_turns

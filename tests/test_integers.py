@@ -11,15 +11,14 @@ from torch import nn
 
 from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
-from cprune.compiling.quantized import quantized_weight
 from cprune.compiling.tuned import tune
 from cprune.network.capture import capture
 from cprune.network.folding import folded
+from cprune.network.quantizing import Range, channel_means, places, quantized, quantized_weight, to_steps
 from cprune.progress import Progress
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Built, Timed
 from cprune.targets.target import Target, find
-from cprune.training.quantize import Range, channel_means, places, quantized, to_steps
 from cprune.tuner.programs import dots, reference
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate, of_target

@@ -30,10 +30,11 @@ from cprune.method.terms import Axis, Term, Widths, terms
 from cprune.models.zoo import load_model
 from cprune.network.capture import capture
 from cprune.network.network import Network
+from cprune.network.quantizing import quantized
 from cprune.targets.target import Target, find
 from cprune.tuner.estimate import Entry, estimate, size
 from cprune.tuner.programs.space import Candidate, of_target
-from cprune.tuner.programs.workload import Conv2d, Elementwise, Workload, from_key, key
+from cprune.tuner.programs.workload import Conv2d, Elementwise, QuantizedConv2d, Workload, from_key, key
 from cprune.tuner.tune import Best, Job
 
 BLOCK = 16
@@ -142,12 +143,14 @@ def test_a_width_that_fills_no_block_may_be_stored_as_a_wider_one() -> None:
     assert t.settled(narrower)
 
 
-def the_pruned(c: Case, seed: int, layout: Layout) -> tuple[dict[str, int], list[Workload]]:
-    """Return random widths and the workloads of the network that was really pruned to them."""
+def the_pruned(
+    c: Case, seed: int, layout: Layout, form: Callable[[Network], Network] = lambda network: network
+) -> tuple[dict[str, int], list[Workload]]:
+    """Return random widths and the workloads of the network that was really pruned to them, in this form."""
     chosen = random.Random(seed)
     removed = {g.id: chosen.sample(range(g.channels), chosen.randrange(g.channels)) for g in c.graph.groups}
     smaller = prune(c.network, c.graph, removed)
-    calls = lower(smaller, c.example, layout).calls
+    calls = lower(form(smaller), c.example, layout).calls
     return {g: c.full[g] - len(channels) for g, channels in removed.items()}, [call.workload for call in calls]
 
 
@@ -165,6 +168,30 @@ def test_every_call_is_what_lowering_the_pruned_network_gives(name: str, layout:
     for term, workload in zip(found, expected, strict=True):
         ours = narrowed(term.workload, term.inputs.at(widths), term.outputs.at(widths), layout)
         assert _but_for_zeros_in_front(ours) == _but_for_zeros_in_front(workload), term.call
+
+
+@pytest.mark.parametrize("name", ["resnet-fashion", "resnet20", "resnet18", "mobilenetv2", "vgg16_bn"])
+def test_so_is_every_call_in_integers(name: str) -> None:
+    c, layout = case(name), Layout(16, dot="vnni512")
+
+    def form(network: Network) -> Network:
+        return quantized(network, [c.example])
+
+    with torch.no_grad():
+        widths, expected = the_pruned(c, 1, layout, form)
+        found = terms(lower(form(c.network), c.example, layout), c.graph)
+    assert len(found) == len(expected)
+    assert any(isinstance(workload, QuantizedConv2d) for workload in expected)
+    for term, workload in zip(found, expected, strict=True):
+        ours = narrowed(term.workload, term.inputs.at(widths), term.outputs.at(widths), layout)
+        assert _but_for_steps(ours) == _but_for_steps(workload), term.call
+
+
+def _but_for_steps(workload: Workload | None) -> object:
+    """The scale and the zero point of bytes are other ones in another network."""
+    if isinstance(workload, Elementwise) and workload.expression[0] == "quantize":
+        return workload.inputs, workload.shape, workload.block
+    return workload
 
 
 def _but_for_zeros_in_front(workload: Workload | None) -> object:

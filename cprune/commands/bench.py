@@ -30,6 +30,7 @@ from cprune.commands.request import Request
 from cprune.commands.rivals import RUN_S, SETTLE_S, Rival, seconds_a_call
 from cprune.compiling.tuned import tolerance, tune
 from cprune.network.network import Network
+from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder
 from cprune.targets.difference import apart
@@ -37,7 +38,6 @@ from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.interval import Interval, interval
 from cprune.targets.measure import Sustained, sustained
 from cprune.targets.session import Array, Failure, Session
-from cprune.training.quantize import quantized
 
 
 @dataclass(frozen=True)

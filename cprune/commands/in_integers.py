@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from cprune.commands.request import Request
+from cprune.compiling.tuned import integer_layout
 from cprune.method.subject import subject_of
 from cprune.network.network import Network
+from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.paired import Paired
 from cprune.training.accuracy import paired
-from cprune.training.quantize import quantized
-from cprune.tuner.programs.dots import of_target
 
 IMAGES, BATCH = 512, 64
 """Training images that the ranges of values come from."""
@@ -45,12 +45,7 @@ def in_integers(request: Request, data: str | None, progress: Progress) -> Integ
     Raises UserError without data, where the target's processor does not multiply bytes, and see `subject_of`.
     """
     target = request.target
-    if not of_target(target):
-        raise UserError(
-            f"{target.name} ({target.cpu}) has no instruction that multiplies bytes: int8 would be no faster there",
-            "Leave --precision away. Processors that have one: x86 with VNNI, Arm with dotprod "
-            "(--target android-arm64:cortex-a76, say).",
-        )
+    integer_layout(target)
     if data is None:
         raise UserError(
             "int8 needs images, to know the range of every value",

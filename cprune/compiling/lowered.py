@@ -25,7 +25,7 @@ class Layout:
     def of(self, channels: int) -> int:
         """Return the block of a value of so many channels."""
         half = self.block // 2
-        if half < 4:
+        if half < 4 or self.dot:
             return self.block
         return half if channels <= half or channels in self.narrow else self.block
 

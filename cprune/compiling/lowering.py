@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, float32
 
+from cprune.compiling.kinds import Stored, Value
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.operators import LOWERINGS
-from cprune.compiling.values import Stored, Value, Values
+from cprune.compiling.values import Values
 from cprune.network.network import Network
 from cprune.network.node import Node, find_refs, operator_name
 

@@ -17,33 +17,21 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cprune.compiling.lowered import Step
+from cprune.network.quantizing import quantized_weight
 from cprune.targets.session import Array
 from cprune.tuner.programs.dots import DOTS
 from cprune.tuner.programs.reference import pack_bytes, pack_rows
 from cprune.tuner.programs.workload import QuantizedConv2d, padded
 
 if TYPE_CHECKING:
-    from cprune.compiling.values import Conv, Linear, Stored, Values
+    from cprune.compiling.kinds import Conv, Linear, Stored
+    from cprune.compiling.values import Values
 
-LARGEST = 127
-"""Weights are whole numbers from -LARGEST to LARGEST: symmetric, so that no sum of them needs a zero point."""
 MIDDLE = 128
-
-
-def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whole numbers [O, …] (float64) and a scale a channel [O], so that their product is nearest to `weight`.
-
-    The largest magnitude of a channel becomes LARGEST.  The product of the two is quantized to the same again.
-    """
-    weight = weight.detach().double()
-    largest = weight.flatten(1).abs().amax(1)
-    scale = torch.where(largest > 0, largest, 1.0) / LARGEST
-    shape = (-1, *[1] * (weight.dim() - 1))
-    return (weight / scale.reshape(shape)).round(), scale
+"""By which bytes are moved in a register where an instruction takes both factors as int8."""
 
 
 def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Stored | None) -> Stored:

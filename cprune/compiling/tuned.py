@@ -24,7 +24,7 @@ from cprune.network.network import Network
 from cprune.network.node import operator_name
 from cprune.progress import Progress
 from cprune.targets.connect import connect
-from cprune.targets.errors import BrokenWorld
+from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
 from cprune.tuner.programs.dots import of_target
@@ -99,6 +99,18 @@ class Tuned:
         return outputs
 
 
+def integer_layout(target: Target) -> Layout:
+    """Return the layout of models in integers.  Raises UserError where the processor does not multiply bytes."""
+    dot = of_target(target)
+    if not dot:
+        raise UserError(
+            f"{target.name} ({target.cpu}) has no instruction that multiplies bytes: int8 would be no faster there",
+            "Leave --precision away. Processors that have one: x86 with VNNI, Arm with dotprod "
+            "(--target android-arm64:cortex-a76, say).",
+        )
+    return Layout(max(BYTES, target.vector), dot=dot)
+
+
 def is_quantized(network: Network) -> bool:
     """Tell whether a network rounds values to bytes."""
     return any(operator_name(node) in QUANTIZING for node in network.nodes)
@@ -159,7 +171,7 @@ def choose_layout(
     A quantized network has whole blocks where the target multiplies bytes.
     """
     if is_quantized(network) and of_target(tuner.target):
-        return Layout(max(BYTES, tuner.target.vector), dot=of_target(tuner.target))
+        return integer_layout(tuner.target)
     if layout is None:
         layout = Layout(choose_block(network, example, tuner, trials, progress))
     return choose_widths(network, example, layout, tuner, trials, siblings, progress)

@@ -1,122 +1,26 @@
-"""What a value is while a network is lowered, and how it reaches memory.
+"""The values of a network while it is lowered, and how they reach memory.
 
-A value is in memory (`Stored`) or not computed yet: convolutions, linear layers and chains of element-wise operators
-wait, so that what follows can still join them.  `Values` holds them by name and writes what is read from memory; calls
-and weights gather there.
+A value is in memory or not computed yet (`cprune.compiling.kinds`): convolutions, linear layers and chains of
+element-wise operators wait, so that what follows can still join them.  `Values` holds them by name and writes what is
+read from memory; calls and weights gather there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from typing import TypeVar
 
 from torch import Tensor, float32
 
-from cprune.compiling import quantized
+from cprune.compiling import written
 from cprune.compiling.activations import joined
+from cprune.compiling.kinds import Chain, Conv, Expression, ForeignList, Linear, Parts, Stored, Value, Waiting, read
 from cprune.compiling.lowered import Call, Layout, Step
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref
 from cprune.targets.errors import UserError
 from cprune.targets.session import Array
-from cprune.tuner.programs.reference import pack_conv_weight, pack_rows
-from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Shape, Workload, padded
-
-PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
-
-Expression = tuple[object, ...]
-"""What a chain computes, in the words of `cprune.tuner.programs.workload.Elementwise`."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it.
-
-    It holds bytes where it has a `step`, else float32 numbers.
-    """
-
-    name: str
-    shape: Shape
-    block: int
-    step: Step | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Conv:
-    """A convolution that is not emitted yet; `x` and `residual` are names of values."""
-
-    x: str
-    weight: Tensor
-    bias: Tensor
-    shape: Shape
-    layers: tuple[str, ...]
-    stride: tuple[int, int]
-    pad: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    groups: int
-    residual: str | None = None
-    activation: str = "none"
-    step: Step | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Tell whether a BatchNorm or a sum can still join: neither may come after a sum or an activation."""
-        return self.activates and self.residual is None
-
-    @property
-    def activates(self) -> bool:
-        """Tell whether an activation can still join."""
-        return self.activation == "none" and self.step is None
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear layer that is not emitted yet; `x` is the name of a value."""
-
-    x: str
-    weight: Tensor
-    bias: Tensor
-    shape: Shape
-    layers: tuple[str, ...]
-    activation: str = "none"
-    step: Step | None = None
-
-    @property
-    def activates(self) -> bool:
-        """Tell whether an activation can still join."""
-        return self.activation == "none" and self.step is None
-
-
-@dataclass(frozen=True)
-class Chain:
-    """An element-wise expression over values in memory, not emitted yet."""
-
-    expression: Expression
-    inputs: tuple[Stored, ...]
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The list that chunk and split return: pieces of `x` one behind the other along an axis."""
-
-    x: Ref
-    shapes: tuple[Shape, ...]
-    axis: int
-
-
-@dataclass(frozen=True)
-class ForeignList:
-    """A list of tensors that TVM's own operators compute, imported together with the item that is taken from it."""
-
-    node: Node
-
-
-Value = Stored | Conv | Linear | Chain | Parts | ForeignList
-Waiting = TypeVar("Waiting", Conv, Linear, Chain)
+from cprune.tuner.programs.workload import Elementwise, Shape, Workload
 
 
 class Values:
@@ -275,9 +179,9 @@ class Values:
 
     def _written(self, name: str, value: Conv | Linear | Chain | Parts | ForeignList, block: int | None) -> Stored:
         if isinstance(value, Conv):
-            return self._written_conv(name, value)
+            return written.write_conv(self, name, value)
         if isinstance(value, Linear):
-            return self._written_linear(name, value)
+            return written.write_linear(self, name, value)
         if not isinstance(value, Chain):
             raise UserError(f"cannot compile the value {name!r}: it is a list of tensors")
         if block is None:
@@ -285,95 +189,6 @@ class Values:
         workload = Elementwise(value.expression, tuple((i.shape, i.block) for i in value.inputs), value.shape, block)
         return self.emit(name, workload, value.inputs, value.shape, block)
 
-    def _written_conv(self, name: str, conv: Conv) -> Stored:
-        n, c, h, w = self.shape(conv.x)
-        x = self.quantized(Ref(conv.x), whole=conv.groups > 1)
-        added = self.quantized(Ref(conv.residual)) if conv.residual else None
-        if x is not None and (added is not None or not conv.residual):
-            return quantized.write_conv(self, name, conv, x, added)
-        if conv.step is not None:
-            return self._rounded(name, replace(conv, step=None), conv.step)
-        source = self.by_name.get(conv.x)
-        plain = isinstance(source, Stored) and source.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
-        x = self.stored(Ref(conv.x), 0) if plain else self.blocked(Ref(conv.x))
-        out = self.layout.of(conv.shape[1])
-        self.channels[name] = conv.shape[1]
-        outputs = padded(conv.shape[1], out)
-        residual = (self.stored(Ref(conv.residual), out),) if conv.residual else ()
-        workload = Conv2d(
-            n,
-            padded(c, x.block),
-            h,
-            w,
-            outputs,
-            (int(conv.weight.shape[2]), int(conv.weight.shape[3])),
-            conv.stride,
-            conv.pad,
-            conv.dilation,
-            outputs if conv.groups > 1 else 1,
-            bool(residual),
-            conv.activation,
-            x.block,
-            out,
-        )
-        weights = self._packed(name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out))
-        return self.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
-
-    def _rounded(self, name: str, layer: Conv | Linear, step: Step) -> Stored:
-        """Emit a layer in float32 and make its result bytes."""
-        ref = Ref(f"{name}.float")
-        self.by_name[ref.name] = layer
-        chain = Chain(("in", 0), (self.stored(ref, None),), layer.shape)
-        return write_bytes(self, name, chain, step)
-
-    def _written_linear(self, name: str, linear: Linear) -> Stored:
-        x = self.quantized(Ref(linear.x))
-        if x is not None:
-            return quantized.write_linear(self, name, linear, x)
-        if linear.step is not None:
-            return self._rounded(name, replace(linear, step=None), linear.step)
-        x = self.stored(Ref(linear.x), 0)
-        *rows, k = self.shape(linear.x)  # a plain value is the same in memory with its leading axes flattened
-        o = linear.shape[-1]
-        workload = Dense(prod(rows), k, o, linear.activation, self.layout.block)
-        weight, bias = (pack_rows(tensor, self.layout.block) for tensor in (linear.weight, linear.bias))
-        weights = self._packed(name, linear.layers[0], weight, bias)
-        return self.emit(name, workload, (x,), linear.shape, 0, weights, linear.layers)
-
-    def _packed(self, name: str, layer: str, weight: Array, bias: Array) -> tuple[str, str]:
-        # A layer that is used twice may be folded with two BatchNorms: the value's name keeps the two apart.
-        names = (f"{layer}.weight@{name}", f"{layer}.bias@{name}")
-        self.weights[names[0]], self.weights[names[1]] = weight, bias
-        return names
-
 
 Lowering = Callable[[Values, Node], Value | None]
 """An operator's own: returns the value of a node, or None where it has no form of ours."""
-
-
-def read(value: Stored) -> Expression:
-    """Return the expression of a chain's only input: a float32 number, whatever lies in memory."""
-    return ("in", 0) if value.step is None else ("dequantize", ("in", 0), value.step.scale, value.step.zero)
-
-
-def write_bytes(values: Values, name: str, chain: Chain, step: Step) -> Stored:
-    """Emit a chain whose value is rounded to bytes; an image's few channels come in a block of four."""
-    block = values.layout.block
-    if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS:
-        block = PLAIN_INPUT_CHANNELS
-    expression = ("quantize", chain.expression, step.scale, step.zero)
-    workload = Elementwise(expression, tuple((i.shape, i.block) for i in chain.inputs), chain.shape, block)
-    return values.emit(name, workload, chain.inputs, chain.shape, block, step=step)
-
-
-def merged(chains: Sequence[Chain]) -> tuple[list[Expression], tuple[Stored, ...]]:
-    """Return the expressions of several chains over one list of inputs, and that list."""
-    inputs = tuple(dict.fromkeys(stored for chain in chains for stored in chain.inputs))
-    return [_renumbered(c.expression, [inputs.index(i) for i in c.inputs]) for c in chains], inputs
-
-
-def _renumbered(expression: Expression, order: Sequence[int]) -> Expression:
-    match expression:
-        case ("in", int(number)):
-            return ("in", order[number])
-    return tuple(_renumbered(part, order) if isinstance(part, tuple) else part for part in expression)

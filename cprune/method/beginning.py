@@ -11,6 +11,8 @@ from cprune.runs.events import Start
 def begin(run: RunState) -> Version:
     """Return the unpruned model, tuned and held by the workbench as "before".
 
+    In a run in integers it is tuned in these too, held as "whole", and that is returned.
+
     Raises UserError if the accuracy asked for is more than the model has, or the confidence more than there can be.
     """
     settings = run.settings
@@ -20,11 +22,17 @@ def begin(run: RunState) -> Version:
     promise = Promise.of(known) if known else promised(run)
     for line in promise.told():
         run.progress.say(line)
-    layout = run.layout if known else run.choose_layout(run.first)
+    layout = run.first_layout if known else run.choose_layout(run.first)
     version = run.tune(run.first, layout, settings.trials, text="tuning the model as it is", phase="before")
     run.load("before", version)
+    whole = version
+    if settings.precision != "fp32":
+        siblings, text = version.tuned.layer_programs, f"tuning the model as it is, {settings.precision}"
+        whole = run.tune(run.first, run.layout, settings.trials, siblings, text, "before")
+        run.load(run.whole, whole)
     if known is None:
-        latency = run.compare("before", "before", settings.rounds).old_ms
+        comparison = run.compare("before", run.whole, settings.rounds)
+        latency = comparison.old_ms
         so_far = run.cost.so_far()
         run.happened(
             Start(
@@ -39,6 +47,7 @@ def begin(run: RunState) -> Version:
                 trials=so_far.trials["before"],
                 latency_ms=latency,
                 narrow=layout.narrow,
+                share=1.0 if whole is version else comparison.ratio.median,
                 seconds=so_far.seconds,
             )
         )
@@ -47,4 +56,6 @@ def begin(run: RunState) -> Version:
         f"tuned: {latency.median:.3f} ms [{latency.low:.3f}, {latency.high:.3f}], "
         f"{len(version.tuned.lowered.tasks())} tasks, blocks of {layout.block} channels, {run.start.trials} trials"
     )
-    return version
+    if whole is not version:
+        run.progress.say(f"{settings.precision} alone: {run.start.whole_ms:.3f} ms, {1 / run.start.share:.2f}x as fast")
+    return whole

@@ -62,11 +62,10 @@ def finish(run: RunState, current: Version) -> Outcome:
     settings, siblings = run.settings, current.tuned.layer_programs
     choice = chosen(run, _contenders(run))
     run.progress.say(f"accuracy {choice.accuracy:.2%} on the images of the report ({run.start.required:.2%} asked for)")
-    before = after = run.tune(run.first, run.layout, settings.trials, text="tuning, unpruned")
+    before = after = run.tune(run.first, run.first_layout, settings.trials, text="tuning, unpruned")
     if choice.index is not None:
-        network = run.deployed(choice.network)
-        layout = run.choose_layout(network, run.layout, siblings)
-        after = run.tune(network, layout, settings.trials, siblings, "tuning, pruned", "final")
+        layout = run.choose_layout(choice.network, run.layout, siblings)
+        after = run.tune(choice.network, layout, settings.trials, siblings, "tuning, pruned", "final")
     run.load("before", before)
     if after is not before:
         run.load("after", after)
@@ -89,10 +88,7 @@ def finish(run: RunState, current: Version) -> Outcome:
         {name: round(value, 1) for name, value in run.cost.now().items()},
         {verdict: run.history.count(verdict) for verdict in ("accepted", "rejected", "excluded")},
         _notes(run, choice, limits),
-        # What was forecast is of models in fp32.
-        forecasts(
-            run.history.steps, choice.index if after.tuned.network is choice.network else None, comparison.ratio.median
-        ),
+        forecasts(run.history.steps, choice.index, comparison.ratio.median / run.start.share),
         limits,
     )
     run.happened(Final(outcome.status, choice.accuracy))
@@ -129,9 +125,8 @@ def _contenders(run: RunState) -> list[Contender]:
     contenders = []
     if run.settings.precision != "fp32":
         look = run.look(deepcopy(run.first), "decide")
-        loss = run.loss(look, "decide")
-        name = f"the whole model in {run.settings.precision}"
-        contenders.append(Contender(WHOLE, name, look.accuracy, partial(deepcopy, run.first), loss))
+        name, load = f"the whole model in {run.settings.precision}", partial(deepcopy, run.first)
+        contenders.append(Contender(WHOLE, name, look.accuracy, load, run.loss(look, "decide")))
     for step in run.history.accepted:
         trained = run.history.trained.get(step.index)
         decided = trained.accuracy if trained else step.accuracy or 0.0

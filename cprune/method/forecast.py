@@ -62,8 +62,8 @@ def forecast(run: RunState, version: Version, timed: Callable[[Network], float] 
     `timed` is that of `cprune.method.planning.planned`.
     """
     budget, start, limits = Budget.of(run), run.start, Limits.of(run.settings)
-    plan = planned(run, version, start.latency_ms.median, budget.of_looking, run.settings.seed, 0, timed)
-    share = limits.share(start.latency_ms.median)
+    plan = planned(run, version, start.whole_ms, budget.of_looking, run.settings.seed, 0, timed)
+    share = limits.share(start.latency_ms.median) / start.share
     nearest = near_limits(plan.front, limits, share)
     shown = _spread(plan.front[1:], POINTS)
     if limits and nearest not in shown and nearest is not plan.front[0]:
@@ -73,12 +73,12 @@ def forecast(run: RunState, version: Version, timed: Callable[[Network], float] 
     run.progress.done()
     points = []
     for one, loss in zip(shown, losses, strict=True):
-        ms = start.latency_ms.median * plan.share(one)
+        ms = start.whole_ms * plan.share(one)
         points.append(
             FrontPoint(
                 "forecast",
                 Interval(ms, ms, ms),
-                1 / plan.share(one),
+                1 / (start.share * plan.share(one)),
                 loss,
                 one.params,
                 one.macs,
@@ -131,6 +131,6 @@ def _meets(plan: Plan, one: Allocation, limits: Limits, share: float) -> bool:
 
 
 def _missed(run: RunState, plan: Plan, nearest: Allocation, limits: Limits) -> str:
-    share = plan.share(nearest)
+    share = run.start.share * plan.share(nearest)
     asked = limits.all_of(run.start.latency_ms.median * share, 1 / share, nearest)
     return "no model can meet the limits; the nearest: " + "; ".join(limit.told() for limit in asked)

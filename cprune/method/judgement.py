@@ -47,7 +47,7 @@ def judge(run: RunState, index: int, proposal: Proposal, old: Version, new: Vers
     comparison = gate(run, index, proposal, new, held, forecast)
     if not comparison.faster(run.settings.beta):
         return Judgement("rejected", not_faster(comparison), comparison, forecast=forecast)
-    judgement = learned(run, index, new.tuned.network)
+    judgement = learned(run, index, new.network)
     reason = faster(comparison) if judgement.verdict == "accepted" else judgement.reason
     return replace(judgement, reason=reason, comparison=comparison, forecast=forecast)
 

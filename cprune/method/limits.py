@@ -88,9 +88,10 @@ class Limits:
 def share_after(run: RunState, index: int | None) -> float:
     """Return the share of the unpruned model's latency that the model after an accepted step takes, as measured.
 
-    It is the product of what every step on the way was measured to take of the one before.
+    It is the product of what every step on the way was measured to take of the one before, the first of them of the
+    unpruned model in the precision of the run.
     """
-    share = 1.0
+    share = run.start.share
     for step in run.history.accepted if index is not None else ():
         assert step.ratio is not None  # what was accepted was timed
         share *= step.ratio.median

@@ -51,7 +51,7 @@ class Loop:
 
     def __init__(self, run: RunState) -> None:
         self.run = run
-        self.held = "before"  # the name under which the workbench holds the current model
+        self.held = run.whole  # the name under which the workbench holds the current model
         self._estimating = Estimating(run)
 
     def begin(self) -> Start:
@@ -128,7 +128,7 @@ class Loop:
     def _scores(self) -> Scores:
         """Return how much every channel of every group of the current model matters."""
         run, settings = self.run, self.run.settings
-        network, graph = self.current.tuned.network, self.current.graph
+        network, graph = self.current.network, self.current.graph
         gradients = None
         if settings.importance == "taylor":
             with run.cost.spent("train"):
@@ -146,14 +146,14 @@ class Loop:
         """Try one proposal and return what came of it; an accepted one becomes `current`."""
         run, old = self.run, self.current
         index, before = len(run.history.steps), run.cost.now()
-        smaller = prune(old.tuned.network, old.graph, channels(proposal, scores))
+        smaller = prune(old.network, old.graph, channels(proposal, scores))
         judgement, new = self._judged(index, proposal, smaller)
         comparison = judgement.comparison
         if judgement.verdict == "accepted":
             assert new is not None  # it was timed
-            run.keeper.save(index, new.tuned.network)
+            run.keeper.save(index, new.network)
             self.current = new
-            if self.held != "before":
+            if self.held != run.whole:
                 run.bench.drop(self.held)
             self.held = f"step{index}"
         elif comparison is not None:

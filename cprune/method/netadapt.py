@@ -84,7 +84,7 @@ class NetAdapt(Plain):
         """Make, train and compare the proposals of one iteration, and keep the best; None if there is none."""
         run, number = self.run, ROUNDS + len(kept)
         widths = kept[-1].by_group if kept else {}
-        network = run.keeper.load_scout(number - 1, 0) if kept else self.before.tuned.network
+        network = run.keeper.load_scout(number - 1, 0) if kept else self.before.network
         proposals = self._proposals(widths)
         graph = analyse(network, run.example, run.settings.ignore, run.settings.whole_heads)
         which = self._ranked(network, graph)

@@ -23,7 +23,7 @@ class OneShot(Plain):
         widths = self._narrower(self.run.settings.one_shot_share, self.inner)
         if index or not widths:
             return None
-        network, graph = self.before.tuned.network, self.before.graph
+        network, graph = self.before.network, self.before.graph
         return self._offered(
             index, self._cut(network, graph, self._ranked(network, graph), widths), self.budget.seconds
         )

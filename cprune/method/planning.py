@@ -108,7 +108,7 @@ def planned(
     front is drawn again.  The looks at all that can go take about `looking_s` seconds, if that is possible with
     LEAST_LOOKED_AT to DAMAGE_IMAGES images.
     """
-    network, graph, settings = version.tuned.network, version.graph, run.settings
+    network, graph, settings = version.network, version.graph, run.settings
     counts = STATISTICS_IMAGES, DAMAGE_IMAGES, CALIBRATION_IMAGES
     sets = (run.trainer.samples(count, 3 * seed + i) for i, count in enumerate(counts))
     shown, looked_at, few = (images for images in sets if images is not None)  # where none are seen another method runs

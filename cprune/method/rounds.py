@@ -27,7 +27,7 @@ class Rounds(ABC):
 
     def __init__(self, run: RunState) -> None:
         self.run = run
-        self.held = "before"  # the name under which the workbench holds the current model
+        self.held = run.whole  # the name under which the workbench holds the current model
         self.checkpoint: Checkpoint | None = None  # of the newest long training
 
     def begin(self) -> Start:
@@ -74,7 +74,7 @@ class Rounds(ABC):
         new = self._tuned(run.keeper.load_scout(index, chosen.number), "tuning changed tasks")
         comparison = self._compared(index, new, chosen.share)
         if comparison.faster(run.settings.beta):
-            judgement = self._trained(index, new.tuned.network, chosen.epochs, comparison)
+            judgement = self._trained(index, new.network, chosen.epochs, comparison)
         else:
             judgement = Judgement("rejected", not_faster(comparison), comparison)
         step = Step(
@@ -100,7 +100,7 @@ class Rounds(ABC):
             self.checkpoint.discard()
         say_errors(run, step)
         if judgement.verdict == "accepted":
-            if self.held != "before":
+            if self.held != self.run.whole:
                 run.bench.drop(self.held)
             self.current, self.held = new, f"step{index}"
         else:

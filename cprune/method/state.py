@@ -13,13 +13,14 @@ from torch import Tensor
 from cprune.channels.graph import Graph
 from cprune.channels.groups import analyse
 from cprune.compiling.lowered import Layout
-from cprune.compiling.tuned import NO_PROGRAMS, Tuned
+from cprune.compiling.tuned import NO_PROGRAMS, Tuned, integer_layout
 from cprune.compiling.workbench import Workbench
 from cprune.method.cost import Cost
 from cprune.method.history import History
 from cprune.method.kept import Keeper
 from cprune.method.settings import Settings
 from cprune.network.network import Network
+from cprune.network.quantizing import quantized
 from cprune.progress import Progress, Watched
 from cprune.runs.events import CostSoFar, Event, Start, Trained
 from cprune.targets.errors import UserError
@@ -27,7 +28,6 @@ from cprune.targets.interval import Comparison
 from cprune.targets.paired import Paired
 from cprune.training.accuracy import Look, paired
 from cprune.training.fine_tune import FineTuneDiverged
-from cprune.training.quantize import quantized
 from cprune.training.trainer import Checkpoint, PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
@@ -38,10 +38,14 @@ BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes
 
 @dataclass(frozen=True)
 class Version:
-    """The model at one time of the run: tuned, with the channel groups of its network."""
+    """The model at one time of the run: tuned, with the channel groups of its network.
+
+    `network` is what is cut and trained; in a run in integers it is compiled as another, `tuned.network`.
+    """
 
     tuned: Tuned
     graph: Graph
+    network: Network
 
 
 class RunState:
@@ -76,9 +80,21 @@ class RunState:
         return self.history.start
 
     @property
-    def layout(self) -> Layout:
-        """Return the layout of the unpruned model."""
+    def first_layout(self) -> Layout:
+        """Return the layout of the unpruned model in fp32."""
         return Layout(self.start.block, self.start.narrow)
+
+    @property
+    def layout(self) -> Layout:
+        """Return the layout of the models that are cut: that of the unpruned one, or of integers."""
+        if self.settings.precision == "fp32":
+            return self.first_layout
+        return integer_layout(self.bench.tuner.target)
+
+    @property
+    def whole(self) -> str:
+        """Return under which name the workbench holds the unpruned model in the precision of the run."""
+        return "before" if self.settings.precision == "fp32" else "whole"
 
     def happened(self, event: Event) -> None:
         """Take note of `event`, and write it with what the run has cost so far."""
@@ -95,7 +111,12 @@ class RunState:
     def choose_layout(
         self, network: Network, layout: Layout | None = None, siblings: Mapping[str, Candidate] = NO_PROGRAMS
     ) -> Layout:
-        """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
+        """Return the layout by measured cost; `layout` is a first one, None to look for its block too.
+
+        Integers have one layout.
+        """
+        if layout is not None and layout.dot:
+            return layout
         with self.cost.spent("tune"):
             return self.bench.choose_layout(network, self.settings.trials, self.progress, layout, siblings)
 
@@ -110,11 +131,17 @@ class RunState:
     ) -> Version:
         """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form.
 
-        The trials count for `phase` of the run, if there is one.
+        In a layout of integers those of the network in integers are tuned.  The trials count for `phase` of the run, if
+        there is one.
         """
+        compiled = network
+        if layout.dot:
+            with self.cost.spent("evaluate"):
+                compiled = self.in_integers(network)
         with self.cost.spent("tune"), self.cost.counting(phase):
-            tuned = self.bench.tune(network, layout, trials, self.progress, siblings, text)
-        return Version(tuned, analyse(network, self.example, self.settings.ignore, self.settings.whole_heads))
+            tuned = self.bench.tune(compiled, layout, trials, self.progress, siblings, text)
+        graph = analyse(network, self.example, self.settings.ignore, self.settings.whole_heads)
+        return Version(tuned, graph, network)
 
     def load(self, key: str, version: Version) -> None:
         """Hold a model as `key`, compared with PyTorch on the example input."""
@@ -130,6 +157,10 @@ class RunState:
         """Return the network as it is delivered: with the precision int8 a copy in integers; the first stays."""
         if self.settings.precision == "fp32" or network is self.first:
             return network
+        return self.in_integers(network)
+
+    def in_integers(self, network: Network) -> Network:
+        """Return a copy of the network in integers.  Raises UserError where training images cannot be seen."""
         if self._shown is None:
             split = self.trainer.samples(CALIBRATION_IMAGES, 7 * self.settings.seed)
             if split is None:

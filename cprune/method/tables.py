@@ -87,7 +87,7 @@ class Tables(Rounds):
         if self._is_to_go_on():
             return self._same_again(index)
         latency_ms = run.history.steps[run.history.last].latency_ms if run.history.last is not None else None
-        usual_ms = (latency_ms or run.start.latency_ms).median
+        usual_ms = latency_ms.median if latency_ms else run.start.whole_ms
         looking_s, seed = self.budget.of_looking, run.settings.seed + index
         plan = planned(run, self.current, usual_ms, looking_s, seed, index, self.share_of)
         if len(plan.front) == 1:

@@ -35,7 +35,7 @@ class Uniform(Plain):
 
     def _network(self, share: float) -> Network:
         """Return the unpruned network without this share of its channels."""
-        network, graph = self.before.tuned.network, self.before.graph
+        network, graph = self.before.network, self.before.graph
         return self._cut(network, graph, self._ranked(network, graph), self._narrower(share))
 
     def _chosen(self, index: int) -> Chosen | None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from cprune.compiling import deploy
-from cprune.compiling.tuned import say_if_strange
+from cprune.compiling.tuned import Tuned, is_quantized, say_if_strange
 from cprune.compiling.workbench import SessionWorkbench
 from cprune.files import read_json, write_json
 from cprune.method.ending import finish
@@ -103,8 +103,15 @@ def _ended(folder: RunFolder, run: RunState, current: Version, target: Target) -
         if point.step is not None and not point.delivered:  # in the records already, so nothing is tried for it
             text, network = "programs of the front", network_of(run, point.step)
             tuned = run.tune(network, run.layout, run.settings.loop_trials, text=text).tuned
-            deploy.keep_programs(folder.programs_of(point.step), tuned.lowered, tuned.programs, target)
+            _keep(folder, point.step, tuned, target)
     return result, front
+
+
+def _keep(folder: RunFolder, step: int, tuned: Tuned, target: Target) -> None:
+    """Keep what `cprune export --pick` compiles: the programs of a model, and that itself if it is in integers."""
+    deploy.keep_programs(folder.programs_of(step), tuned.lowered, tuned.programs, target)
+    if is_quantized(tuned.network):
+        saving.save(tuned.network, folder.integers_dir(step))
 
 
 def _with_wishes(folder: RunFolder, run: RunState, tables: Tables, front: Front, target: Target) -> Front:
@@ -114,8 +121,7 @@ def _with_wishes(folder: RunFolder, run: RunState, tables: Tables, front: Front,
         if made is not None:
             point, version = made
             assert point.step is not None
-            tuned = version.tuned
-            deploy.keep_programs(folder.programs_of(point.step), tuned.lowered, tuned.programs, target)
+            _keep(folder, point.step, version.tuned, target)
             front = front.with_point(point)
             run.progress.say(
                 f"one more model: {point.speedup:.2f}x, {100 * point.loss:.2f} points lost, {point.status}; "

@@ -61,7 +61,8 @@ class Start:
     how many they are; `certify` is None in the journal of a version that did not certify).  `required` is what is
     promised of the first, and `floor` what decisions keep of the second.  `memorised` says that the images which decide
     look as if the model had been trained on them.  The layout has channels in blocks of `block`, those of `narrow`
-    widths in half blocks.
+    widths in half blocks.  `share` is the latency of the unpruned model in the precision of the run, as a share of
+    `latency_ms`, that in fp32.
     """
 
     kind: ClassVar[str] = "start"
@@ -77,7 +78,13 @@ class Start:
     certify: float | None = None
     images: PartSizes = PartSizes()
     memorised: bool = False
+    share: float = 1.0
     so_far: SoFar | None = None
+
+    @property
+    def whole_ms(self) -> float:
+        """Return the median latency of the unpruned model in the precision of the run."""
+        return self.latency_ms.median * self.share
 
     @property
     def allowed(self) -> float:

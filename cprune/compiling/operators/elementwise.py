@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cprune.compiling.kinds import Chain, Conv, Expression, Linear, Value, merged
 from cprune.compiling.operators.arguments import filled
-from cprune.compiling.values import Chain, Conv, Expression, Linear, Lowering, Value, Values, merged
+from cprune.compiling.values import Lowering, Values
 from cprune.network.node import Node, Ref
 
 LOWEST, HIGHEST = -3.4e38, 3.4e38  # a clamp without a bound, in float32

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from cprune.compiling.kinds import Conv, Linear, Value
 from cprune.compiling.operators.arguments import filled, pair
-from cprune.compiling.values import Conv, Linear, Lowering, Value, Values
+from cprune.compiling.values import Lowering, Values
 from cprune.network.node import Node, Ref
 
 

@@ -7,19 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from cprune.compiling.kinds import Chain, Expression, ForeignList, Linear, Parts, Stored, Value, merged
 from cprune.compiling.operators.arguments import filled
-from cprune.compiling.values import (
-    Chain,
-    Expression,
-    ForeignList,
-    Linear,
-    Lowering,
-    Parts,
-    Stored,
-    Value,
-    Values,
-    merged,
-)
+from cprune.compiling.values import Lowering, Values
 from cprune.network.node import Node, Ref
 from cprune.tuner.programs.workload import Shape
 

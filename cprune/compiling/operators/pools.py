@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cprune.compiling.kinds import Value
 from cprune.compiling.operators.arguments import filled, pair
-from cprune.compiling.values import Lowering, Value, Values
+from cprune.compiling.values import Lowering, Values
 from cprune.network.node import Node, Ref
 from cprune.tuner.programs.workload import Mean, Pool2d, QuantizedPool2d, padded
 

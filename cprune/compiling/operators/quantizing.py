@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cprune.compiling.kinds import Conv, Linear, Stored, Value
 from cprune.compiling.lowered import Step
-from cprune.compiling.values import Conv, Linear, Lowering, Stored, Value, Values, write_bytes
+from cprune.compiling.values import Lowering, Values
+from cprune.compiling.written import write_bytes
 from cprune.network.node import Node
 
 BYTES = (0, 255)

@@ -27,7 +27,7 @@ from cprune.network.node import Node, Ref, map_refs, operator_name
 
 LOWEST, HIGHEST = 0, 255
 LARGEST = 127
-"""Weights are whole multiples of their channel's scale, up to this one."""
+"""Weights are whole multiples of their channel's scale from -LARGEST to LARGEST: no sum of them needs a zero point."""
 KEPT = 1 << 14
 """Numbers of a value that are kept of each batch for finding its range."""
 SHRUNK = tuple(1 - i / 50 for i in range(36))
@@ -165,7 +165,7 @@ def _least_error(values: Tensor, low: float, high: float) -> Range:
 
 def inserted(network: Network, steps: Mapping[str, tuple[float, int]]) -> Network:
     """Return the network in which the readers of each named value read it rounded to its step's bytes."""
-    bytes_of = {name: Ref(f"{name}_bytes") for name in steps}
+    bytes_of = {name: Ref(f"{name}.bytes") for name in steps}
 
     def instead(ref: Ref) -> Ref:
         return bytes_of.get(ref.name, ref)
@@ -190,10 +190,20 @@ def rounded(network: Network, layers: Collection[str]) -> Network:
 
 
 def to_steps(weight: Tensor) -> Tensor:
-    """Return a weight [O, …] rounded to LARGEST steps on both sides of 0, which its largest magnitude spans."""
-    largest = weight.detach().double().flatten(1).abs().amax(1)
-    scale = (torch.where(largest > 0, largest, 1.0) / LARGEST).reshape(-1, *[1] * (weight.dim() - 1))
-    return ((weight.double() / scale).round() * scale).to(weight.dtype)
+    """Return a weight [O, …] at the numbers that int8 can hold: what `quantized_weight` says, multiplied."""
+    whole, scale = quantized_weight(weight)
+    return (whole * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+
+
+def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers [O, …] (float64) and a scale a channel [O], so that their product is nearest to `weight`.
+
+    The largest magnitude of a channel becomes LARGEST.  The product of the two is quantized to the same again.
+    """
+    weight = weight.detach().double()
+    largest = weight.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest, 1.0) / LARGEST
+    return (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round(), scale
 
 
 def corrected(network: Network, means: Mapping[str, Tensor], batch: Sequence[Tensor]) -> Network:

@@ -1,0 +1,124 @@
+"""What a value is while a network is lowered: in memory, or waiting for what may still join it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from cprune.compiling.lowered import Step
+from cprune.network.node import Node, Ref
+from cprune.tuner.programs.workload import Shape
+
+PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
+
+Expression = tuple[object, ...]
+"""What a chain computes, in the words of `cprune.tuner.programs.workload.Elementwise`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it.
+
+    It holds bytes where it has a `step`, else float32 numbers.
+    """
+
+    name: str
+    shape: Shape
+    block: int
+    step: Step | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution that is not emitted yet; `x` and `residual` are names of values."""
+
+    x: str
+    weight: Tensor
+    bias: Tensor
+    shape: Shape
+    layers: tuple[str, ...]
+    stride: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    residual: str | None = None
+    activation: str = "none"
+    step: Step | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether a BatchNorm or a sum can still join: neither may come after a sum or an activation."""
+        return self.activates and self.residual is None
+
+    @property
+    def activates(self) -> bool:
+        """Tell whether an activation can still join."""
+        return self.activation == "none" and self.step is None
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear layer that is not emitted yet; `x` is the name of a value."""
+
+    x: str
+    weight: Tensor
+    bias: Tensor
+    shape: Shape
+    layers: tuple[str, ...]
+    activation: str = "none"
+    step: Step | None = None
+
+    @property
+    def activates(self) -> bool:
+        """Tell whether an activation can still join."""
+        return self.activation == "none" and self.step is None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An element-wise expression over values in memory, not emitted yet."""
+
+    expression: Expression
+    inputs: tuple[Stored, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The list that chunk and split return: pieces of `x` one behind the other along an axis."""
+
+    x: Ref
+    shapes: tuple[Shape, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
+class ForeignList:
+    """A list of tensors that TVM's own operators compute, imported together with the item that is taken from it."""
+
+    node: Node
+
+
+Value = Stored | Conv | Linear | Chain | Parts | ForeignList
+Waiting = TypeVar("Waiting", Conv, Linear, Chain)
+
+
+def read(value: Stored) -> Expression:
+    """Return the expression of a chain's only input: a float32 number, whatever lies in memory."""
+    return ("in", 0) if value.step is None else ("dequantize", ("in", 0), value.step.scale, value.step.zero)
+
+
+def merged(chains: Sequence[Chain]) -> tuple[list[Expression], tuple[Stored, ...]]:
+    """Return the expressions of several chains over one list of inputs, and that list."""
+    inputs = tuple(dict.fromkeys(stored for chain in chains for stored in chain.inputs))
+    return [_renumbered(c.expression, [inputs.index(i) for i in c.inputs]) for c in chains], inputs
+
+
+def _renumbered(expression: Expression, order: Sequence[int]) -> Expression:
+    match expression:
+        case ("in", int(number)):
+            return ("in", order[number])
+    return tuple(_renumbered(part, order) if isinstance(part, tuple) else part for part in expression)

@@ -1,0 +1,95 @@
+"""Layers and bytes written to memory: from a value that waits to a call with its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from cprune.compiling import quantized
+from cprune.compiling.kinds import PLAIN_INPUT_CHANNELS, Chain, Conv, Linear, Stored
+from cprune.compiling.lowered import Step
+from cprune.network.node import Ref
+from cprune.targets.session import Array
+from cprune.tuner.programs.reference import pack_conv_weight, pack_rows
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, padded
+
+if TYPE_CHECKING:
+    from cprune.compiling.values import Values
+
+
+def write_conv(values: Values, name: str, conv: Conv) -> Stored:
+    """Emit a convolution: in integers where what it reads and adds is of bytes, else in float32."""
+    n, c, h, w = values.shape(conv.x)
+    x = values.quantized(Ref(conv.x), whole=conv.groups > 1)
+    added = values.quantized(Ref(conv.residual)) if conv.residual else None
+    if x is not None and (added is not None or not conv.residual):
+        return quantized.write_conv(values, name, conv, x, added)
+    if conv.step is not None:
+        return _rounded(values, name, replace(conv, step=None), conv.step)
+    source = values.by_name.get(conv.x)
+    plain = isinstance(source, Stored) and source.block == 0 and c <= PLAIN_INPUT_CHANNELS and conv.groups == 1
+    x = values.stored(Ref(conv.x), 0) if plain else values.blocked(Ref(conv.x))
+    out = values.layout.of(conv.shape[1])
+    values.channels[name] = conv.shape[1]
+    outputs = padded(conv.shape[1], out)
+    residual = (values.stored(Ref(conv.residual), out),) if conv.residual else ()
+    workload = Conv2d(
+        n,
+        padded(c, x.block),
+        h,
+        w,
+        outputs,
+        (int(conv.weight.shape[2]), int(conv.weight.shape[3])),
+        conv.stride,
+        conv.pad,
+        conv.dilation,
+        outputs if conv.groups > 1 else 1,
+        bool(residual),
+        conv.activation,
+        x.block,
+        out,
+    )
+    weights = _packed(values, name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out))
+    return values.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
+
+
+def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step) -> Stored:
+    """Emit a layer in float32 and make its result bytes."""
+    ref = Ref(f"{name}.float")
+    values.by_name[ref.name] = layer
+    chain = Chain(("in", 0), (values.stored(ref, None),), layer.shape)
+    return write_bytes(values, name, chain, step)
+
+
+def write_linear(values: Values, name: str, linear: Linear) -> Stored:
+    """Emit a linear layer, likewise."""
+    x = values.quantized(Ref(linear.x))
+    if x is not None:
+        return quantized.write_linear(values, name, linear, x)
+    if linear.step is not None:
+        return _rounded(values, name, replace(linear, step=None), linear.step)
+    x = values.stored(Ref(linear.x), 0)
+    *rows, k = values.shape(linear.x)  # a plain value is the same in memory with its leading axes flattened
+    o = linear.shape[-1]
+    workload = Dense(prod(rows), k, o, linear.activation, values.layout.block)
+    weight, bias = (pack_rows(tensor, values.layout.block) for tensor in (linear.weight, linear.bias))
+    weights = _packed(values, name, linear.layers[0], weight, bias)
+    return values.emit(name, workload, (x,), linear.shape, 0, weights, linear.layers)
+
+
+def _packed(values: Values, name: str, layer: str, weight: Array, bias: Array) -> tuple[str, str]:
+    # A layer that is used twice may be folded with two BatchNorms: the value's name keeps the two apart.
+    names = (f"{layer}.weight@{name}", f"{layer}.bias@{name}")
+    values.weights[names[0]], values.weights[names[1]] = weight, bias
+    return names
+
+
+def write_bytes(values: Values, name: str, chain: Chain, step: Step) -> Stored:
+    """Emit a chain whose value is rounded to bytes; an image's few channels come in a block of four."""
+    block = values.layout.block
+    if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS:
+        block = PLAIN_INPUT_CHANNELS
+    expression = ("quantize", chain.expression, step.scale, step.zero)
+    workload = Elementwise(expression, tuple((i.shape, i.block) for i in chain.inputs), chain.shape, block)
+    return values.emit(name, workload, chain.inputs, chain.shape, block, step=step)
