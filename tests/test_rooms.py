@@ -31,6 +31,7 @@ MAY_NAME = {
         ),
         *(
             "cprune/tuner/programs/sketch*.py",
+            "cprune/tuner/programs/dots.py",
             "cprune/tuner/programs/space*.py",
             "cprune/tuner/programs/metaschedule.py",
         ),
@@ -75,6 +76,9 @@ MAY_NAME = {
         *(
             "cprune/compiling/lowering.py",
             "cprune/compiling/values.py",
+            "cprune/compiling/kinds.py",  # weights of layers that wait
+            "cprune/compiling/quantized.py",
+            "cprune/commands/in_integers.py",
             "cprune/compiling/operators/*.py",
             "cprune/compiling/layout.py",
             "cprune/compiling/tuned.py",

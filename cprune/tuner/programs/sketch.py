@@ -16,8 +16,8 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from cprune.tuner.programs import integers, smooth
-from cprune.tuner.programs.conv import pad_plane, parallel_pad, tiled
+from cprune.tuner.programs import sketch_integers, smooth
+from cprune.tuner.programs.sketch_conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import (
     Conv2d,
@@ -52,7 +52,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
     """Return the Schedule of `candidate`, whose trace leads from `computation` to `module`."""
     schedule = Schedule(_computation(workload))
     if isinstance(workload, QuantizedConv2d):
-        integers.schedule(schedule, workload, candidate)
+        sketch_integers.schedule(schedule, workload, candidate)
     elif isinstance(workload, Conv2d):
         _schedule_conv(schedule, workload, candidate)
     elif isinstance(workload, Dense):
@@ -72,7 +72,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
 def _computation(workload: Workload) -> Any:
     build = {
         Conv2d: _conv,
-        QuantizedConv2d: integers.computation,
+        QuantizedConv2d: sketch_integers.computation,
         QuantizedPool2d: _pool,
         Dense: _dense,
         Mean: _mean,
@@ -305,7 +305,7 @@ def _elementwise(w: Elementwise) -> list[Any]:
             return (a.astype("float32") - tirx.const(float(e[3]), "float32")) * tirx.const(e[2], "float32")
         if op == "quantize":
             moved = a * tirx.const(1.0 / e[2], "float32") + tirx.const(float(e[3]), "float32")
-            return integers.to_byte(integers.cut(moved, "float32"))
+            return sketch_integers.to_byte(sketch_integers.cut(moved, "float32"))
         if op in smooth.ACTIVATIONS:
             return smooth.ACTIVATIONS[op](a)
         if op == "clip":

@@ -1,8 +1,8 @@
-"""The sketch of a convolution of bytes (`QuantizedConv2d`), and the maximum over windows of bytes.
+"""The sketch of a convolution of bytes (`QuantizedConv2d`).
 
-The loops are those of a float convolution (`conv.py`); a tile of int32 sums stays in vector registers while `dots.py`'s
-instruction walks the whole reduction, and the sums become bytes again on the way out.  A depthwise convolution leaves
-the instruction to LLVM, which multiplies pairs of 16-bit numbers.
+The loops are those of a float convolution (`sketch_conv.py`); a tile of int32 sums stays in vector registers while the
+instruction of `dots.py` walks the whole reduction, and the sums become bytes again on the way out.  A depthwise
+convolution leaves the instruction to LLVM, which multiplies pairs of 16-bit numbers.
 
 Georganas et al. (2018) for the tile; int8 kernels in this form: the convolutions of oneDNN and of Jain et al.,
 "Efficient execution of quantized deep learning models" (2020), section 4.
@@ -15,7 +15,7 @@ from typing import Any
 from tvm import te, tirx
 
 from cprune.tuner.programs import dots, smooth
-from cprune.tuner.programs.conv import pad_plane, parallel_pad, tiled
+from cprune.tuner.programs.sketch_conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import QuantizedConv2d, dtypes
 
