@@ -170,11 +170,11 @@ class Lying:
 
     device = "cpu"
 
-    def __init__(self, *shape: int, of: Lying | None = None) -> None:
-        self.shape, self.of = shape, of
+    def __init__(self, *shape: int, of: Lying | None = None, dtype: str = "float32") -> None:
+        self.shape, self.of, self.dtype = shape, of, dtype
 
     def copyto(self, device: str) -> Lying:
-        return Lying(*self.shape, of=self)
+        return Lying(*self.shape, of=self, dtype=self.dtype)
 
 
 def test_weights_lie_in_as_many_places_as_fill_the_caches_and_activations_in_one() -> None:
@@ -188,6 +188,14 @@ def test_weights_lie_in_as_many_places_as_fill_the_caches_and_activations_in_one
     assert len(weight_sets([x, weight, bias, output], one // 2)) == 2
     assert len(weight_sets([x, weight, bias, output], 0)) == 1
     assert len(weight_sets([x, output], one)) == 1
+
+
+def test_weights_of_bytes_lie_in_four_times_as_many_places() -> None:
+    x, output = Lying(1, 8, 8), Lying(1, 8, 8)
+    floats, integers = (
+        weight_sets([x, Lying(64, 64, dtype=kind), output], 8 * 64 * 64) for kind in ("float32", "int8")
+    )
+    assert (len(floats), len(integers)) == (2, 8)
 
 
 def test_every_call_of_a_run_has_the_next_set() -> None:
