@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny
 
-from cprune.method import planning
+from cprune.compiling.lowered import Layout
+from cprune.compiling.tuned import precision
+from cprune.method import planning, state
 from cprune.method import tables as tables_module
-from cprune.method.ending import finish
+from cprune.method.ending import WHOLE, finish
 from cprune.method.latency import LatencyTable
 from cprune.method.planning import Plan, planned
 from cprune.method.state import RunState
 from cprune.method.tables import Tables
 from cprune.runs.events import Chosen, Planned, Scouted, Step
+from cprune.targets.errors import UserError
 from cprune.targets.interval import Comparison, Interval
 from cprune.targets.paired import Paired
 from cprune.training.checkpoint import Checkpoint
@@ -316,3 +319,43 @@ def test_a_run_that_trains_a_model_on_goes_on_after_a_kill() -> None:
         second.bench.tuner = first.bench.tuner
         whole(second)
         assert keeper.without_cost() == undisturbed.without_cost()
+
+
+@pytest.fixture
+def integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this processor is, it is taken to multiply bytes."""
+    monkeypatch.setattr(state, "integer_layout", lambda target: Layout(16, dot="vnni512"))
+
+
+@pytest.mark.usefixtures("integers")
+def test_a_run_in_integers_cuts_and_trains_floats_and_delivers_integers() -> None:
+    bench = FakeBench(by_macs, by_task=True)
+    run = a_run(bench, trainer(), None, replace(TABLES, precision="int8"))
+    steps, tables = whole(run)
+    outcome = finish(run, tables.current)
+    assert bench.compared[0] == ("before", "whole")  # fp32 against integers, both unpruned
+    assert run.start.share == 1.0  # a fake is as fast in both
+    assert precision(outcome.before.tuned.network) == "fp32"
+    assert precision(outcome.network) == "int8"
+    assert outcome.after.tuned.lowered.layout == run.layout
+    assert steps[0].verdict == "accepted"
+    assert precision(run.keeper.load(0)) == "fp32"
+    assert run.history.certified  # the whole model in integers is the first of those that may be delivered
+    assert min(run.history.certified) == WHOLE
+
+
+@pytest.mark.usefixtures("integers")
+def test_where_every_pruned_model_loses_too_much_the_whole_one_is_delivered_in_integers() -> None:
+    bad = trainer(deciding=lambda m: 0.9 if m.whole else 0.8)
+    run = a_run(FakeBench(lambda m: 1.0, by_task=True), bad, None, replace(TABLES, precision="int8"))
+    _, tables = whole(run)
+    outcome = finish(run, tables.current)
+    assert outcome.status == "unpruned"
+    assert outcome.choice.accuracy == 0.9
+
+
+@pytest.mark.usefixtures("integers")
+def test_integers_need_images_that_are_seen() -> None:
+    run = a_run(FakeBench(by_macs, by_task=True), trainer(shown=0), None, replace(TABLES, precision="int8"))
+    with pytest.raises(UserError, match="needs training images"):
+        run.in_integers(tiny())
