@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,16 @@ def test_weights_are_packed_four_input_channels_to_a_word() -> None:
     assert stored.shape == (1, 1, 1, 1, 2, BLOCK, 4)
     assert stored[0, 0, 0, 0, 1, 3].tolist() == [28, 29, 30, 31]  # channel 3 of the output, 4 to 7 of the input
     assert torch.equal(reference.unpack_bytes(stored, w), plain.to(torch.int8))
+
+
+def test_only_an_instruction_for_signed_factors_moves_bytes_and_a_depthwise_program_has_none() -> None:
+    workloads = [replace(conv(channels=32, out=32, depthwise=each), dot="sdot") for each in (False, True)]
+    assert [dots.moved_by(w) for w in workloads] == [128, 0]
+    x = np.full(workloads[1].arguments()[0], 3, np.uint8)
+    weight = np.ones(workloads[1].arguments()[1], np.int8)
+    ones, none = np.ones((32 // BLOCK, BLOCK), np.float32), np.zeros((32 // BLOCK, BLOCK), np.float32)
+    arguments = [x, weight, ones, none, np.zeros(3, np.float32), np.zeros(1, np.uint8)]
+    assert reference.expected(workloads[1], arguments)[0, 0, 5, 5, 0] == 27  # nine times 3, whatever `dot` says
 
 
 def test_processors_are_asked_before_an_instruction_is_used() -> None:

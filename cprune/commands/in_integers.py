@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cprune.commands.request import Request
@@ -55,7 +54,6 @@ def in_integers(request: Request, data: str | None, progress: Progress) -> Integ
     split = subject.trainer.samples(IMAGES, request.settings.seed)
     assert split is not None  # the data of a command can be seen
     progress.say(f"{subject.name}: ranges of all values from {len(split):,} training images")
-    images = split.model_input(split.images)
-    network = quantized(subject.network, ((batch,) for batch in torch.split(images, BATCH)))
+    network = quantized(subject.network, split.inputs(BATCH))
     before, after = (subject.trainer.look(model, "report") for model in (subject.network.eval(), network.eval()))
     return Integers(subject.name, network, subject.example, before.accuracy, after.accuracy, paired(before, after))

@@ -27,7 +27,6 @@ RUN_S = 0.06
 SETTLE_S = 0.3
 """A pause before every turn: the pool of TVM spins for a fifth of a second after its last kernel, others less; and the
 scheduler forgets which processor the question came from (woken by a pipe, both threads may start on one)."""
-INTEGERS = "int8"
 
 
 @dataclass(frozen=True)

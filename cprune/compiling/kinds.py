@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cprune.compiling.lowered import Step
 from cprune.network.node import Node, Ref
-from cprune.tuner.programs.workload import Shape
+from cprune.tuner.programs.workload import Conv2d, Shape, padded
 
 PLAIN_INPUT_CHANNELS = 4  # a convolution of so few channels (an image) reads the plain layout itself
 
@@ -47,6 +47,29 @@ class Conv:
     residual: str | None = None
     activation: str = "none"
     step: Step | None = None
+
+    def workload(
+        self, source: Shape, in_block: int, out_block: int, residual: bool, activation: str | None = None
+    ) -> Conv2d:
+        """Return what it computes of a value of shape `source`, in these blocks; in float32."""
+        n, c, h, w = source
+        outputs = padded(self.shape[1], out_block)
+        return Conv2d(
+            n,
+            padded(c, in_block),
+            h,
+            w,
+            outputs,
+            (int(self.weight.shape[2]), int(self.weight.shape[3])),
+            self.stride,
+            self.pad,
+            self.dilation,
+            outputs if self.groups > 1 else 1,
+            residual,
+            self.activation if activation is None else activation,
+            in_block,
+            out_block,
+        )
 
     @property
     def is_open(self) -> bool:

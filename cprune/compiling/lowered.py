@@ -29,10 +29,17 @@ class Layout:
             return self.block
         return half if channels <= half or channels in self.narrow else self.block
 
+    def again(self, block: int, channels: int) -> int:
+        """Return the block of a value that has `block` now when it has so many channels: plain stays plain.
+
+        Blocks of bytes stay: whole ones for all channels, four for an image's.
+        """
+        return self.of(channels) if block and not self.dot else block
+
     def open(self, channels: int) -> bool:
         """Tell whether both blocks make sense for so many channels: half ones would save padding."""
         half = self.block // 2
-        return half >= 4 and channels > half and padded(channels, half) < padded(channels, self.block)
+        return not self.dot and half >= 4 and channels > half and padded(channels, half) < padded(channels, self.block)
 
     def toggled(self, channels: int) -> Layout:
         """Return this layout with the other block for values of so many channels."""

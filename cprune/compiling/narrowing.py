@@ -18,7 +18,6 @@ from cprune.tuner.programs.workload import (
     Elementwise,
     Mean,
     Pool2d,
-    QuantizedConv2d,
     Shape,
     Tir,
     Workload,
@@ -50,9 +49,7 @@ def _conv(w: Conv2d, in_channels: int, out_channels: int, layout: Layout) -> Con
     stored = padded(out_channels, out)
     if w.depthwise:
         return replace(w, in_channels=stored, out_channels=stored, groups=stored, in_block=out, out_block=out)
-    block = layout.of(in_channels) if w.in_block else 0
-    if isinstance(w, QuantizedConv2d) and w.in_block < w.out_block:
-        block = w.in_block  # an image's few channels
+    block = layout.again(w.in_block, in_channels)
     return replace(w, in_channels=padded(in_channels, block), out_channels=stored, in_block=block, out_block=out)
 
 
@@ -74,9 +71,7 @@ def _elementwise(w: Elementwise, in_channels: int, out_channels: int, layout: La
 
 
 def _block(shape: Shape, block: int, channels: int, layout: Layout) -> int:
-    if layout.dot:  # whole blocks for all channels, and four for an image's
-        return block
-    return layout.of(channels) if block and len(shape) == 4 else block
+    return layout.again(block, channels) if len(shape) == 4 else block
 
 
 class _Change:

@@ -22,7 +22,7 @@ from torch import Tensor
 from cprune.compiling.lowered import Step
 from cprune.network.quantizing import quantized_weight
 from cprune.targets.session import Array
-from cprune.tuner.programs.dots import DOTS
+from cprune.tuner.programs.dots import moved_by
 from cprune.tuner.programs.reference import pack_bytes, pack_rows
 from cprune.tuner.programs.workload import QuantizedConv2d, padded
 
@@ -30,36 +30,16 @@ if TYPE_CHECKING:
     from cprune.compiling.kinds import Conv, Linear, Stored
     from cprune.compiling.values import Values
 
-MIDDLE = 128
-"""By which bytes are moved in a register where an instruction takes both factors as int8."""
-
 
 def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Stored | None) -> Stored:
     """Emit a convolution of the bytes `x`; `residual` is of bytes in whole blocks as well."""
-    n, c, h, w = values.shape(conv.x)
-    outputs = padded(conv.shape[1], values.layout.block)
     values.channels[name] = conv.shape[1]
-    workload = QuantizedConv2d(
-        n,
-        padded(c, x.block),
-        h,
-        w,
-        outputs,
-        (int(conv.weight.shape[2]), int(conv.weight.shape[3])),
-        conv.stride,
-        conv.pad,
-        conv.dilation,
-        outputs if conv.groups > 1 else 1,
-        residual is not None,
-        _activation(conv.activation, conv.step),
-        x.block,
-        values.layout.block,
-        "float32" if conv.step is None else "uint8",
-        values.layout.dot,
-    )
+    block, activation = values.layout.block, _activation(conv.activation, conv.step)
+    plain = conv.workload(values.shape(conv.x), x.block, block, residual is not None, activation)
+    workload = QuantizedConv2d(**vars(plain), output=_output(conv.step), dot=values.layout.dot)
     weights = _weights(values, name, conv, workload, conv.weight, x, residual)
     reads = (x, *([residual] if residual is not None else []))
-    return values.emit(name, workload, reads, conv.shape, values.layout.block, weights, conv.layers, conv.step)
+    return values.emit(name, workload, reads, conv.shape, block, weights, conv.layers, conv.step)
 
 
 def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored:
@@ -69,10 +49,14 @@ def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored
     workload = QuantizedConv2d(
         prod(rows), padded(k, block), 1, 1, padded(linear.shape[-1], block), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1,
         False, _activation(linear.activation, linear.step), block, block,
-        "float32" if linear.step is None else "uint8", values.layout.dot,
+        _output(linear.step), values.layout.dot,
     )  # fmt: skip
     weights = _weights(values, name, linear, workload, linear.weight[:, :, None, None], x, None)
     return values.emit(name, workload, (x,), linear.shape, block, weights, linear.layers, linear.step)
+
+
+def _output(step: Step | None) -> str:
+    return "float32" if step is None else "uint8"
 
 
 def _activation(name: str, step: Step | None) -> str:
@@ -93,8 +77,7 @@ def _weights(
     assert x.step is not None
     whole, weight_scale = quantized_weight(weight)
     scale = x.step.scale * weight_scale
-    middle = MIDDLE if DOTS[workload.dot].signed and not workload.depthwise else 0
-    bias = layer.bias.detach().double() + scale * (middle - x.step.zero) * whole.flatten(1).sum(1)
+    bias = layer.bias.detach().double() + scale * (moved_by(workload) - x.step.zero) * whole.flatten(1).sum(1)
     added = 0.0
     if residual is not None:
         assert residual.step is not None

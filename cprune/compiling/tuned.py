@@ -170,8 +170,8 @@ def choose_layout(
 
     A quantized network has whole blocks where the target multiplies bytes.
     """
-    if is_quantized(network) and of_target(tuner.target):
-        return integer_layout(tuner.target)
+    if layout is None and is_quantized(network) and of_target(tuner.target):
+        layout = integer_layout(tuner.target)
     if layout is None:
         layout = Layout(choose_block(network, example, tuner, trials, progress))
     return choose_widths(network, example, layout, tuner, trials, siblings, progress)

@@ -121,12 +121,11 @@ class Values:
 
     def quantized(self, ref: Ref, *, whole: bool = True) -> Stored | None:
         """Return the value in memory if it is of bytes; with `whole` only in whole blocks, not an image's."""
-        value = self.in_memory(ref, None) if self.layout.dot else None
-        return (
-            value
-            if value is not None and value.step is not None and (value.block == self.layout.block or not whole)
-            else None
-        )
+        if not self.layout.dot:
+            return None
+        value = self.in_memory(ref, None)
+        fits = value.block == self.layout.block or not whole
+        return value if value.step is not None and fits else None
 
     def emit(
         self,

@@ -12,7 +12,7 @@ from cprune.compiling.lowered import Step
 from cprune.network.node import Ref
 from cprune.targets.session import Array
 from cprune.tuner.programs.reference import pack_conv_weight, pack_rows
-from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, padded
+from cprune.tuner.programs.workload import Dense, Elementwise
 
 if TYPE_CHECKING:
     from cprune.compiling.values import Values
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def write_conv(values: Values, name: str, conv: Conv) -> Stored:
     """Emit a convolution: in integers where what it reads and adds is of bytes, else in float32."""
-    n, c, h, w = values.shape(conv.x)
+    c = values.shape(conv.x)[1]
     x = values.quantized(Ref(conv.x), whole=conv.groups > 1)
     added = values.quantized(Ref(conv.residual)) if conv.residual else None
     if x is not None and (added is not None or not conv.residual):
@@ -32,24 +32,8 @@ def write_conv(values: Values, name: str, conv: Conv) -> Stored:
     x = values.stored(Ref(conv.x), 0) if plain else values.blocked(Ref(conv.x))
     out = values.layout.of(conv.shape[1])
     values.channels[name] = conv.shape[1]
-    outputs = padded(conv.shape[1], out)
     residual = (values.stored(Ref(conv.residual), out),) if conv.residual else ()
-    workload = Conv2d(
-        n,
-        padded(c, x.block),
-        h,
-        w,
-        outputs,
-        (int(conv.weight.shape[2]), int(conv.weight.shape[3])),
-        conv.stride,
-        conv.pad,
-        conv.dilation,
-        outputs if conv.groups > 1 else 1,
-        bool(residual),
-        conv.activation,
-        x.block,
-        out,
-    )
+    workload = conv.workload(values.shape(conv.x), x.block, out, bool(residual))
     weights = _packed(values, name, conv.layers[0], pack_conv_weight(conv.weight, workload), pack_rows(conv.bias, out))
     return values.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
 
@@ -58,8 +42,7 @@ def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step) -> Sto
     """Emit a layer in float32 and make its result bytes."""
     ref = Ref(f"{name}.float")
     values.by_name[ref.name] = layer
-    chain = Chain(("in", 0), (values.stored(ref, None),), layer.shape)
-    return write_bytes(values, name, chain, step)
+    return write_bytes(values, name, values.chain(ref), step)
 
 
 def write_linear(values: Values, name: str, linear: Linear) -> Stored:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from cprune.channels.graph import Graph
@@ -111,12 +110,7 @@ class RunState:
     def choose_layout(
         self, network: Network, layout: Layout | None = None, siblings: Mapping[str, Candidate] = NO_PROGRAMS
     ) -> Layout:
-        """Return the layout by measured cost; `layout` is a first one, None to look for its block too.
-
-        Integers have one layout.
-        """
-        if layout is not None and layout.dot:
-            return layout
+        """Return the layout by measured cost; `layout` is a first one, None to look for its block too."""
         with self.cost.spent("tune"):
             return self.bench.choose_layout(network, self.settings.trials, self.progress, layout, siblings)
 
@@ -165,8 +159,7 @@ class RunState:
             split = self.trainer.samples(CALIBRATION_IMAGES, 7 * self.settings.seed)
             if split is None:
                 raise UserError("int8 needs training images that cprune can see", "Give --data, or --precision fp32.")
-            images = split.model_input(split.images)
-            self._shown = [(batch,) for batch in torch.split(images, CALIBRATION_BATCH)]
+            self._shown = split.inputs(CALIBRATION_BATCH)
         return quantized(network, self._shown).eval()
 
     def look(self, network: Network, part: PartName) -> Look:

@@ -51,6 +51,10 @@ class Split:
         """Return the part with these images (int64 indices, or a slice)."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
+    def inputs(self, size: int) -> list[tuple[Tensor]]:
+        """Return all images as a model's inputs, in batches of `size`."""
+        return [(batch,) for batch in torch.split(self.model_input(self.images), size)]
+
     def model_input(self, images: Tensor) -> Tensor:
         """Return some of this split's images, perhaps augmented, as float32 for the model."""
         if images.dtype != torch.uint8:

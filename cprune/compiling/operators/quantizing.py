@@ -9,13 +9,12 @@ from cprune.compiling.lowered import Step
 from cprune.compiling.values import Lowering, Values
 from cprune.compiling.written import write_bytes
 from cprune.network.node import Node
-
-BYTES = (0, 255)
+from cprune.network.quantizing import HIGHEST, LOWEST
 
 
 def _fake_quantize(values: Values, node: Node) -> Value | None:
     x, scale, zero, low, high = node.args
-    if (low, high) != BYTES:
+    if (low, high) != (LOWEST, HIGHEST):
         return None
     step = Step(float(scale), int(zero))
     shape = values.shape(node.name)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from cprune.targets.target import Target
+from cprune.tuner.programs.workload import QuantizedConv2d
 
 WORDS = 4
 """Bytes that one lane takes at a time."""
@@ -80,6 +81,14 @@ DOTS = {
 
 The x86 text is the form of LLVM before version 22, whose newer ones bring it up to date themselves.
 """
+
+
+MIDDLE = 128
+
+
+def moved_by(workload: QuantizedConv2d) -> int:
+    """Return by how much its programs move every byte down before they multiply it: a depthwise one has no dot."""
+    return MIDDLE if DOTS[workload.dot].signed and not workload.depthwise else 0
 
 
 def of_target(target: Target) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cprune.targets.difference import apart
 from cprune.targets.session import Array, arguments, forms
+from cprune.tuner.programs.dots import moved_by
 from cprune.tuner.programs.workload import (
     Conv2d,
     Dense,
@@ -139,9 +140,8 @@ def _quantized_conv(w: QuantizedConv2d, arguments: Sequence[Array]) -> Array:
     x = unpack(values[0], w.in_block).double()
     top, left, bottom, right = w.pad
     x = F.pad(x, (left, right, top, bottom), value=float(zero[0]))
+    x = x - moved_by(w)
     sums = F.conv2d(x, unpack_bytes(weight, w).double(), None, w.stride, 0, w.dilation, w.groups)
-    if w.dot == "sdot":
-        sums = sums - 128 * unpack_bytes(weight, w).double().sum((1, 2, 3))[:, None, None]
     y = sums * per_channel(scale) + per_channel(bias)
     if w.residual:
         y = y + unpack(values[1], w.out_block).double() * float(numbers[0])
