@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch and of the compiled model")
     parser.add_argument("--captured", type=Path, default=None, help="folder to keep captured networks in")
     parser.add_argument("--compile", action="store_true", help="also compile the pruned network; slow")
+    parser.add_argument("--integers", action="store_true", help="compile it in int8")
     parser.add_argument("--again", default="", help="statuses to run again, by commas")
     parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -173,7 +174,7 @@ def pruned(given: argparse.Namespace, model: Any, inputs: tuple[Any, ...], about
         # What is known by now is not lost if compiling takes too long.
         print(json.dumps({**about, **row, "compiled": "not within the limits"}), flush=True)
         with torch.no_grad():
-            row["compiled"] = compiled(smaller, inputs, given.threads)
+            row["compiled"] = compiled(smaller, inputs, given.threads, given.integers)
         seconds["compile"] = clock.lap()
     return row
 
@@ -230,14 +231,18 @@ def shares(graph: Any) -> dict[str, Any]:
     return {"channels": channels, "frozen": frozen, "reasons": why.most_common(5)}
 
 
-def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
+def compiled(network: Any, inputs: tuple[Any, ...], threads: int, integers: bool) -> str:
     """Return "equal", or how TVM's result differs or why there is none.
 
-    Every task gets a program with a large tile for its vectors, untuned: this is about results, not about speed.
+    Every task gets a program with a large tile for its vectors, untuned: this is about results, not about speed.  With
+    `integers` the network is made one of integers before, with ranges from the input.
     """
+    from cprune.compiling.lowered import Layout
     from cprune.compiling.lowering import lower
     from cprune.compiling.relax_module import relax_model
-    from cprune.network.difference import COMPILED_TOLERANCE, difference
+    from cprune.compiling.tuned import integer_layout, tolerance
+    from cprune.network.difference import difference
+    from cprune.network.quantizing import quantized
     from cprune.targets.errors import UserError
     from cprune.targets.local import LocalSession
     from cprune.targets.session import Failure
@@ -246,8 +251,10 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     from cprune.tuner.programs.workload import Tir
 
     target = dataclasses.replace(find("local", threads), timing=Timing(repeats=2, min_run_ms=0.2, deadline_s=120))
+    if integers:
+        network = quantized(network, [inputs]).eval()
     try:
-        lowered = lower(network, inputs, target.vector)
+        lowered = lower(network, inputs, integer_layout(target) if integers else Layout(target.vector))
     except UserError as error:
         return f"refused: {error.message}"[:200]
     programs = {}
@@ -263,7 +270,7 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int) -> str:
     if isinstance(output, Failure):
         return f"failed: {output.stage}: {output.reason}"[:200]
     apart = difference(output, network.eval()(*inputs))
-    return "equal" if apart <= COMPILED_TOLERANCE else f"differs by {apart:.1e}"
+    return "equal" if apart <= tolerance(network) else f"differs by {apart:.1e}"
 
 
 class Clock:

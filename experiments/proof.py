@@ -144,7 +144,7 @@ def jobs(given: argparse.Namespace) -> list[Job]:
 def _typed(name: str, given: argparse.Namespace) -> tuple[str, ...] | None:
     """Return what every method on a model is given; None where something is missing."""
     model = MODELS[name]
-    typed = ["-m", model.spec, "--train-time", given.train_time or f"{model.minutes:g}m"]
+    typed = ["-m", model.spec, "--train-time", given.train_time or f"{model.minutes:g}m", "--precision", "fp32"]
     if given.threads:
         typed += ["--threads", str(given.threads)]
     if given.quick:

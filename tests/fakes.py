@@ -59,11 +59,12 @@ class Tiny(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a fake looks at: channels of the residual stream and inside the block, and epochs of training."""
+    """What a fake looks at: channels of the residual stream and inside the block, epochs of training, and integers."""
 
     stem: int
     a: int
     epochs: float
+    integers: bool = False
 
     @property
     def whole(self) -> bool:
@@ -72,12 +73,14 @@ class Seen:
 
 
 def seen(network: nn.Module) -> Seen:
-    """Return what the fakes know of a network."""
+    """Return what the fakes know of a network, also of one in training that rounds."""
+    network = getattr(network, "network", network)
     tensors = dict(network.named_parameters())
     return Seen(
         len(tensors["stem.weight"]),
         len(tensors["a.weight"]) if "a.weight" in tensors else 0,  # the branch is gone
         round(float(tensors["head.bias"].detach()[0]), 2),
+        any("fake_quantize" in node.op for node in getattr(network, "nodes", ())),
     )
 
 
@@ -295,7 +298,7 @@ class FakeTrainer:
         progress.advance()
         progress.done()
         with torch.no_grad():
-            dict(model.named_parameters())["head.bias"][0] += schedule.epochs
+            dict(getattr(model, "network", model).named_parameters())["head.bias"][0] += schedule.epochs
         if self.diverges(seen(model)):
             raise FineTuneDiverged("the loss is nan")
 
@@ -361,7 +364,7 @@ def _without_cost(event: Event) -> Event:
     return event
 
 
-DEFAULT = Settings(short_epochs=1.0, retry_epochs=3.0, long_epochs=12.0, max_steps=40)
+DEFAULT = Settings(precision="fp32", short_epochs=1.0, retry_epochs=3.0, long_epochs=12.0, max_steps=40)
 
 
 def a_run(

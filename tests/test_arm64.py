@@ -13,13 +13,20 @@ from typing import Any
 import arm64
 import numpy as np
 import pytest
+import torch
 from rpc_rig import KEY, Rig, Server, free_port
 from test_loop import TOML, data_file
+from torch import nn
 
 from cprune.cli import main as cli
 from cprune.compiling import deploy
+from cprune.compiling.tuned import opened_tuner, tune
+from cprune.network.capture import capture
+from cprune.network.quantizing import quantized
+from cprune.progress import Progress
 from cprune.targets import link
 from cprune.targets.remote import tracker
+from cprune.targets.target import find
 
 pytestmark = [
     pytest.mark.device,
@@ -138,6 +145,26 @@ def test_the_runner_runs_on_the_board_without_python(run: Path, capsys: pytest.C
     ran = subprocess.run([*loader, "--library-path", path, str(runner), str(bundle)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "agrees" in ran.stdout
+
+
+def test_integers_are_computed_on_the_board_as_in_pytorch(target: str, board: Rig, tmp_path: Path) -> None:
+    path = tmp_path / "fast.toml"
+    path.write_text(Path(target).read_text().replace('like = "linux-arm64"', 'like = "linux-arm64:cortex-a76"'))
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(),
+        nn.Conv2d(16, 24, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    ).eval()  # fmt: skip
+    images = torch.randn(16, 3, 12, 12)
+    network = quantized(capture(model, (images[:1],)), [(images,)]).eval()
+    with opened_tuner(find(str(path)), tmp_path / "r.sqlite", 0, Progress()) as (session, tuner):
+        tuned = tune(network, (images[:1],), tuner, 1, Progress())
+        (output,) = tuned.load(session, "model")
+    assert tuned.lowered.layout.dot == "sdot"
+    with torch.no_grad():
+        wanted, before = network(images[:1]).numpy(), model(images[:1]).numpy()
+    assert np.abs(output - wanted).max() < np.abs(wanted - before).max() + 1e-4
+    board.wait(2)
 
 
 def test_tune_writes_a_library_for_the_board(target: str, board: Rig, tmp_path: Path) -> None:

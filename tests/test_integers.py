@@ -26,6 +26,7 @@ from cprune.tuner.programs.space import Candidate, of_target
 from cprune.tuner.programs.workload import (
     Elementwise,
     QuantizedConv2d,
+    QuantizedMean,
     QuantizedPool2d,
     Workload,
     dtypes,
@@ -128,6 +129,8 @@ def test_processors_are_asked_before_an_instruction_is_used() -> None:
         conv(channels=64, out=64, depthwise=True),
         conv(channels=64, out=64, depthwise=True, stride=2, activation="relu6"),
         conv(channels=128, out=96, kernel=1, size=1, output="float32"),
+        QuantizedMean(1, 64, 8, 8, BLOCK, "uint8"),
+        QuantizedMean(2, 32, 7, 5, BLOCK, "float32"),
         QuantizedPool2d("max", 1, 32, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1), True, BLOCK),
         Elementwise(("quantize", ("in", 0), 0.02, 7), (((1, 30, 9, 9), BLOCK),), (1, 30, 9, 9), BLOCK),
         Elementwise(("quantize", ("in", 0), 0.02, 7), (((1, 3, 9, 9), 0),), (1, 3, 9, 9), 4),
@@ -248,7 +251,7 @@ def test_what_has_no_form_in_integers_reads_bytes_as_numbers() -> None:
     torch.manual_seed(0)
     model, images = Branches().eval(), torch.randn(8, 3, 16, 16)
     network = quantized(capture(model, (images[:1],)), [(images,)]).eval()
-    with Store(":memory:") as store, LocalSession(TARGET) as session:
+    with Store("sqlite://") as store, LocalSession(TARGET) as session:
         tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 1, Progress())
         (output,) = tuned.load(session, "model")
     kinds = [type(call.workload).__name__ for call in tuned.lowered.calls]
@@ -282,8 +285,10 @@ def test_a_network_in_integers_is_compiled_to_what_pytorch_computes() -> None:
     kinds = [type(call.workload).__name__ for call in lowered.calls]
     assert kinds.count("QuantizedConv2d") == 5  # the linear layer among them
     assert "QuantizedPool2d" in kinds
-    assert "Conv2d" not in kinds
-    with Store(":memory:") as store, LocalSession(TARGET) as session:
+    assert "QuantizedMean" in kinds
+    assert kinds.count("Elementwise") == 2  # the image becomes bytes, the answer is taken out of its block
+    assert not {"Conv2d", "Mean"} & set(kinds)
+    with Store("sqlite://") as store, LocalSession(TARGET) as session:
         tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 2, Progress())
         assert tuned.lowered.layout == Layout(BLOCK, dot=DOT)
         (output,) = tuned.load(session, "model")

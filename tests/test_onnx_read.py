@@ -271,8 +271,12 @@ def test_operators_that_are_not_done_are_named(tmp_path: Path) -> None:
     theirs = helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")
     assert "com.microsoft.FusedConv ('y'), which is not one of ONNX's own" in refused(model([theirs]), tmp_path)
     quantised = node("QuantizeLinear", "x scale", "y")
-    assert "the operator QuantizeLinear 'the_QuantizeLinear' is quantised" in refused(
+    assert "the operator QuantizeLinear 'the_QuantizeLinear' stands alone" in refused(
         model([quantised], {"scale": array(1.0)}), tmp_path
+    )
+    integers = node("ConvInteger", "x w", "y")
+    assert "computes in integers itself: give the model with QuantizeLinear and DequantizeLinear" in refused(
+        model([integers], {"w": array(1.0)}), tmp_path
     )
     assert "as many numbers as its input has" in refused(model([node("NonZero", "x", "y")]), tmp_path)
 

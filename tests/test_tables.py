@@ -12,13 +12,15 @@ from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a
 
 from cprune.compiling.lowered import Layout
 from cprune.compiling.tuned import precision
-from cprune.method import planning, state
+from cprune.method import beginning, planning, state
 from cprune.method import tables as tables_module
+from cprune.method.beginning import begin, may_be_in_integers
 from cprune.method.ending import WHOLE, finish
 from cprune.method.latency import LatencyTable
 from cprune.method.planning import Plan, planned
 from cprune.method.state import RunState
 from cprune.method.tables import Tables
+from cprune.network.network import Network
 from cprune.runs.events import Chosen, Planned, Scouted, Step
 from cprune.targets.errors import UserError
 from cprune.targets.interval import Comparison, Interval
@@ -325,6 +327,7 @@ def test_a_run_that_trains_a_model_on_goes_on_after_a_kill() -> None:
 def integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this processor is, it is taken to multiply bytes."""
     monkeypatch.setattr(state, "integer_layout", lambda target: Layout(16, dot="vnni512"))
+    monkeypatch.setattr(beginning, "multiplies_bytes", lambda target: True)
 
 
 @pytest.mark.usefixtures("integers")
@@ -342,6 +345,51 @@ def test_a_run_in_integers_cuts_and_trains_floats_and_delivers_integers() -> Non
     assert precision(run.keeper.load(0)) == "fp32"
     assert run.history.certified  # the whole model in integers is the first of those that may be delivered
     assert min(run.history.certified) == WHOLE
+
+
+def fast_in_integers(model: Seen) -> float:
+    """Return a latency as `by_macs`, halved in integers."""
+    return by_macs(model) * (0.5 if model.integers else 1.0)
+
+
+@pytest.mark.usefixtures("integers")
+@pytest.mark.parametrize(
+    ("faster", "lost", "precision"),
+    [(True, 0.004, "int8"), (False, 0.004, "fp32"), (True, 0.02, "fp32")],
+    ids=["faster, and little is lost", "not faster", "too much is lost"],
+)
+def test_an_open_precision_is_integers_where_they_are_faster_and_lose_little(
+    faster: bool, lost: float, precision: str
+) -> None:
+    bench = FakeBench(fast_in_integers if faster else by_macs, by_task=True)
+    losing = trainer(deciding=lambda m: 0.9 - (lost if m.integers else 0.0))
+    keeper = MemoryKeeper()
+    run = a_run(bench, losing, keeper, replace(TABLES, precision="auto", max_drop=0.03))
+    begin(run)
+    assert run.precision == run.start.precision == precision
+    assert run.start.share == (0.5 if precision == "int8" else 1.0)
+    assert run.layout.dot == ("vnni512" if precision == "int8" else "")
+    resumed = a_run(bench, losing, keeper, replace(TABLES, precision="auto", max_drop=0.03))
+    begin(resumed)
+    assert resumed.precision == precision
+
+
+@pytest.mark.usefixtures("integers")
+def test_an_open_precision_is_fp32_for_other_methods_and_without_images() -> None:
+    open_ = replace(TABLES, precision="auto")
+    for changed, shown in ((replace(open_, method="one-shot"), 16), (open_, 0)):
+        assert not may_be_in_integers(a_run(FakeBench(by_macs, by_task=True), trainer(shown=shown), None, changed))
+
+
+@pytest.mark.usefixtures("integers")
+def test_a_model_that_has_no_form_in_integers_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(network: Network, batches: object) -> Network:
+        raise UserError("no such layer")
+
+    monkeypatch.setattr(state, "quantized", broken)
+    run = a_run(FakeBench(fast_in_integers, by_task=True), trainer(), None, replace(TABLES, precision="auto"))
+    begin(run)
+    assert run.precision == "fp32"
 
 
 @pytest.mark.usefixtures("integers")

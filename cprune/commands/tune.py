@@ -11,12 +11,14 @@ from cprune.commands.export import example_of, must_be_new
 from cprune.commands.in_integers import Integers, in_integers
 from cprune.commands.request import Request
 from cprune.compiling import deploy
+from cprune.compiling.tuned import precision
 from cprune.compiling.tuned import tune as tuned_model
-from cprune.method.settings import PRECISIONS
 from cprune.progress import Progress
 from cprune.targets.errors import unknown
 from cprune.targets.interval import Interval
 from cprune.targets.measure import compare
+
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Compiled:
     trials: int
     seconds: Mapping[str, float]
     integers: Integers | None = None
+    precision: str = "fp32"
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return what the folder's `model.json` tells of it."""
         return {
-            "precision": "fp32" if self.integers is None else "int8",
+            "precision": self.precision,
             **({} if self.integers is None else {"accuracy": dict(self.integers.to_dict())}),
             "latency_ms": self.latency_ms.to_dict(),
             "tasks": self.tasks,
@@ -99,6 +102,7 @@ def tune(request: Request, options: Options, progress: Progress) -> Compiled:
             tuned.trials,
             {stage: round(seconds, 1) for stage, seconds in vars(tuner.clock).items()},
             integers,
+            precision(network),
         )
         progress.say("compiling")
         example = example_of(network, [tuple(x.shape) for x in inputs])

@@ -18,6 +18,7 @@ from torch import Tensor, float32
 from cprune.compiling.kinds import Stored, Value
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.operators import LOWERINGS
+from cprune.compiling.quantized import joined_means
 from cprune.compiling.values import Values
 from cprune.network.network import Network
 from cprune.network.node import Node, find_refs, operator_name
@@ -52,7 +53,8 @@ def lower(network: Network, example_inputs: Sequence[Tensor], layout: Layout | i
                 values.constants.add(node.name)
             elif isinstance(example, Tensor) or (isinstance(example, (tuple, list)) and node.op != "getitem"):
                 values.by_name[node.name] = _lowered(values, node)
-    return Lowered(tuple(inputs), tuple(values.calls), tuple(outputs), layout, values.channels, values.weights)
+    calls = joined_means(values, [name for name, _ in outputs])
+    return Lowered(tuple(inputs), calls, tuple(outputs), layout, values.channels, values.weights)
 
 
 def _lowered(values: Values, node: Node) -> Value:

@@ -18,6 +18,7 @@ from cprune.tuner.programs.workload import (
     Elementwise,
     Mean,
     Pool2d,
+    QuantizedMean,
     Shape,
     Tir,
     Workload,
@@ -36,7 +37,7 @@ def narrowed(workload: Workload, in_channels: int, out_channels: int, layout: La
         return _conv(workload, in_channels, out_channels, layout)
     if isinstance(workload, Dense):
         return replace(workload, in_features=in_channels, out_features=out_channels)
-    if isinstance(workload, Pool2d):
+    if isinstance(workload, (Pool2d, QuantizedMean)):
         block = layout.of(out_channels)
         return replace(workload, channels=padded(out_channels, block), block=block)
     if isinstance(workload, Mean):

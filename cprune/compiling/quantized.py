@@ -12,19 +12,20 @@ where no activation lies between.  ReLU lies there only where the output has byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from cprune.compiling.lowered import Step
+from cprune.compiling.lowered import Call, Step
 from cprune.network.quantizing import quantized_weight
 from cprune.targets.session import Array
 from cprune.tuner.programs.dots import moved_by
 from cprune.tuner.programs.reference import pack_bytes, pack_rows
-from cprune.tuner.programs.workload import QuantizedConv2d, padded
+from cprune.tuner.programs.workload import Elementwise, Mean, QuantizedConv2d, QuantizedMean, padded
 
 if TYPE_CHECKING:
     from cprune.compiling.kinds import Conv, Linear, Stored
@@ -97,3 +98,42 @@ def _weights(
     names = tuple(f"{layer.layers[0]}.{part}@{name}" for part in arrays)
     values.weights.update(zip(names, arrays.values(), strict=True))
     return names
+
+
+def joined_means(values: Values, outputs: Collection[str]) -> tuple[Call, ...]:
+    """Return the calls, a mean whose result becomes bytes as one call that reads bytes itself where there are some."""
+    calls = values.calls
+    uses = Counter(name for call in calls for name in call.inputs) + Counter(outputs)
+    makers = {call.output: call for call in calls}
+    instead: dict[str, Call] = {}
+    gone: set[str] = set()
+    for last in calls:
+        before = makers.get(last.inputs[0]) if last.inputs else None
+        written, mean = last.workload, None if before is None else before.workload
+        if before is None or type(mean) is not Mean or uses[before.output] != 1 or not isinstance(written, Elementwise):
+            continue
+        match written.expression:
+            case ("quantize", ("in", 0), scale, zero) if written.block == mean.block:
+                factor, reads, source = 1 / scale, before.inputs, "float32"
+                first = makers.get(reads[0])
+                of_bytes = None if first is None else _from_bytes(first, mean.block)
+                if first is not None and of_bytes is not None:
+                    factor, zero = of_bytes.scale / scale, zero - of_bytes.zero * of_bytes.scale / scale
+                    reads, source = first.inputs, "uint8"
+                    gone.update([first.output] if uses[first.output] == 1 else [])
+                name = f"{last.output}.numbers"
+                values.weights[name] = np.array([factor / (mean.height * mean.width), zero], np.float32)
+                fields = {**vars(mean), "channels": padded(mean.channels, mean.block), "source": source}
+                instead[last.output] = Call(last.output, QuantizedMean(**fields), reads, (name,), before.layers)
+                gone.add(before.output)
+    return tuple(instead.get(call.output, call) for call in calls if call.output not in gone)
+
+
+def _from_bytes(call: Call, block: int) -> Step | None:
+    """Return what the bytes stand for of which a call makes numbers, and nothing else; None for any other call."""
+    workload = call.workload
+    if isinstance(workload, Elementwise) and workload.inputs[0][1] == block:
+        match workload.expression:
+            case ("dequantize", ("in", 0), scale, zero):
+                return Step(scale, zero)
+    return None

@@ -111,6 +111,11 @@ def integer_layout(target: Target) -> Layout:
     return Layout(max(BYTES, target.vector), dot=dot)
 
 
+def multiplies_bytes(target: Target) -> bool:
+    """Tell whether the target's processor has an instruction that multiplies bytes."""
+    return bool(of_target(target))
+
+
 def is_quantized(network: Network) -> bool:
     """Tell whether a network rounds values to bytes."""
     return any(operator_name(node) in QUANTIZING for node in network.nodes)

@@ -123,9 +123,9 @@ def _contenders(run: RunState) -> list[Contender]:
     if run.history.last is not None:
         run.long_trained(run.history.last)
     contenders = []
-    if run.settings.precision != "fp32":
+    if run.precision != "fp32":
         look = run.look(deepcopy(run.first), "decide")
-        name, load = f"the whole model in {run.settings.precision}", partial(deepcopy, run.first)
+        name, load = f"the whole model in {run.precision}", partial(deepcopy, run.first)
         contenders.append(Contender(WHOLE, name, look.accuracy, load, run.loss(look, "decide")))
     for step in run.history.accepted:
         trained = run.history.trained.get(step.index)

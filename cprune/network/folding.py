@@ -16,29 +16,39 @@ from cprune.network.node import Node, Ref, alive, map_refs, operator_name
 def folded(network: Network) -> Network:
     """Return a copy in which every BatchNorm that alone reads a convolution is part of it."""
     by_name = {node.name: node for node in network.nodes}
-    uses = Counter(name for node in network.nodes for name in node.refs())
+    conv_of = {norm: conv for conv, norm in norms(network).items()}
     tensors = {name: _copied(tensor) for name, tensor in network.tensors().items()}
     nodes: list[Node] = []
     instead: dict[str, Ref] = {}
     for node in network.nodes:
-        if operator_name(node) == "batch_norm":
-            conv = by_name.get(node.args[0].name)
-            if conv is not None and _takes_norm(conv, by_name, uses):
-                weight, bias = _with_norm(conv, node, by_name, tensors)
-                path = by_name[conv.args[1].name].args[0]
-                tensors[path] = nn.Parameter(weight)
-                own = f"{path.rpartition('.')[0]}.bias".lstrip(".")
-                tensors[own] = nn.Parameter(bias)
-                place = next(i for i, each in enumerate(nodes) if each.name == conv.name)
-                of_bias = Node(f"{conv.name}_folded_bias", "param", (own,))
-                known = nodes[place]  # what it reads may have been folded already
-                args = (*known.args[:2], Ref(of_bias.name), *known.args[3:])
-                nodes[place : place + 1] = [of_bias, replace(known, args=args)]
-                instead[node.name] = Ref(conv.name)
-                continue
+        if node.name in conv_of:
+            conv = by_name[conv_of[node.name]]
+            weight, bias = _with_norm(conv, node, by_name, tensors)
+            path = by_name[conv.args[1].name].args[0]
+            tensors[path] = nn.Parameter(weight)
+            own = f"{path.rpartition('.')[0]}.bias".lstrip(".")
+            tensors[own] = nn.Parameter(bias)
+            place = next(i for i, each in enumerate(nodes) if each.name == conv.name)
+            of_bias = Node(f"{conv.name}_folded_bias", "param", (own,))
+            known = nodes[place]  # what it reads may have been folded already
+            args = (*known.args[:2], Ref(of_bias.name), *known.args[3:])
+            nodes[place : place + 1] = [of_bias, replace(known, args=args)]
+            instead[node.name] = Ref(conv.name)
+            continue
         nodes.append(replace(node, args=map_refs(node.args, lambda ref: instead.get(ref.name, ref)),
                              kwargs=map_refs(node.kwargs, lambda ref: instead.get(ref.name, ref))))  # fmt: skip
     return with_nodes(network, alive(nodes), tensors)
+
+
+def norms(network: Network) -> dict[str, str]:
+    """Return the BatchNorm that alone reads each convolution and can be folded into it, node names by node name."""
+    by_name = {node.name: node for node in network.nodes}
+    uses = Counter(name for node in network.nodes for name in node.refs())
+    return {
+        node.args[0].name: node.name
+        for node in network.nodes
+        if operator_name(node) == "batch_norm" and _takes_norm(by_name[node.args[0].name], by_name, uses)
+    }
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -97,12 +97,13 @@ class Network(nn.Module):
         inputs: Sequence[Tensor],
         edit: Callable[[str, Any], Any],
         instead: Mapping[str, Callable[..., Any]] | None = None,
+        training: bool = False,
     ) -> Any:
-        """Return the output in evaluation mode, every node's value replaced by `edit(name, value)`.
+        """Return the output, every node's value replaced by `edit(name, value)`; in evaluation mode, or in training.
 
         The nodes in `instead` call the function given there with the arguments of their operator.
         """
-        return self._ready().run(inputs, False, edit=edit, instead=instead or {})
+        return self._ready().run(inputs, training, edit=edit, instead=instead or {})
 
     def to_meta(self) -> Network:
         """Return the same network without numbers, on torch's meta device: it computes shapes only."""

@@ -14,6 +14,7 @@ a weight's output channel.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +26,15 @@ from cprune.network.folding import folded, with_nodes
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref, map_refs, operator_name
 
-LOWEST, HIGHEST = 0, 255
+LOWEST, MIDDLE, HIGHEST = 0, 128, 255
 LARGEST = 127
 """Weights are whole multiples of their channel's scale from -LARGEST to LARGEST: no sum of them needs a zero point."""
 KEPT = 1 << 14
 """Numbers of a value that are kept of each batch for finding its range."""
 SHRUNK = tuple(1 - i / 50 for i in range(36))
 """Shares of the whole range that are tried."""
+Step = tuple[float, int]
+"""Scale and zero point of a value's bytes."""
 BYTES_PASS = frozenset({"max_pool2d", "dropout", "feature_dropout"})
 """Operators whose output is of the same bytes as their input."""
 
@@ -44,24 +47,71 @@ class Range:
     high: float
 
     @property
-    def step(self) -> tuple[float, int]:
+    def step(self) -> Step:
         """Return scale and zero point of the 256 bytes; 0 is one of the numbers."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         scale = (high - low) / HIGHEST or 1.0  # a value that is always 0 has any step
         return scale, min(HIGHEST, max(LOWEST, round(-low / scale)))
 
 
-def quantized(network: Network, batches: Iterable[Sequence[Tensor]]) -> Network:
+@dataclass(frozen=True)
+class Scheme:
+    """How numbers become integers; the default is what loses least on the networks that were tried.
+
+    Attributes:
+        clipping: of the range of a value: "error" keeps the part with the least squared error, "none" all of it.
+        steps: "asymmetric" takes the 256 bytes from one end of the range to the other; "symmetric" has 0 in the middle,
+            "symmetric-uint8" too where a value has both signs, and "power-of-two" has asymmetric steps of 2^n.
+        by_channel: a weight has a scale for every output channel, else one.
+        correct: biases are moved so that every layer's channels keep their mean.
+        floats: layers that stay in fp32, by the name of their node.
+    """
+
+    clipping: str = "error"
+    steps: str = "asymmetric"
+    by_channel: bool = True
+    correct: bool = True
+    floats: tuple[str, ...] = ()
+
+    def step(self, found: Range) -> Step:
+        """Return scale and zero point for the numbers of a range."""
+        if self.steps == "symmetric" or (self.steps == "symmetric-uint8" and found.low < 0):
+            return max(-found.low, found.high) / LARGEST or 1.0, MIDDLE
+        if self.steps == "power-of-two":
+            scale = 2.0 ** math.ceil(math.log2(found.step[0]))
+            return scale, min(HIGHEST, max(LOWEST, round(-min(found.low, 0.0) / scale)))
+        return found.step
+
+
+DEFAULT = Scheme()
+
+
+def quantized(network: Network, batches: Iterable[Sequence[Tensor]], scheme: Scheme = DEFAULT) -> Network:
     """Return a copy of the network in integers, its ranges taken from `batches` of inputs.
 
     Layers that have no form in integers stay as they are: grouped and transposed convolutions, linear layers of
     sequences, recurrent ones.
     """
     plain, batches = folded(network).eval(), list(batches)
-    means = channel_means(plain, batches[0])
-    ranges = calibrated(plain, places(plain, means), batches)
-    steps = {name: found.step for name, found in ranges.items()}
-    return corrected(rounded(inserted(plain, steps), means), means, batches[0])
+    means, steps = _measured(plain, batches, scheme)
+    integers = rounded(inserted(plain, steps), means, scheme.by_channel)
+    return corrected(integers, means, batches[0]) if scheme.correct else integers
+
+
+def measured(network: Network, batches: Sequence[Sequence[Tensor]]) -> tuple[dict[str, Tensor], dict[str, Step]]:
+    """Return the means of every layer that can be of integers, and scale and zero point of every value that is rounded.
+
+    The names are those of the network with BatchNorm folded; the network itself is left alone.
+    """
+    return _measured(folded(network).eval(), batches, DEFAULT)
+
+
+def _measured(
+    plain: Network, batches: Sequence[Sequence[Tensor]], scheme: Scheme
+) -> tuple[dict[str, Tensor], dict[str, Step]]:
+    means = {name: mean for name, mean in channel_means(plain, batches[0]).items() if name not in scheme.floats}
+    ranges = calibrated(plain, places(plain, means), batches, scheme)
+    return means, {name: scheme.step(found) for name, found in ranges.items()}
 
 
 def channel_means(network: Network, batch: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -128,8 +178,10 @@ def _source(name: str, by_name: Mapping[str, Node]) -> str:
     return name
 
 
-def calibrated(network: Network, names: Sequence[str], batches: Iterable[Sequence[Tensor]]) -> dict[str, Range]:
-    """Return the range of each value that loses least by being rounded, over all batches."""
+def calibrated(
+    network: Network, names: Sequence[str], batches: Iterable[Sequence[Tensor]], scheme: Scheme = DEFAULT
+) -> dict[str, Range]:
+    """Return the range of each value over all batches, clipped as the scheme says."""
     inputs = [node.name for node in network.nodes if node.op == "input"]
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     ends = dict.fromkeys(names, (0.0, 0.0))
@@ -147,15 +199,17 @@ def calibrated(network: Network, names: Sequence[str], batches: Iterable[Sequenc
             for name, value in zip(inputs, batch, strict=True):
                 watch(name, value)
             network.run_edited(tuple(batch), watch)
-    return {name: _least_error(torch.cat(kept[name]), *ends[name]) for name in names}
+    if scheme.clipping == "none":
+        return {name: Range(*ends[name]) for name in names}
+    return {name: _least_error(torch.cat(kept[name]), *ends[name], scheme) for name in names}
 
 
-def _least_error(values: Tensor, low: float, high: float) -> Range:
+def _least_error(values: Tensor, low: float, high: float, scheme: Scheme) -> Range:
     """Return the part of a range that loses least: a few outliers are cut for smaller steps of all others."""
     values = values.double()
 
     def error(share: float) -> float:
-        scale, zero = Range(share * low, share * high).step
+        scale, zero = scheme.step(Range(share * low, share * high))
         whole = (values / scale + zero).round().clamp(LOWEST, HIGHEST)
         return float(((whole - zero) * scale - values).square().mean())
 
@@ -163,7 +217,7 @@ def _least_error(values: Tensor, low: float, high: float) -> Range:
     return Range(share * low, share * high)
 
 
-def inserted(network: Network, steps: Mapping[str, tuple[float, int]]) -> Network:
+def inserted(network: Network, steps: Mapping[str, Step]) -> Network:
     """Return the network in which the readers of each named value read it rounded to its step's bytes."""
     bytes_of = {name: Ref(f"{name}.bytes") for name in steps}
 
@@ -179,13 +233,13 @@ def inserted(network: Network, steps: Mapping[str, tuple[float, int]]) -> Networ
     return with_nodes(network, nodes, network.tensors())
 
 
-def rounded(network: Network, layers: Collection[str]) -> Network:
+def rounded(network: Network, layers: Collection[str], by_channel: bool = True) -> Network:
     """Return the network with the weights of these layers at the numbers that int8 can hold, in place."""
     by_name, tensors = {node.name: node for node in network.nodes}, network.tensors()
     with torch.no_grad():
         for name in layers:
             weight = _weight(by_name[name], by_name, tensors)
-            weight.copy_(to_steps(weight))
+            weight.copy_(to_steps(weight) if by_channel else to_steps(weight.reshape(1, -1)).reshape(weight.shape))
     return network
 
 
@@ -201,9 +255,14 @@ def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     The largest magnitude of a channel becomes LARGEST.  The product of the two is quantized to the same again.
     """
     weight = weight.detach().double()
-    largest = weight.flatten(1).abs().amax(1)
-    scale = torch.where(largest > 0, largest, 1.0) / LARGEST
+    scale = scales(weight)
     return (weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).round(), scale
+
+
+def scales(weight: Tensor) -> Tensor:
+    """Return the scale of every output channel [O] of a weight [O, …]: that of its largest magnitude, over LARGEST."""
+    largest = weight.detach().flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest, 1.0) / LARGEST
 
 
 def corrected(network: Network, means: Mapping[str, Tensor], batch: Sequence[Tensor]) -> Network:

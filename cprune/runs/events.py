@@ -61,8 +61,8 @@ class Start:
     how many they are; `certify` is None in the journal of a version that did not certify).  `required` is what is
     promised of the first, and `floor` what decisions keep of the second.  `memorised` says that the images which decide
     look as if the model had been trained on them.  The layout has channels in blocks of `block`, those of `narrow`
-    widths in half blocks.  `share` is the latency of the unpruned model in the precision of the run, as a share of
-    `latency_ms`, that in fp32.
+    widths in half blocks.  `share` is the latency of the unpruned model in the `precision` of the run, as a share of
+    `latency_ms`, that in fp32, and `integers_lose` the accuracy that integers alone cost on the images that decide.
     """
 
     kind: ClassVar[str] = "start"
@@ -79,6 +79,8 @@ class Start:
     images: PartSizes = PartSizes()
     memorised: bool = False
     share: float = 1.0
+    precision: str = "fp32"
+    integers_lose: float = 0.0
     so_far: SoFar | None = None
 
     @property

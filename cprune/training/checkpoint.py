@@ -40,6 +40,12 @@ class Checkpoint:
         self.path, self.every_s, self.say = path, every_s, say
         self._clock = clock
         self._written_at = clock()
+        self._parts: list[Checkpoint] = []
+
+    def beside(self, name: str) -> Checkpoint:
+        """Return one for the next part of the same training; it is discarded with this one."""
+        self._parts.append(Checkpoint(self.path.with_suffix(f".{name}"), self.every_s, self.say, self._clock))
+        return self._parts[-1]
 
     @property
     def due(self) -> bool:
@@ -81,8 +87,9 @@ class Checkpoint:
         self._written_at = self._clock()
 
     def discard(self) -> None:
-        """Take the file away, if there is one: the trained model is kept elsewhere."""
-        self.path.unlink(missing_ok=True)
+        """Take the file away, if there is one, and those beside it: the trained model is kept elsewhere."""
+        for each in (self, *self._parts):
+            each.path.unlink(missing_ok=True)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

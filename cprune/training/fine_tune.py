@@ -34,6 +34,9 @@ from cprune.training.views import VIEWS, Views, drawn_from, seed_from
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 LONGEST_GRADIENT = 5.0
+ROUNDING_PART = 0.3  # of a training in a run in integers
+ROUNDING_COST = 1.5  # times as long takes an epoch that rounds
+ROUNDING_RATE = 0.25
 AVERAGED_PART = 3  # the last third of the steps
 
 
@@ -80,6 +83,15 @@ class Schedule:
             return self.lr * (step + 1) / (rising + 1)
         done = (step - rising) / (steps - rising)
         return self.lr * (1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+    def parts(self) -> tuple[Schedule, Schedule]:
+        """Return a training as it is, and one that rounds, which together take about as long as this one.
+
+        The second begins with a smaller rate, as where the first one ends; its images are varied from the start again.
+        """
+        floats = replace(self, epochs=self.epochs * (1 - ROUNDING_PART), ema=False)
+        rounding = replace(self, epochs=self.epochs * ROUNDING_PART / ROUNDING_COST, lr=self.lr * ROUNDING_RATE)
+        return floats, rounding
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from cprune.tuner.programs.workload import (
     Mean,
     Pool2d,
     QuantizedConv2d,
+    QuantizedMean,
     Workload,
     dtypes,
     stored_shape,
@@ -102,6 +103,10 @@ def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
             rows = weight.movedim(-1, 1).reshape(-1, workload.in_features)[: workload.out_features]
             out = F.linear(x, rows, bias.reshape(-1)[: workload.out_features])
             return pack(ACTIVATIONS[workload.activation](out), 0)
+        if isinstance(workload, QuantizedMean):
+            x, (factor, shift) = torch.from_numpy(arguments[0]).double(), arguments[1].astype(np.float64)
+            whole: Array = (x.sum((2, 3)) * factor + shift).round().clamp(0, 255).to(torch.uint8).numpy()
+            return whole
         if isinstance(workload, Mean):
             return pack(unpack(arguments[0], workload.block, workload.channels).mean((2, 3)), 0)
         if isinstance(workload, Pool2d):
@@ -186,6 +191,10 @@ def sample(workload: Workload, seed: int) -> list[Array]:
             bias[:] = 128 + 20 * bias
         numbers[:] = (0.1, 40.0, 30.0)
         zero[:] = 7
+    if isinstance(workload, QuantizedMean):
+        area, middle = workload.height * workload.width, 127.5 if workload.source == "uint8" else 0.0
+        spread = (0.8 if middle else 50.0) / area**0.5  # the more numbers, the nearer is their mean to the middle
+        given[1][:] = (spread, 127.5 - spread * area * middle)
     return given
 
 

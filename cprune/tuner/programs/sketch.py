@@ -26,6 +26,7 @@ from cprune.tuner.programs.workload import (
     Mean,
     Pool2d,
     QuantizedConv2d,
+    QuantizedMean,
     QuantizedPool2d,
     Workload,
     dtypes,
@@ -76,6 +77,7 @@ def _computation(workload: Workload) -> Any:
         QuantizedPool2d: _pool,
         Dense: _dense,
         Mean: _mean,
+        QuantizedMean: sketch_integers.mean,
         Pool2d: _pool,
         Elementwise: _elementwise,
     }[type(workload)]
@@ -206,6 +208,9 @@ def _schedule_mean(s: Any, knobs: Candidate) -> None:
     if knobs["parallel"] != "none":
         s.parallel(s.fuse(n, c))
     s.decompose_reduction(acc, y)
+    out = s.get_loops(s.get_sblock("out"))
+    if len(out) == 3:  # in blocks, of bytes
+        s.vectorize(out[-1])
 
 
 def _pool(w: Pool2d) -> list[Any]:

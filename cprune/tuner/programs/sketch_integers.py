@@ -17,7 +17,7 @@ from tvm import te, tirx
 from cprune.tuner.programs import dots, smooth
 from cprune.tuner.programs.sketch_conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import QuantizedConv2d, dtypes
+from cprune.tuner.programs.workload import QuantizedConv2d, QuantizedMean, dtypes
 
 LOWEST, HIGHEST = 0, 255
 
@@ -60,6 +60,20 @@ def computation(w: QuantizedConv2d) -> list[Any]:
         return to_byte(value)
 
     return [*given.values(), te.compute(shape, finish, name="out")]
+
+
+def mean(w: QuantizedMean) -> list[Any]:
+    """Return the arguments and the output of a mean that becomes bytes as TVM's expressions."""
+    shape, two, out = w.arguments()
+    x, numbers = te.placeholder(shape, w.source, name="x"), te.placeholder(two, name="numbers")
+    y, z = te.reduce_axis((0, w.height), "y"), te.reduce_axis((0, w.width), "z")
+    sums = "int32" if w.source == "uint8" else "float32"
+    acc = te.compute(out, lambda n, c, b: te.sum(x(n, c, y, z, b).astype(sums), axis=[y, z]), name="acc")
+
+    def finish(n: Any, c: Any, b: Any) -> Any:
+        return to_byte(acc(n, c, b).astype("float32") * numbers(0) + numbers(1))
+
+    return [x, numbers, te.compute(out, finish, name="out")]
 
 
 def to_byte(value: Any) -> Any:

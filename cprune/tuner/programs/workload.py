@@ -218,6 +218,22 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class QuantizedMean(Mean):
+    """The mean over the plane as bytes: `sum * numbers[0] + numbers[1]`, rounded and cut.
+
+    `source` is the type of what is read, "uint8" or "float32".  Channels are padded, and the output stays in their
+    blocks: [batch, channels / block, block].
+    """
+
+    source: str
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, numbers, output."""
+        x, _ = super().arguments()
+        return (x, (2,), (self.batch, self.channels // self.block, self.block))
+
+
+@dataclass(frozen=True)
 class Elementwise:
     """A chain of operators that compute every output element from few input elements.
 
@@ -269,6 +285,7 @@ KINDS: Mapping[str, type[Workload]] = {
     "pool2d": Pool2d,
     "qpool2d": QuantizedPool2d,
     "mean": Mean,
+    "qmean": QuantizedMean,
     "elementwise": Elementwise,
     "tir": Tir,
 }
@@ -281,6 +298,8 @@ def dtypes(workload: Workload) -> tuple[str, ...]:
         return (*values, "int8", "float32", "float32", "float32", "uint8", workload.output)
     if isinstance(workload, QuantizedPool2d):
         return ("uint8", "uint8")
+    if isinstance(workload, QuantizedMean):
+        return (workload.source, "float32", "uint8")
     if isinstance(workload, Elementwise):
         read = {inner[1] for inner in _dequantized(workload.expression)}
         kinds = ["uint8" if i in read else "float32" for i in range(len(workload.inputs))]

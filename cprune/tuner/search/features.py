@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import KINDS, Conv2d, Dense, Mean, Pool2d, QuantizedConv2d, Workload, padded
+from cprune.tuner.programs.workload import (
+    KINDS,
+    Conv2d,
+    Dense,
+    Mean,
+    Pool2d,
+    QuantizedConv2d,
+    QuantizedMean,
+    Workload,
+    padded,
+)
 from cprune.tuner.search.assembly import HIDDEN
 
 Hidden = Mapping[str, float]
@@ -366,4 +376,5 @@ _DERIVE: dict[type[Any], Callable[[Any, _Knobs, Machine], dict[str, Column]]] = 
     Dense: _dense,
     Pool2d: _plane,
     Mean: _plane,
+    QuantizedMean: _plane,
 }

@@ -18,6 +18,7 @@ from torch import Tensor
 from cprune.models.formats.onnx.common import Call, Result
 from cprune.models.formats.onnx.operators import OPERATORS
 from cprune.models.formats.onnx.read import Array, Branch, OnnxGraph, Operator, branches
+from cprune.models.formats.onnx.rounding import without_pairs
 from cprune.models.formats.onnx.sizes import Operand, Sizes, computed
 from cprune.targets.errors import UserError
 
@@ -49,7 +50,8 @@ def tidied(graph: OnnxGraph, fixed: Mapping[str, Tensor]) -> Tidy:
     """
     folder = _Folder(graph, fixed)
     outputs = [value.name for value in graph.outputs]
-    operators = _alive(folder.folded(graph.operators), outputs)
+    operators = without_pairs(graph.operators, folder.known, folder.origin)
+    operators = _alive(folder.folded(operators), outputs)
     operators = _Layers(folder.known, folder.origin, operators, outputs).joined()
     return Tidy(tuple(_alive(operators, outputs)), folder.known, folder.origin)
 

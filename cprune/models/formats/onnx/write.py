@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cprune.files import atomic_write
+from cprune.models.formats.onnx.rounding import with_integers
 from cprune.network.difference import difference
 from cprune.network.network import Network
 from cprune.network.torch_export import batches, exported, quiet
@@ -106,6 +107,9 @@ def _exported(
             there = Path(folder) / "model.onnx"
             assert written is not None
             written.save(str(there), external_data=False)
+            model = onnx.load(str(there))
+            with_integers(model)
+            onnx.save(model, str(there))
             onnx.checker.check_model(str(there), full_check=True)
             return there.read_bytes()
     except Exception as error:  # whatever export, onnxscript and onnx raise
