@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from cprune.commands.check_integers import as_simulated
 from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
 from cprune.compiling.tuned import tune
@@ -294,6 +295,21 @@ def test_a_network_in_integers_is_compiled_to_what_pytorch_computes() -> None:
         (output,) = tuned.load(session, "model")
         with torch.no_grad():
             assert np.abs(output - network(images[:1]).numpy()).max() < float(apart)
+
+
+@multiplies_bytes
+def test_every_value_in_bytes_is_compared_with_what_pytorch_simulates() -> None:
+    model, images = residual()
+    network = quantized(capture(model, (images[:1],)), [(images,)]).eval()
+    with Store("sqlite://") as store, LocalSession(TARGET) as session:
+        tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 1, Progress())
+        compared = list(as_simulated(tuned, session))
+        scales = next(array for name, array in tuned.lowered.weights.items() if name == "first.scale@relu_1.bytes")
+        scales *= 1.2
+        wrong = list(as_simulated(tuned, session))
+    assert [one.value for one in compared] == ["x.bytes", "relu.bytes", "relu_1.bytes", "relu_2.bytes", "mean.bytes"]
+    assert max(one.steps or 0 for one in compared) <= 1
+    assert [one.value for one in wrong if (one.steps or 0) > 1] == ["relu_1.bytes"]  # what reads it is given PyTorch's
 
 
 def test_where_no_bytes_are_multiplied_the_same_network_is_compiled_in_floats() -> None:

@@ -375,6 +375,18 @@ def test_an_open_precision_is_integers_where_they_are_faster_and_lose_little(
 
 
 @pytest.mark.usefixtures("integers")
+def test_where_the_precision_was_open_candidates_are_timed_with_the_whole_model_in_integers() -> None:
+    bench = FakeBench(fast_in_integers, by_task=True)
+    run = a_run(bench, trainer(), None, replace(TABLES, precision="auto"))
+    steps, _ = whole(run)
+    assert run.precision == "int8"
+    assert ("whole", "candidate") in bench.compared
+    assert ("before", "candidate") not in bench.compared
+    assert bench.compared.count(("whole", "step0")) == 1
+    assert steps[0].verdict == "accepted"
+
+
+@pytest.mark.usefixtures("integers")
 def test_an_open_precision_is_fp32_for_other_methods_and_without_images() -> None:
     open_ = replace(TABLES, precision="auto")
     for changed, shown in ((replace(open_, method="one-shot"), 16), (open_, 0)):

@@ -153,6 +153,8 @@ def checked(result: Checked) -> None:
         print(f"ok   {result.model}: pruned equals masked in each of {result.groups} groups; {what}")
         if result.branches:
             print(f"     without each of {result.branches} residual branches it computes what it does with zeros there")
+        if result.integers:
+            print(f"     in int8, whole and pruned, {result.integers} values in bytes equal PyTorch's to one step")
     if not result.groups:
         print("     no channel can be pruned: cprune explain says why")
 

@@ -3,7 +3,8 @@
 For every channel group a few channels are removed, and the smaller network is compared with the whole one in which
 those channels are held at zero.  Then all groups are pruned at once, down to one channel in the last test.  Every
 residual branch is removed likewise, alone and with all others.  In the end the model is compiled, whole, pruned and
-without its branches, and compared with PyTorch.
+without its branches, and compared with PyTorch.  Where the target multiplies bytes the same is done in integers, and
+every value in bytes is compared, kernel by kernel.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from cprune.channels.branches import Branch, branches, without, zeroed
 from cprune.channels.graph import Graph, Group
 from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
+from cprune.commands.check_integers import as_simulated
 from cprune.commands.request import Request
-from cprune.compiling.tuned import tune
-from cprune.network.difference import COMPILED_TOLERANCE, PRUNED_TOLERANCE, difference
+from cprune.compiling.tuned import Tuned, is_quantized, multiplies_bytes, tolerance, tune
+from cprune.network.difference import PRUNED_TOLERANCE, difference
 from cprune.network.network import Network
+from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.targets.errors import CpruneError, UserError, type_and_first_line
 from cprune.targets.session import Failure, Session
@@ -47,7 +50,10 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Checked:
-    """How many groups, branches and frozen places a model has, whether compiled code was compared, what was wrong."""
+    """How many groups, branches and frozen places a model has, whether compiled code was compared, what was wrong.
+
+    `integers` says how many values in bytes were compared.
+    """
 
     model: str
     groups: int
@@ -55,6 +61,7 @@ class Checked:
     frozen: int
     compiled: bool
     failures: tuple[Wrong, ...]
+    integers: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `cprune check --json` prints."""
@@ -64,6 +71,7 @@ class Checked:
             "branches": self.branches,
             "frozen": self.frozen,
             "compiled": self.compiled,
+            "integers": self.integers,
             "failed": len(self.failures),
             "failures": [asdict(wrong) for wrong in self.failures],
         }
@@ -84,12 +92,24 @@ def check(request: Request, compiled: bool, progress: Progress) -> Checked:
         models.append(("the pruned model", prune(network, graph, _some(graph.groups, random.Random(settings.seed)))))
     if found:
         models.append(("the model without its branches", without(network, found)))
+    in_bytes = 0
     if compiled:
         with request.tuner(progress) as (session, tuner):
+            if multiplies_bytes(tuner.target) and not is_quantized(network):
+                shown = [tuple(_noise(x, settings.seed) for x in inputs)]
+                models += [(f"{what}, in integers", quantized(model, shown).eval()) for what, model in models[:2]]
             for what, model in models:
-                wrong = _compiled(what, model, inputs, session, tuner, settings.trials, progress)
-                failures += [wrong] if wrong else []
-    return Checked(opened.name, len(graph.groups), len(found), len(graph.frozen), compiled, tuple(failures))
+                tuned = _tuned(what, model, inputs, tuner, settings.trials, progress)
+                if isinstance(tuned, Wrong):
+                    failures.append(tuned)
+                    continue
+                failures += _compiled(what, tuned, session)
+                for value in as_simulated(tuned, session) if is_quantized(model) else ():
+                    in_bytes += 1
+                    if value.steps is None or value.steps > 1:
+                        said = "does not run" if value.steps is None else f"is {value.steps} steps from PyTorch's"
+                        failures.append(Wrong("", f"{what}: the value {value.value!r} {said}", None))
+    return Checked(opened.name, len(graph.groups), len(found), len(graph.frozen), compiled, tuple(failures), in_bytes)
 
 
 def pruned_as_masked(
@@ -154,23 +174,23 @@ def _noise(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1)).to(x)
 
 
-def _compiled(
-    what: str,
-    network: Network,
-    inputs: tuple[Tensor, ...],
-    session: Session,
-    tuner: Tuner,
-    trials: int,
-    progress: Progress,
-) -> Wrong | None:
-    """Compile a model with one program a task, and compare it with PyTorch."""
+def _tuned(
+    what: str, network: Network, inputs: tuple[Tensor, ...], tuner: Tuner, trials: int, progress: Progress
+) -> Tuned | Wrong:
+    """Return a model with one program a task."""
     try:
-        tuned = tune(network, inputs, tuner, trials, progress)
+        return tune(network, inputs, tuner, trials, progress)
     except UserError as error:
         return Wrong("", f"{what} cannot be compiled: {error.message}", None)
+
+
+def _compiled(what: str, tuned: Tuned, session: Session) -> Iterator[Wrong]:
+    """Yield what is wrong with a compiled model, compared with PyTorch."""
     outputs = tuned.run(session, "checked")
     session.drop("checked")
     if isinstance(outputs, Failure):
-        return Wrong("", f"{what} does not work when compiled ({outputs.stage}): {outputs.reason}", None)
+        yield Wrong("", f"{what} does not work when compiled ({outputs.stage}): {outputs.reason}", None)
+        return
     apart = tuned.difference(outputs)
-    return Wrong("", f"{what}, compiled, differs from PyTorch", apart) if apart > COMPILED_TOLERANCE else None
+    if apart > tolerance(tuned.network):
+        yield Wrong("", f"{what}, compiled, differs from PyTorch", apart)

@@ -51,12 +51,13 @@ class Loop:
 
     def __init__(self, run: RunState) -> None:
         self.run = run
-        self.held = run.whole  # the name under which the workbench holds the current model
+        self.held = ""  # the name under which the workbench holds the current model
         self._estimating = Estimating(run)
 
     def begin(self) -> Start:
         """See `cprune.method.beginning.begin`."""
         self.before = self.current = begin(self.run)
+        self.held = self.run.whole
         self.first_widths = widths(self.before.graph)
         return self.run.start
 

@@ -27,12 +27,13 @@ class Rounds(ABC):
 
     def __init__(self, run: RunState) -> None:
         self.run = run
-        self.held = run.whole  # the name under which the workbench holds the current model
+        self.held = ""  # the name under which the workbench holds the current model
         self.checkpoint: Checkpoint | None = None  # of the newest long training
 
     def begin(self) -> Start:
         """See `cprune.method.beginning.begin`."""
         self.before = self.current = begin(self.run)
+        self.held = self.run.whole  # not before: in which precision that is may have been found only now
         return self.run.start
 
     def steps(self) -> Iterator[Step]:

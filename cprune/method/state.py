@@ -31,7 +31,8 @@ from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Checkpoint, PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
+CALIBRATION_IMAGES, LEAST_IMAGES, CALIBRATION_BATCH = 256, 32, 64
+CALIBRATION_PIXELS = CALIBRATION_IMAGES * 64 * 64  # of large images fewer are enough, and as many would take minutes
 LEAST_EPOCHS = 0.1  # of long training, however few seconds are left
 ROUNDING_FROM = 0.2
 """Of what may be lost.  Where integers cost next to nothing (the built-in network), a training whose last part rounds
@@ -175,7 +176,9 @@ class RunState:
     def shown(self) -> Sequence[Sequence[Tensor]]:
         """Return the images, in batches, that ranges come from.  Raises UserError where none can be seen."""
         if self._shown is None:
-            split = self.trainer.samples(CALIBRATION_IMAGES, 7 * self.settings.seed)
+            pixels = self.example[0].shape[2:].numel()
+            images = max(LEAST_IMAGES, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // max(1, pixels)))
+            split = self.trainer.samples(images, 7 * self.settings.seed)
             if split is None:
                 raise UserError("int8 needs training images that cprune can see", "Give --data, or --precision fp32.")
             self._shown = split.inputs(CALIBRATION_BATCH)

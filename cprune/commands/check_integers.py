@@ -1,0 +1,98 @@
+"""Does every kernel of bytes give what PyTorch simulates, to one step?
+
+A network in integers computes in PyTorch with `fake_quantize`, compiled with bytes.  Each kernel is given the bytes
+that PyTorch has for its inputs, so that a value at a tie between two steps early in the network does not hide what is
+wrong behind it, and its bytes are compared with PyTorch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cprune.compiling.lowered import Call, Step
+from cprune.compiling.operators.quantizing import QUANTIZING
+from cprune.compiling.tuned import Tuned
+from cprune.network.node import operator_name
+from cprune.network.quantizing import BYTES_PASS, HIGHEST, LOWEST
+from cprune.targets.session import Array, Built, Session, Timed
+from cprune.tuner.programs import program as programs
+from cprune.tuner.programs.reference import pack, unpack
+from cprune.tuner.programs.workload import Shape, dtypes
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A value in bytes: its name, and how many steps the kernel's are from PyTorch's at most; None: it does not run."""
+
+    value: str
+    steps: int | None
+
+
+def as_simulated(tuned: Tuned, session: Session) -> Iterator[Compared]:
+    """Compare every value that a kernel of a tuned model writes as bytes, and that PyTorch has under the same name."""
+    values = tuned.network.values(*tuned.example)
+    steps = _steps(tuned)
+    for call in tuned.lowered.calls:
+        kinds = dtypes(call.workload)
+        reads = zip(call.inputs, kinds, strict=False)  # weights come after them
+        known = all(name in values and (kind != "uint8" or name in steps) for name, kind in reads)
+        if call.output in steps and kinds[-1:] == ("uint8",) and known:
+            yield Compared(call.output, _apart(tuned, session, call, values, steps))
+
+
+def _steps(tuned: Tuned) -> dict[str, Step]:
+    """Return scale and zero point of every value that is of bytes, also of those that only pass bytes on."""
+    steps: dict[str, Step] = {}
+    for node in tuned.network.nodes:
+        if operator_name(node) in QUANTIZING:
+            steps[node.name] = Step(float(node.args[1]), int(node.args[2]))
+        elif operator_name(node) in BYTES_PASS and node.args[0].name in steps:
+            steps[node.name] = steps[node.args[0].name]
+    return steps
+
+
+def _apart(
+    tuned: Tuned, session: Session, call: Call, values: Mapping[str, Any], steps: Mapping[str, Step]
+) -> int | None:
+    workload = call.workload
+    shapes, kinds = workload.arguments(), dtypes(workload)
+    given: list[Array] = []
+    for name, shape, kind in zip(call.inputs, shapes, kinds, strict=False):
+        value = _bytes(values[name], steps[name]) if kind == "uint8" else values[name].float()
+        given.append(_stored(value, shape))
+    given += [tuned.lowered.weights[name] for name in call.weights]
+    (built,) = session.build([programs.program(workload, tuned.programs[_task(tuned, call)])])
+    if not isinstance(built, Built):
+        return None
+    (ran,) = session.race([built], [given], 1)
+    if not isinstance(ran, Timed) or ran.output is None:
+        return None
+    wanted = _bytes(values[call.output], steps[call.output])
+    found = _plain(ran.output, wanted)
+    return int((found.int() - wanted.int()).abs().max())
+
+
+def _task(tuned: Tuned, call: Call) -> str:
+    return next(task.key for task in tuned.lowered.tasks() if task.workload == call.workload)
+
+
+def _bytes(value: Tensor, step: Step) -> Tensor:
+    return (value.double() / step.scale + step.zero).round().clamp(LOWEST, HIGHEST).to(torch.uint8)
+
+
+def _stored(value: Tensor, shape: Shape) -> Array:
+    """Return a value as it lies in memory of this shape: plain, or in blocks; rows of a linear layer are planes."""
+    if len(shape) == value.dim() + 3:
+        value = value[:, :, None, None]
+    return pack(value, shape[-1] if len(shape) == value.dim() + 1 else 0)
+
+
+def _plain(stored: Array, like: Tensor) -> Tensor:
+    """Return what lies in memory in the shape of `like`."""
+    block = stored.shape[-1] if stored.ndim > like.dim() else 0
+    return unpack(stored, block, like.shape[1] if block else None).reshape(like.shape)
