@@ -76,7 +76,8 @@ def test_a_run_in_int8_ends_with_a_model_in_integers_that_is_exported(tmp_path: 
     printed, errors = running.communicate(timeout=400)
     assert running.returncode == 0, errors
     told = json.loads(printed)
-    assert told["precision"] == {"before": "fp32", "after": "int8"}
+    assert (told["precision"]["before"], told["precision"]["after"]) == ("fp32", "int8")
+    assert told["precision"]["alone"] > 0
     network = cprune.load(out)
     assert any("fake_quantize" in node.op for node in network.nodes)
     exporting = command(tmp_path, "export", str(out), "--out", str(tmp_path / "bundle"))

@@ -307,7 +307,8 @@ def test_every_value_in_bytes_is_compared_with_what_pytorch_simulates() -> None:
         scales = next(array for name, array in tuned.lowered.weights.items() if name == "first.scale@relu_1.bytes")
         scales *= 1.2
         wrong = list(as_simulated(tuned, session))
-    assert [one.value for one in compared] == ["x.bytes", "relu.bytes", "relu_1.bytes", "relu_2.bytes", "mean.bytes"]
+    names = ["x.bytes", "relu.bytes", "relu_1.bytes", "relu_2.bytes", "max_pool2d", "mean.bytes"]
+    assert [one.value for one in compared] == names
     assert max(one.steps or 0 for one in compared) <= 1
     assert [one.value for one in wrong if (one.steps or 0) > 1] == ["relu_1.bytes"]  # what reads it is given PyTorch's
 

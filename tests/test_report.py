@@ -239,6 +239,8 @@ class TestTable:
     def test_a_model_in_integers_is_said_to_be(self) -> None:
         told = {**RESULT, "precision": {"before": "fp32", "after": "int8"}}
         assert ("Precision", "fp32", "int8") in table(read_result(told))
+        told = {**RESULT, "precision": {"before": "fp32", "after": "int8", "alone": 1.8}}
+        assert ("Speedup of int8 alone", "", "1.80x") in table(read_result(told))
 
     def test_what_is_missing_is_a_dash(self) -> None:
         rows = table(read_result({"status": "pruned", "macs": {"before": None}}))

@@ -31,7 +31,7 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
         "status": outcome.status,
         "model": config["model"],
         "target": config["target"]["name"],
-        "precision": {"before": "fp32", "after": precision(outcome.network)},
+        "precision": _precision(outcome),
         "accuracy": {
             "required": outcome.start.required,
             "before": outcome.start.report,
@@ -55,6 +55,12 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
         "forecasts": to_plain(outcome.forecasts),
         "notes": list(outcome.notes),
     }
+
+
+def _precision(outcome: Outcome) -> dict[str, Any]:
+    """Return what both models compute in, and what integers without pruning brought if the final one is of them."""
+    after = precision(outcome.network)
+    return {"before": "fp32", "after": after, "alone": None if after == "fp32" else round(1 / outcome.start.share, 3)}
 
 
 def analysis(before: Version, after: Version, settings: Settings, threads: int) -> dict[str, Any]:

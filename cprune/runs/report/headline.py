@@ -129,6 +129,14 @@ def _asked(limit: Limited) -> str:
     return f"{said(limit.name, limit.asked)}, {missed}"
 
 
+def _precision(precision: Precision) -> list[tuple[str, str, str]]:
+    """Return the rows about it, none where both models are of fp32."""
+    if precision == Precision():
+        return []
+    alone = [] if precision.alone is None else [(f"Speedup of {precision.after} alone", "", f"{precision.alone:.2f}x")]
+    return [*alone, ("Precision", precision.before, precision.after)]
+
+
 def table(result: Result) -> list[tuple[str, str, str]]:
     """Return the rows (what, before, after) that sum up a result, as text; "–" where a number is missing."""
     accuracy, trials = result.accuracy, result.trials
@@ -149,7 +157,7 @@ def table(result: Result) -> list[tuple[str, str, str]]:
         ("Accuracy asked for", "", percent(accuracy.required)),
         *((f"{NAMES[limit.name].capitalize()} asked for", "", _asked(limit)) for limit in result.limits),
         ("Lost on new images", "", new_images(accuracy.bound)),
-        *([("Precision", result.precision.before, result.precision.after)] if result.precision != Precision() else []),
+        *_precision(result.precision),
         ("Parameters", count(result.params.before), count(result.params.after)),
         ("MACs", count(result.macs.before), count(result.macs.after)),
         ("Trials", count(trials.get("before")), count(sum(later) if later else None)),

@@ -52,10 +52,11 @@ class Latency:
 
 @dataclass(frozen=True)
 class Precision:
-    """What the unpruned and the final model compute in: fp32 or int8."""
+    """What the unpruned and the final model compute in, fp32 or int8; `alone` is what that brings without pruning."""
 
     before: str = "fp32"
     after: str = "fp32"
+    alone: float | None = None
 
 
 @dataclass(frozen=True)
