@@ -16,7 +16,7 @@ from cprune.compiling.lowering import lower
 from cprune.compiling.tuned import tune
 from cprune.network.capture import capture
 from cprune.network.folding import folded
-from cprune.network.quantizing import Range, channel_means, places, quantized, quantized_weight, to_steps
+from cprune.network.quantizing import Range, channel_means, measured, places, quantized, quantized_weight, to_steps
 from cprune.progress import Progress
 from cprune.targets.local import LocalSession
 from cprune.targets.session import Built, Timed
@@ -135,6 +135,34 @@ def test_processors_are_asked_before_an_instruction_is_used() -> None:
         QuantizedPool2d("max", 1, 32, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1), True, BLOCK),
         Elementwise(("quantize", ("in", 0), 0.02, 7), (((1, 30, 9, 9), BLOCK),), (1, 30, 9, 9), BLOCK),
         Elementwise(("quantize", ("in", 0), 0.02, 7), (((1, 3, 9, 9), 0),), (1, 3, 9, 9), 4),
+        Elementwise(  # the shortcut of a CIFAR ResNet: every second pixel, 8 channels of zeros before and behind
+            (
+                "quantize",
+                (
+                    "pad",
+                    ("slice", ("dequantize", ("in", 0), 0.02, 7), ((0, 1), (0, 1), (0, 2), (0, 2)), (1, 16, 6, 6)),
+                    (0, 8, 0, 0),
+                    (1, 16, 6, 6),
+                    (1, 32, 6, 6),
+                ),
+                0.02,
+                7,
+            ),
+            (((1, 16, 12, 12), BLOCK),),
+            (1, 32, 6, 6),
+            BLOCK,
+        ),
+        Elementwise(
+            (
+                "quantize",
+                ("cat", 1, ((("dequantize", ("in", 0), 0.02, 7), 24), (("dequantize", ("in", 1), 0.02, 7), 8))),
+                0.02,
+                7,
+            ),
+            (((1, 24, 5, 5), BLOCK), ((1, 8, 5, 5), BLOCK)),
+            (1, 32, 5, 5),
+            BLOCK,
+        ),
         Elementwise(("quantize", ("in", 0), 1e-12, 0), (((1, 30), 0),), (1, 30), BLOCK),  # beyond any integer
         Elementwise(
             ("quantize", ("add", ("dequantize", ("in", 0), 0.02, 7), ("in", 1)), 0.03, 9),
@@ -245,6 +273,56 @@ class Branches(nn.Module):
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
         x = torch.relu(self.wide(torch.relu(self.narrow(x))))
         return torch.relu(self.grouped(x)).mean((2, 3))
+
+
+class Fire(nn.Module):
+    """Two convolutions side by side, one behind the other in memory, and one that reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(40, 12, 1)
+        self.small, self.large = nn.Conv2d(16, 24, 1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return self.last(torch.cat((torch.relu(self.small(x)), torch.relu(self.large(x))), 1))  # type: ignore[no-any-return]
+
+
+class Widened(nn.Module):
+    """The shortcut of a CIFAR ResNet where the plane is halved: every second pixel, and zeros for the new channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1, stride=2)
+        self.last = nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
+        return self.last(torch.relu(self.body(x) + shortcut))  # type: ignore[no-any-return]
+
+
+def test_what_is_only_moved_keeps_its_bytes() -> None:
+    torch.manual_seed(0)
+    network = capture(Widened().eval(), (torch.randn(1, 3, 12, 12),))
+    _, steps = measured(network, [(torch.randn(4, 3, 12, 12),)])
+    assert list(steps) == ["x", "relu", "pad", "relu_1"]
+    assert steps["pad"] == steps["relu"]
+
+
+@multiplies_bytes
+def test_what_is_put_one_behind_the_other_is_of_bytes_before() -> None:
+    torch.manual_seed(0)
+    model, images = Fire().eval(), torch.randn(4, 3, 12, 12)
+    network = quantized(capture(model, (images[:1],)), [(images,)]).eval()
+    with Store("sqlite://") as store, LocalSession(TARGET) as session:
+        tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 1, Progress())
+        (output,) = tuned.load(session, "model")
+    convs = [call.workload for call in tuned.lowered.calls if isinstance(call.workload, QuantizedConv2d)]
+    assert [conv.output for conv in convs] == ["uint8", "uint8", "uint8", "float32"]
+    with torch.no_grad():
+        wanted, before = network(images[:1]).numpy(), model(images[:1]).numpy()
+    assert np.abs(output - wanted).max() < 0.5 * np.abs(wanted - before).max()
 
 
 @multiplies_bytes

@@ -668,3 +668,12 @@ def test_where_nobody_knows_how_long_training_takes_long_training_has_its_own_ep
     list(loop.steps())
     finish(run, loop.current)
     assert seen(run.keeper.load(0, long_trained=True)).epochs == 1 + 12
+
+
+def test_a_run_is_not_continued_with_other_data() -> None:
+    keeper = MemoryKeeper()
+    whole_run(keeper=keeper)
+    start = [event for event in keeper.kept if isinstance(event, Start)]
+    other = a_run(trainer=FakeTrainer(lambda _: 0.7), keeper=MemoryKeeper(start))
+    with pytest.raises(UserError, match=r"right on 70\.00% of .* and was on 90\.00% when this run"):
+        other.parent("decide")

@@ -92,7 +92,7 @@ MAY_NAME = {
             "cprune/commands/export.py",
             "cprune/models/opened.py",
             "cprune/models/source.py",
-            "cprune/commands/check.py",
+            "cprune/commands/check*.py",
         ),
         *(
             "cprune/models/formats/write.py",

@@ -20,11 +20,15 @@ def begin(run: RunState) -> Version:
     In a run in integers it is tuned in these too, held as IN_INTEGERS, and that is returned.  Where the precision is
     open the model as it is decides: how much faster integers make it, and what it loses.
 
-    Raises UserError if the accuracy asked for is more than the model has, or the confidence more than there can be.
+    Raises UserError if the accuracy asked for is more than the model has, the confidence more than there can be, or
+    int8 was asked for where nothing multiplies bytes or no images are seen.
     """
     settings = run.settings
     if settings.strict:
         analyse(run.first, run.example, settings.ignore, settings.whole_heads).must_be_free()
+    if settings.precision == "int8":  # what would be in its way is said before anything is tuned
+        run.integer_layout()
+        run.shown()
     known = run.history.start
     promise = Promise.of(known) if known else promised(run)
     for line in promise.told():

@@ -37,6 +37,7 @@ LEAST_EPOCHS = 0.1  # of long training, however few seconds are left
 ROUNDING_FROM = 0.2
 """Of what may be lost.  Where integers cost next to nothing (the built-in network), a training whose last part rounds
 left a pruned model 0.0272 nats from the unpruned one, one of as many seconds that does not 0.0259, both in int8."""
+SAME_DATA = 0.002  # accuracies on the same images differ by no more: an image or two at a tie
 IN_INTEGERS = "whole"  # under this name the workbench holds the unpruned model in integers
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
 
@@ -193,6 +194,8 @@ class RunState:
         """Return what the unpruned network answers on that part of the data; it is looked at once in a life."""
         if part not in self._parents:
             self._parents[part] = self.look(self.first, part)
+            if part == "decide" and self.history.start is not None:
+                _must_be_as_before(self._parents[part], self.history.start)
         return self._parents[part]
 
     def loss(self, look: Look, part: PartName) -> Paired:
@@ -250,3 +253,13 @@ class RunState:
         self.keeper.save(index, network, long_trained=True)
         self.happened(Trained(index, before.accuracy, after.accuracy, note, self.loss(after, "decide")))
         return network, after.accuracy
+
+
+def _must_be_as_before(look: Look, start: Start) -> None:
+    """Raise UserError if the unpruned model does not answer as it did when the run began."""
+    if abs(look.accuracy - start.decide) > SAME_DATA:
+        raise UserError(
+            f"the unpruned model is right on {look.accuracy:.2%} of the images that decide, and was on "
+            f"{start.decide:.2%} when this run began: the data, the weights or cprune's version are others",
+            "Give the run what it began with, or start a new one.",
+        )

@@ -111,7 +111,26 @@ def _measured(
 ) -> tuple[dict[str, Tensor], dict[str, Step]]:
     means = {name: mean for name, mean in channel_means(plain, batches[0]).items() if name not in scheme.floats}
     ranges = calibrated(plain, places(plain, means), batches, scheme)
-    return means, {name: scheme.step(found) for name, found in ranges.items()}
+    steps = {name: scheme.step(found) for name, found in ranges.items()}
+    by_name = {node.name: node for node in plain.nodes}
+    for name in ranges:  # what is only moved keeps its bytes
+        steps[name] = steps.get(_moved_from(name, by_name), steps[name])
+    return means, steps
+
+
+def _moved_from(name: str, by_name: Mapping[str, Node]) -> str:
+    """Return the value of whose numbers, and zeros, this one consists."""
+    while _moves(by_name[name]):
+        name = by_name[name].args[0].name
+    return name
+
+
+def _moves(node: Node) -> bool:
+    """Tell whether a node only chooses among numbers, or puts zeros around them."""
+    kind, rest = operator_name(node), node.args[2:]
+    if kind == "pad":
+        return rest[:1] in ((), ("constant",)) and not any(rest[1:])
+    return kind == "slice" or (kind == "constant_pad_nd" and not any(rest))
 
 
 def channel_means(network: Network, batch: Sequence[Tensor]) -> dict[str, Tensor]:

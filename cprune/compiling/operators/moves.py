@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from cprune.compiling.kinds import Chain, Expression, ForeignList, Linear, Parts, Stored, Value, merged
+from cprune.compiling.kinds import Chain, Conv, Expression, ForeignList, Linear, Parts, Stored, Value, merged
 from cprune.compiling.operators.arguments import filled
+from cprune.compiling.operators.quantizing import step_of_reader
 from cprune.compiling.values import Lowering, Values
 from cprune.network.node import Node, Ref
 from cprune.tuner.programs.workload import Shape
@@ -122,6 +123,11 @@ def _padded(values: Values, node: Node, x: Ref, pads: Sequence[object], number: 
 
 def _cat(values: Values, node: Node) -> Value | None:
     refs, axis = filled(node, (0,), 1)
+    step = step_of_reader(values, node.name)
+    for ref in refs:
+        conv = values.pending(ref, Conv)
+        if step is not None and conv is not None and conv.step is None:  # rounding before is rounding after
+            values.by_name[ref.name] = replace(conv, step=step)
     chains = [values.chain(ref) for ref in refs]
     shape = values.shape(node.name)
     axis %= len(shape)

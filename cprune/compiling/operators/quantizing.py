@@ -8,15 +8,14 @@ from cprune.compiling.kinds import Conv, Linear, Stored, Value
 from cprune.compiling.lowered import Step
 from cprune.compiling.values import Lowering, Values
 from cprune.compiling.written import write_bytes
-from cprune.network.node import Node
+from cprune.network.node import Node, operator_name
 from cprune.network.quantizing import HIGHEST, LOWEST
 
 
 def _fake_quantize(values: Values, node: Node) -> Value | None:
-    x, scale, zero, low, high = node.args
-    if (low, high) != (LOWEST, HIGHEST):
+    x, step = node.args[0], _step(node)
+    if step is None:
         return None
-    step = Step(float(scale), int(zero))
     shape = values.shape(node.name)
     if not values.layout.dot or len(shape) not in (2, 4):
         return values.chained(
@@ -29,6 +28,19 @@ def _fake_quantize(values: Values, node: Node) -> Value | None:
     if isinstance(known, Stored) and known.step == step:
         return known
     return write_bytes(values, node.name, values.chain(x), step)
+
+
+def step_of_reader(values: Values, name: str) -> Step | None:
+    """Return the step of the bytes that a value is rounded to, if all that reads it is that rounding."""
+    if values.uses[name] != 1 or not values.layout.dot:
+        return None
+    reader = next(node for node in values.nodes if name in node.refs())
+    return _step(reader) if operator_name(reader) in QUANTIZING else None
+
+
+def _step(node: Node) -> Step | None:
+    _, scale, zero, low, high = node.args
+    return Step(float(scale), int(zero)) if (low, high) == (LOWEST, HIGHEST) else None
 
 
 QUANTIZING: dict[str, Lowering] = {"fake_quantize_per_tensor_affine": _fake_quantize}

@@ -290,7 +290,8 @@ def _elementwise(w: Elementwise) -> list[Any]:
                 if extent != whole
                 for check in ((i >= 0, i < extent) if before else (i < extent,))
             ]
-            return tirx.if_then_else(tirx.all(*inside), value(e[1], moved), ZERO) if inside else value(e[1], moved)
+            zero = tirx.const(e[5], "uint8") if len(e) > 5 else ZERO
+            return tirx.if_then_else(tirx.all(*inside), value(e[1], moved), zero) if inside else value(e[1], moved)
         if op == "cat":
             axis, parts = e[1], e[2]
             start = sum(extent for _, extent in parts[:-1])
@@ -323,19 +324,43 @@ def _elementwise(w: Elementwise) -> list[Any]:
             return getattr(smooth, op)(a)
         raise ValueError(f"no element-wise operator {op!r}")
 
-    shape = stored_shape(w.shape, w.block)
+    shape, whole = stored_shape(w.shape, w.block), _bytes_moved(w.expression)
     if not w.block:
-        return [*inputs, te.compute(shape, lambda *index: value(w.expression, index), name="out")]
+        return [*inputs, te.compute(shape, lambda *index: value(whole, index), name="out")]
 
     def blocked(n: Any, c: Any, *rest: Any) -> Any:
         *plane, b = rest
         channel = c * w.block + b
-        inner = value(w.expression, (n, channel, *plane))
+        inner = value(whole, (n, channel, *plane))
         if w.shape[1] % w.block == 0:
             return inner
         return tirx.if_then_else(channel < w.shape[1], inner, tirx.const(0, kinds[-1]))
 
     return [*inputs, te.compute(shape, blocked, name="out")]
+
+
+def _bytes_moved(expression: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return an expression in which bytes that are only moved about do not become numbers on the way.
+
+    That is one that quantizes in the end with the step of all that it reads.  Its pads have the byte that stands for 0
+    as a last part.
+    """
+    if expression[0] != "quantize":
+        return expression
+    _, inside, *step = expression
+
+    def moved(e: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if e[0] == "dequantize":
+            return e[1] if list(e[2:]) == step and e[1][0] == "in" else None
+        if e[0] == "cat":
+            parts = [(moved(part), extent) for part, extent in e[2]]
+            return None if any(part is None for part, _ in parts) else ("cat", e[1], tuple(parts))
+        if e[0] not in ("slice", "pad", "reshape"):
+            return None
+        a = moved(e[1])
+        return None if a is None else (e[0], a, *e[2:], *([step[1]] if e[0] == "pad" else []))
+
+    return moved(inside) or expression
 
 
 def _moved(index: tuple[Any, ...], shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[Any, ...]:
