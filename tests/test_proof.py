@@ -154,8 +154,9 @@ def test_every_method_gets_the_same_seconds_of_training(tmp_path: Path) -> None:
     assert [(job.method, job.command()[1:]) for job in found] == [
         (
             method,
-            ["-m", "cprune.cli", "run", "-m", "resnet-fashion", "--train-time", "5m", "--threads", "2",
-             "--method", method, "--seed", "3", "--out", str(tmp_path / "proof" / f"built-in.{method}.3")],
+            ["-m", "cprune.cli", "run", "-m", "resnet-fashion", "--train-time", "5m", "--precision", "fp32",
+             "--threads", "2", "--method", method, "--seed", "3",
+             "--out", str(tmp_path / "proof" / f"built-in.{method}.3")],
         )
         for method in ("tables", "uniform")
     ]  # fmt: skip
@@ -177,7 +178,7 @@ def test_models_whose_weights_are_not_there_are_left_out(tmp_path: Path, capsys:
     )  # fmt: skip
     assert [job.folder.name for job in found] == ["vgg16.tables.0", "vgg16.cprune.0"]
     data = ("--weights", str(tmp_path / "vgg16.safetensors"), "-d", f"npz:{tmp_path / 'cifar.npz'}")
-    assert found[0].arguments[:8] == ("-m", "vgg16_bn", "--train-time", "90s", *data)
+    assert found[0].arguments[:10] == ("-m", "vgg16_bn", "--train-time", "90s", "--precision", "fp32", *data)
     assert found[1].arguments[-2:] == ("--config", str(proof.CIFAR_STEPS))
     assert "resnet18 is left out" in capsys.readouterr().err
 

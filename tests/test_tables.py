@@ -387,6 +387,18 @@ def test_where_the_precision_was_open_candidates_are_timed_with_the_whole_model_
 
 
 @pytest.mark.usefixtures("integers")
+def test_where_integers_alone_cost_accuracy_the_last_part_of_a_long_training_rounds() -> None:
+    losing = trainer(deciding=lambda m: recovering(m) - (0.003 if m.integers else 0.0))  # of 0.01 that may be lost
+    run = a_run(FakeBench(fast_in_integers, by_task=True), losing, None, replace(TABLES, precision="int8"))
+    whole(run)
+    assert run.start.integers_lose == pytest.approx(0.003)
+    chosen = run.history.chosen[0]
+    before = seen(run.keeper.load_scout(0, chosen.number)).epochs
+    # seven tenths as they are, and three that round in epochs that take half as long again
+    assert seen(run.keeper.load(0)).epochs == pytest.approx(before + 0.9 * chosen.epochs, abs=0.02)
+
+
+@pytest.mark.usefixtures("integers")
 def test_an_open_precision_is_fp32_for_other_methods_and_without_images() -> None:
     open_ = replace(TABLES, precision="auto")
     for changed, shown in ((replace(open_, method="one-shot"), 16), (open_, 0)):
