@@ -13,13 +13,14 @@ from torch import nn
 from cprune.commands.check_integers import as_simulated
 from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
-from cprune.compiling.tuned import tune
+from cprune.compiling.tuned import Tuned, tune
 from cprune.network.capture import capture
 from cprune.network.folding import folded
+from cprune.network.network import Network
 from cprune.network.quantizing import Range, channel_means, measured, places, quantized, quantized_weight, to_steps
 from cprune.progress import Progress
 from cprune.targets.local import LocalSession
-from cprune.targets.session import Built, Timed
+from cprune.targets.session import Array, Built, Timed
 from cprune.targets.target import Target, find
 from cprune.tuner.programs import dots, reference
 from cprune.tuner.programs import program as programs
@@ -232,6 +233,14 @@ class Residual(nn.Module):
         return answer
 
 
+def compiled(network: Network, example: tuple[torch.Tensor, ...], trials: int = 1) -> tuple[Tuned, Array]:
+    """Return a network tuned for this machine, and what its compiled code answers to the example."""
+    with Store("sqlite://") as store, LocalSession(TARGET) as session:
+        tuned = tune(network, example, Tuner(session, store, TARGET, 0), trials, Progress())
+        (output,) = tuned.load(session, "model")
+    return tuned, output
+
+
 def residual() -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = Residual()
@@ -326,9 +335,7 @@ def test_what_is_put_one_behind_the_other_is_of_bytes_before() -> None:
     torch.manual_seed(0)
     model, images = Fire().eval(), torch.randn(4, 3, 12, 12)
     network = quantized(capture(model, (images[:1],)), [(images,)]).eval()
-    with Store("sqlite://") as store, LocalSession(TARGET) as session:
-        tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 1, Progress())
-        (output,) = tuned.load(session, "model")
+    tuned, output = compiled(network, (images[:1],))
     convs = [call.workload for call in tuned.lowered.calls if isinstance(call.workload, QuantizedConv2d)]
     assert [conv.output for conv in convs] == ["uint8", "uint8", "uint8", "float32"]
     with torch.no_grad():
@@ -341,9 +348,7 @@ def test_what_has_no_form_in_integers_reads_bytes_as_numbers() -> None:
     torch.manual_seed(0)
     model, images = Branches().eval(), torch.randn(8, 3, 16, 16)
     network = quantized(capture(model, (images[:1],)), [(images,)]).eval()
-    with Store("sqlite://") as store, LocalSession(TARGET) as session:
-        tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 1, Progress())
-        (output,) = tuned.load(session, "model")
+    tuned, output = compiled(network, (images[:1],))
     kinds = [type(call.workload).__name__ for call in tuned.lowered.calls]
     assert kinds.count("QuantizedConv2d") == 6  # all but the grouped one
     with torch.no_grad():
@@ -378,12 +383,10 @@ def test_a_network_in_integers_is_compiled_to_what_pytorch_computes() -> None:
     assert "QuantizedMean" in kinds
     assert kinds.count("Elementwise") == 2  # the image becomes bytes, the answer is taken out of its block
     assert not {"Conv2d", "Mean"} & set(kinds)
-    with Store("sqlite://") as store, LocalSession(TARGET) as session:
-        tuned = tune(network, (images[:1],), Tuner(session, store, TARGET, 0), 2, Progress())
-        assert tuned.lowered.layout == Layout(BLOCK, dot=DOT)
-        (output,) = tuned.load(session, "model")
-        with torch.no_grad():
-            assert np.abs(output - network(images[:1]).numpy()).max() < float(apart)
+    tuned, output = compiled(network, (images[:1],), trials=2)
+    assert tuned.lowered.layout == Layout(BLOCK, dot=DOT)
+    with torch.no_grad():
+        assert np.abs(output - network(images[:1]).numpy()).max() < float(apart)
 
 
 @multiplies_bytes

@@ -15,9 +15,8 @@ from fakes import DEFAULT, FakeBench, Killed, MemoryKeeper
 from rule_nets import RULE_NETS
 from small_nets import NETS, captured_net
 from stripes import small_net, stripes, weights
-from test_integers import TARGET, multiplies_bytes, residual
+from test_integers import compiled, multiplies_bytes, residual
 
-from cprune.compiling.tuned import tune
 from cprune.method.state import RunState
 from cprune.network.capture import capture
 from cprune.network.difference import difference
@@ -28,12 +27,9 @@ from cprune.network.rounding import Rounding
 from cprune.progress import Progress
 from cprune.runs.events import Start
 from cprune.targets.interval import Interval
-from cprune.targets.local import LocalSession
 from cprune.training.data import Data
 from cprune.training.fine_tune import ROUNDING_COST, ROUNDING_PART, Schedule
 from cprune.training.trainer import Checkpoint, DataTrainer
-from cprune.tuner.records.store import Store
-from cprune.tuner.tune import Tuner
 
 ALL_NETS = {**NETS, **RULE_NETS}
 
@@ -137,9 +133,7 @@ def test_every_network_rounds_in_training_as_it_does_in_integers(name: str) -> N
 def test_every_network_in_integers_is_compiled_to_what_pytorch_computes(name: str) -> None:
     made = captured_net(ALL_NETS[name])
     network = quantized(made.network, [made.example]).eval()
-    with Store("sqlite://") as store, LocalSession(TARGET) as session:
-        tuned = tune(network, made.example, Tuner(session, store, TARGET, 0), 1, Progress())
-        (output,) = tuned.load(session, "model")
+    _, output = compiled(network, made.example)
     with torch.no_grad():
         wanted = network(*made.example).numpy()
     assert np.abs(output - wanted).max() <= 0.05 * np.abs(wanted).max()

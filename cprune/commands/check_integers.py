@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from cprune.compiling.lowered import Call, Step
-from cprune.compiling.operators.quantizing import QUANTIZING
+from cprune.compiling.operators.quantizing import QUANTIZING, step_of
 from cprune.compiling.tuned import Tuned
 from cprune.network.node import operator_name
 from cprune.network.quantizing import BYTES_PASS, HIGHEST, LOWEST
 from cprune.targets.session import Array, Built, Session, Timed
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.reference import pack, unpack
-from cprune.tuner.programs.workload import Shape, dtypes
+from cprune.tuner.programs.workload import Shape, dtypes, key
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def _steps(tuned: Tuned) -> dict[str, Step]:
     steps: dict[str, Step] = {}
     for node in tuned.network.nodes:
         if operator_name(node) in QUANTIZING:
-            steps[node.name] = Step(float(node.args[1]), int(node.args[2]))
+            step = step_of(node)
+            steps.update({} if step is None else {node.name: step})
         elif operator_name(node) in BYTES_PASS and node.args[0].name in steps:
             steps[node.name] = steps[node.args[0].name]
     return steps
@@ -66,7 +67,7 @@ def _apart(
         value = _bytes(values[name], steps[name]) if kind == "uint8" else values[name].float()
         given.append(_stored(value, shape))
     given += [tuned.lowered.weights[name] for name in call.weights]
-    (built,) = session.build([programs.program(workload, tuned.programs[_task(tuned, call)])])
+    (built,) = session.build([programs.program(workload, tuned.best[key(workload)].candidate)])
     if not isinstance(built, Built):
         return None
     (ran,) = session.race([built], [given], 1)
@@ -75,10 +76,6 @@ def _apart(
     wanted = _bytes(values[call.output], steps[call.output])
     found = _plain(ran.output, wanted)
     return int((found.int() - wanted.int()).abs().max())
-
-
-def _task(tuned: Tuned, call: Call) -> str:
-    return next(task.key for task in tuned.lowered.tasks() if task.workload == call.workload)
 
 
 def _bytes(value: Tensor, step: Step) -> Tensor:

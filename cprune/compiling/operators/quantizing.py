@@ -13,7 +13,7 @@ from cprune.network.quantizing import HIGHEST, LOWEST
 
 
 def _fake_quantize(values: Values, node: Node) -> Value | None:
-    x, step = node.args[0], _step(node)
+    x, step = node.args[0], step_of(node)
     if step is None:
         return None
     shape = values.shape(node.name)
@@ -35,10 +35,11 @@ def step_of_reader(values: Values, name: str) -> Step | None:
     if values.uses[name] != 1 or not values.layout.dot:
         return None
     reader = next(node for node in values.nodes if name in node.refs())
-    return _step(reader) if operator_name(reader) in QUANTIZING else None
+    return step_of(reader) if operator_name(reader) in QUANTIZING else None
 
 
-def _step(node: Node) -> Step | None:
+def step_of(node: Node) -> Step | None:
+    """Return what the bytes of a `fake_quantize` stand for; None where they are not 0 to 255."""
     _, scale, zero, low, high = node.args
     return Step(float(scale), int(zero)) if (low, high) == (LOWEST, HIGHEST) else None
 

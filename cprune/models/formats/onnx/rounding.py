@@ -18,9 +18,8 @@ from torch import Tensor
 
 from cprune.models.formats.onnx.common import Call
 from cprune.models.formats.onnx.read import Operator
-from cprune.network.quantizing import HIGHEST, LOWEST, quantized_weight
+from cprune.network.quantizing import HIGHEST, LOWEST, MIDDLE, quantized_weight, to_steps
 
-MIDDLE = 128
 FAKE = "FakeQuantize"
 _BYTES = (torch.uint8, torch.int8)
 
@@ -156,11 +155,10 @@ def _in_bytes(graph: Any, layer: Any, scale: float, arrays: dict[str, Any]) -> l
     """
     from onnx import helper, numpy_helper
 
-    weight = numpy_helper.to_array(arrays[layer.input[1]])
-    whole, scales = quantized_weight(torch.from_numpy(weight.copy()))
-    again = whole.numpy() * scales.numpy().reshape(-1, *[1] * (weight.ndim - 1))
-    if not np.allclose(again, weight, rtol=1e-5, atol=1e-7):
+    weight = torch.from_numpy(numpy_helper.to_array(arrays[layer.input[1]]).copy())
+    if not torch.allclose(to_steps(weight), weight, rtol=1e-5, atol=1e-7):
         return []
+    whole, scales = quantized_weight(weight)
     made = []
 
     def integers(index: int, values: Any, steps: Any) -> None:
