@@ -177,7 +177,7 @@ def resume(
     where = replace(
         where, tracker=tracker or where.tracker, device_timeout_s=device_timeout_s or where.device_timeout_s
     )
-    if where.transport == "local":
+    if where.transport != "rpc":
         _must_be(where, stored, path)
     subject = subject_of(source, data, where, settings)
     shown = progress or Progress()
@@ -191,7 +191,7 @@ def _must_be(found: Target, stored: Mapping[str, Any], path: Path) -> None:
     """Raise UserError if this is not the machine that a run was measured on."""
     if found.fingerprint == stored["fingerprint"]:
         return
-    here = "this machine" if found.transport == "local" else f"the device under the key {found.key!r}"
+    here = f"the device under the key {found.key!r}" if found.transport == "rpc" else "this machine"
     raise UserError(
         f"{here} is not the one that {path} was measured on ({stored['cpu']}, {stored['threads']} threads); "
         f"it is {found.cpu}",
@@ -202,7 +202,7 @@ def _must_be(found: Target, stored: Mapping[str, Any], path: Path) -> None:
 def _stored_target(stored: Any, folder: RunFolder) -> Target:
     """Return the target of a `run.json`: this machine is looked at again, another one is taken as it was described."""
     try:
-        if stored.get("transport", "local") == "local":
+        if stored.get("transport", "local") != "rpc":
             return find(stored["name"], stored["threads"])
         return from_dict(stored, str(folder.run_json))
     except (KeyError, TypeError, AttributeError) as error:

@@ -359,7 +359,7 @@ def test_targets_lists_machines_and_processors(capsys: pytest.CaptureFixture[str
     assert code == 0
     told = json.loads(out)
     assert [t["name"] for t in told["targets"]] == [
-        *("local", "linux-arm64", "android-arm64", "linux-x86_64", "linux-riscv64")
+        *("local", "linux-arm64", "android-arm64", "linux-x86_64", "linux-riscv64", "npu-sim")
     ]
     assert "raspberry-pi-5" in told["processors"]["linux-arm64"]
 

@@ -43,6 +43,7 @@ MAY_NAME = {
             "cprune/compiling/tvm_import.py",
         ),
         *("cprune/targets/worker.py", "cprune/targets/remote/builder.py", "cprune/targets/remote/client.py"),
+        *("cprune/targets/npu/lower.py", "cprune/targets/npu/session.py"),
         "cprune/targets/serve.py",  # runs on the device, beside nothing else of ours
         "cprune/targets/target.py",  # to say whether TVM accepts the description of a target
     ),

@@ -14,7 +14,7 @@ from cprune.targets.target import Target, Timing, find, from_dict, names, with_t
 
 
 def test_the_built_in_names() -> None:
-    assert names() == ("local", "linux-arm64", "android-arm64", "linux-x86_64", "linux-riscv64")
+    assert names() == ("local", "linux-arm64", "android-arm64", "linux-x86_64", "linux-riscv64", "npu-sim")
 
 
 def test_an_android_phone_with_its_processor() -> None:
@@ -110,7 +110,7 @@ def test_a_file_may_give_the_whole_compiler(tmp_path: Path) -> None:
         ('like = "linux-arm64"\nthreads = "two"', "the setting threads must be a whole number, not 'two'"),
         ('like = "linux-arm64"\nthreads = 0', "threads = 0: at least 1 is needed"),
         ('like = "linux-arm64"\nkey = 7', "the setting key must be a text, not 7"),
-        ('like = "linux-arm64"\ntransport = "ssh"', "the setting transport must be one of local, rpc, not 'ssh'"),
+        ('like = "linux-arm64"\ntransport = "ssh"', "the setting transport must be one of local, rpc, npu, not 'ssh'"),
         ('like = "linux-arm64"\n[timing]\nrepeats = 0', "timing.repeats = 0"),
         ('like = "linux-arm64"\n[timing]\nrepeats = 2.5', "repeats must be a whole number, not 2.5"),
         ('like = "linux-arm64"\n[timing]\nrepeat = 5', "'repeat'\nDid you mean 'repeats'?"),

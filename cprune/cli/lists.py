@@ -48,7 +48,7 @@ def targets(as_json: Json = False) -> None:
         return
     table = show.table("name", "reached", "processor", "threads", "float lanes")
     for target in known:
-        reached = "here" if target.transport == "local" else f"tracker, key {target.key}"
+        reached = f"tracker, key {target.key}" if target.transport == "rpc" else "here"
         table.add_row(target.name, reached, target.cpu, str(target.threads), str(target.vector))
     table.add_row("cuda", "not at all", no_cuda(), "", "")
     show.on_output(table)

@@ -144,7 +144,7 @@ def machine(
     from cprune.targets.target import find
 
     target = find(name, threads)
-    if target.transport == "local":
+    if target.transport != "rpc":
         if rpc_tracker is not None or device_timeout is not None:
             option = "--rpc-tracker" if rpc_tracker is not None else "--device-timeout"
             raise UserError(f"{option} is about another machine", "Say which with --target; see: cprune targets")

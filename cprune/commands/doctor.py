@@ -61,7 +61,7 @@ class Check:
 
 def examine(target: Target) -> Iterator[Check]:
     """Yield the checks in an order in which the first bad one explains those after it, which are left out."""
-    steps: tuple[Callable[[Target], Iterator[Check]], ...] = (_compiler, _linker)
+    steps: tuple[Callable[[Target], Iterator[Check]], ...] = (_compiler,) if target.simulated else (_compiler, _linker)
     if target.transport == "rpc":
         steps = (*steps, _tracker, _device)
     for step in (*steps, _kernel):
@@ -77,7 +77,7 @@ def examine(target: Target) -> Iterator[Check]:
 
 
 def _compiler(target: Target) -> Iterator[Check]:
-    if target.transport == "local":
+    if target.transport != "rpc":
         yield Check("compiler", True, f"TVM {tvm_version()}, for {target.cpu}, {target.threads} threads")
         return
     with tempfile.TemporaryDirectory(prefix="cprune-doctor-") as folder:
@@ -158,7 +158,8 @@ def _kernel(target: Target) -> Iterator[Check]:
         ms = 1e3 * statistics.median(raced.runs_s)
         yield Check("kernel", not wrong, wrong or f"a convolution runs in {ms:.3f} ms and computes what PyTorch does",
                     "Report it: a kernel that computes something else is a bug." if wrong else "")  # fmt: skip
-        yield _clock(raced.runs_s)
+        if not target.simulated:
+            yield _clock(raced.runs_s)
 
 
 def _raced(session: Session, built: Built, candidate: Any, plain: Any) -> Timed | Failure:

@@ -73,7 +73,7 @@ class Compiled:
 
 
 def tune(request: Request, options: Options, progress: Progress) -> Compiled:
-    """Write the compiled model into a folder and return what was found.
+    """Write the compiled model into a folder and return what was found; of a simulated machine only its programs.
 
     Raises UserError where the folder holds something already, and see `in_integers`.
     """
@@ -104,6 +104,11 @@ def tune(request: Request, options: Options, progress: Progress) -> Compiled:
             integers,
             precision(network),
         )
+        if tuner.target.simulated:
+            options.out.mkdir(parents=True, exist_ok=True)
+            deploy.keep_programs(options.out / "programs.json", tuned.lowered, tuned.programs, tuner.target)
+            progress.say(f"{tuner.target.name} is simulated: the programs were written, there is nothing to compile")
+            return compiled
         progress.say("compiling")
         example = example_of(network, [tuple(x.shape) for x in inputs])
         deploy.write(options.out, name, tuned.lowered, tuned.compiled(), tuner.target, example, compiled.facts)

@@ -52,8 +52,14 @@ def write(
 ) -> None:
     """Compile `model` for `target` into `folder`.  `facts` (latency, trials) go into model.json as they are.
 
-    Raises UserError where there is nothing to link with, BrokenWorld where the folder cannot be written.
+    Raises UserError for a simulated target and where there is nothing to link with, BrokenWorld where the folder cannot
+    be written.
     """
+    if target.simulated:
+        raise UserError(
+            f"{target.name} is simulated: there is no machine that would run a compiled model",
+            "Name one with --target; see: cprune targets",
+        )
     import tvm
     from safetensors.numpy import save
 

@@ -63,9 +63,9 @@ def relax_model(lowered: Lowered, programs: Mapping[str, Candidate]) -> Model:
 def kernel(workload: Workload, candidate: Candidate) -> Kernel:
     """Return the program of a task under a name of its own, the same for the same workload and candidate."""
     name = "kernel_" + hashlib.sha256(f"{key(workload)} {candidate!r}".encode()).hexdigest()[:16]
-    func = module_of(workload, candidate)["main"]
-    func = func.with_attr({"global_symbol": name, "op_pattern": OPAQUE, "tirx.is_scheduled": True})
-    return Kernel(name, tvm.ir.save_json(tvm.IRModule({name: func})))
+    functions = {each.name_hint: function for each, function in module_of(workload, candidate).functions.items()}
+    main = functions.pop("main").with_attr({"global_symbol": name, "op_pattern": OPAQUE, "tirx.is_scheduled": True})
+    return Kernel(name, tvm.ir.save_json(tvm.IRModule({name: main, **functions})))
 
 
 def linked(model: Model) -> Any:

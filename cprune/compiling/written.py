@@ -11,6 +11,7 @@ from cprune.compiling.kinds import PLAIN_INPUT_CHANNELS, Chain, Conv, Linear, St
 from cprune.compiling.lowered import Step
 from cprune.network.node import Ref
 from cprune.targets.session import Array
+from cprune.tuner.programs.dots import NPU
 from cprune.tuner.programs.reference import pack_conv_weight, pack_rows
 from cprune.tuner.programs.workload import Dense, Elementwise
 
@@ -69,9 +70,12 @@ def _packed(values: Values, name: str, layer: str, weight: Array, bias: Array) -
 
 
 def write_bytes(values: Values, name: str, chain: Chain, step: Step) -> Stored:
-    """Emit a chain whose value is rounded to bytes; an image's few channels come in a block of four."""
+    """Emit a chain whose value is rounded to bytes; an image's few channels come in a block of four.
+
+    The simulated accelerator's multiplier takes whole blocks only, so there an image is padded as everything else is.
+    """
     block = values.layout.block
-    if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS:
+    if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS and values.layout.dot != NPU:
         block = PLAIN_INPUT_CHANNELS
     expression = ("quantize", chain.expression, step.scale, step.zero)
     workload = Elementwise(expression, tuple((i.shape, i.block) for i in chain.inputs), chain.shape, block)

@@ -1,4 +1,4 @@
-"""The session for a target: this machine, or devices behind a tracker."""
+"""The session for a target: this machine, devices behind a tracker, or the simulated accelerator."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def connect(
     if target.transport == "local":
         with LocalSession(target) as local:
             yield local, target
+        return
+    if target.simulated:
+        from cprune.targets.npu.machine import preset
+        from cprune.targets.npu.session import NpuSession
+
+        with NpuSession(preset(target.cpu.partition(",")[0])) as simulated:
+            yield simulated, target
         return
     from cprune.targets.remote.rpc import RpcSession
 

@@ -1,7 +1,7 @@
 """What a machine is: the compiler's target, its threads, its vectors, and how a timing is taken on it.
 
-A target is `local`, the name of another kind of machine (`android-arm64`, with a processor `android-arm64:cortex-a76`)
-or a TOML file:
+A target is `local`, the name of another kind of machine (`android-arm64`, with a processor `android-arm64:cortex-a76`),
+the simulated accelerator (`npu-sim`, or another one of its presets, `npu-sim:vta-half`) or a TOML file:
 
     like = "android-arm64:cortex-a76"   # what is not said below
     name = "my phone"
@@ -48,6 +48,9 @@ else:
     import tomli as tomllib
 
 
+NPU = "npu-sim"
+
+
 @dataclass(frozen=True)
 class Timing:
     """How one candidate is timed: `repeats` runs, each long enough to last `min_run_ms`.
@@ -76,8 +79,9 @@ class Target:
 
     `compiler` is the TVM target as JSON text.  `threads` is what TVM's pool is started with and checked against.
     `vector` is the number of float32 lanes of a vector register, `vector_registers` how many there are: the
-    sketches size their register tiles with them.  `transport` is "local", or "rpc" for a device that the tracker at
-    `tracker` (HOST:PORT) knows under `key`; what its processor is, `cpu` says only once the device was asked.
+    sketches size their register tiles with them.  `transport` is "local", "npu" for the simulated accelerator (`cpu`
+    names its preset), or "rpc" for a device that the tracker at `tracker` (HOST:PORT) knows under `key`; what its
+    processor is, `cpu` says only once the device was asked.
     For a device that is gone a session waits `device_timeout_s`.
     """
 
@@ -87,7 +91,7 @@ class Target:
     vector: int
     vector_registers: int
     cpu: str
-    transport: Literal["local", "rpc"] = "local"
+    transport: Literal["local", "rpc", "npu"] = "local"
     timing: Timing = Timing()
     key: str = ""
     tracker: str = ""
@@ -102,6 +106,11 @@ class Target:
     def emulated(self) -> bool:
         """Tell whether the device said that its processor is not a real one."""
         return self.cpu.startswith("emulated")
+
+    @property
+    def simulated(self) -> bool:
+        """Tell whether it is the simulated accelerator: its programs may compute something wrong without a word."""
+        return self.transport == "npu"
 
     @property
     def fingerprint(self) -> str:
@@ -123,7 +132,7 @@ def tvm_version() -> str:
 
 def names() -> tuple[str, ...]:
     """Return the names that `find` knows."""
-    return ("local", *KINDS)
+    return ("local", *KINDS, NPU)
 
 
 def find(name: str | Target = "local", threads: int | None = None) -> Target:
@@ -138,6 +147,8 @@ def find(name: str | Target = "local", threads: int | None = None) -> Target:
     target = name if isinstance(name, Target) else _named(name)
     if threads is None:
         return target
+    if target.simulated and threads != 1:
+        raise UserError(f"--threads {threads}: {target.name} runs one program at a time", "Leave --threads out.")
     if target.transport == "local" and threads > cores():
         raise UserError(
             f"--threads {threads}: this machine lets cprune use {cores()} cores", f"Type --threads 1 to {cores()}."
@@ -153,6 +164,8 @@ def _named(name: str) -> Target:
         return _remote(kind, cpu)
     if kind == "cuda":
         raise UserError(f"no target cuda: {no_cuda()}", "See: cprune targets")
+    if kind == NPU:
+        return _simulated(cpu)
     if name != "local":
         raise unknown("target", name, names())
     return _local(cores())
@@ -193,6 +206,17 @@ def _remote(kind: str, cpu: str) -> Target:
     name = f"{kind}:{cpu}" if cpu else kind
     text = json.dumps(compiler, sort_keys=True)
     return Target(name, text, threads, machine.vector, machine.vector_registers, cpu or machine.mcpu, "rpc", key=kind)
+
+
+def _simulated(preset: str) -> Target:
+    """Return the simulated accelerator; what it leaves to a processor is compiled for any."""
+    from cprune.targets.npu.machine import MODEL, VTA
+    from cprune.targets.npu.machine import preset as found
+
+    machine = found(preset or VTA.name)
+    name = f"{NPU}:{preset}" if preset else NPU
+    text = json.dumps({"kind": "llvm", "num-cores": 1}, sort_keys=True)
+    return Target(name, text, 1, machine.lanes, 32, f"{machine.name}, simulated (model {MODEL})", "npu")
 
 
 def _from_file(path: Path) -> Target:

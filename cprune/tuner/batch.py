@@ -12,6 +12,7 @@ from cprune.targets.errors import DeviceLost, first_line, ours
 from cprune.targets.session import Built, Failure, Program
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.space import Candidate
+from cprune.tuner.race import compared
 from cprune.tuner.records.record import Record
 from cprune.tuner.rig import FINALISTS, Rig, ranked
 from cprune.tuner.search.assembly import hidden
@@ -26,7 +27,7 @@ def try_batch(rig: Rig, task: OpenTask) -> list[Record]:
 
     The records are in the store, those of a device that is lost (DeviceLost) as well.
     """
-    n = min(BATCH, task.trials - task.known)
+    n = min(BATCH, task.left)
     start = time.perf_counter()
     asked = task.search.ask(n) if n > 0 else []
     rig.clock.searching += time.perf_counter() - start
@@ -38,14 +39,17 @@ def try_batch(rig: Rig, task: OpenTask) -> list[Record]:
     chosen = task.search.choose(list(features.items()), n)
     start = time.perf_counter()
     try:
-        answers = rig.session.time([ready[candidate] for candidate in chosen], slow_s=task.best_s * SLOW)
+        if rig.target.simulated:
+            answers = compared(rig, task.workload, {candidate: ready[candidate] for candidate in chosen})
+        else:
+            answers = rig.session.time([ready[candidate] for candidate in chosen], slow_s=task.best_s * SLOW)
     except DeviceLost as lost:
         known = zip(chosen, lost.answers, strict=True)
         rig.store.add([rig.record(task.key, c, t, features=features[c]) for c, t in known if t is not None])
         raise
     rig.clock.measuring += time.perf_counter() - start
     records += [
-        rig.record(task.key, candidate, timed, features=features[candidate])
+        rig.record(task.key, candidate, timed, checked=rig.target.simulated, features=features[candidate])
         for candidate, timed in zip(chosen, answers, strict=True)
     ]
     rig.store.add(records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Built, Failure, Timed
@@ -50,25 +50,50 @@ def _leaders(rig: Rig, workload: Workload) -> list[Record]:
 
 def _raced(rig: Rig, workload: Workload, leaders: Sequence[Record]) -> list[Record]:
     """Return the leaders' records with the runs of a race (earlier runs of a race stay) and their check."""
-    plain = reference.sample(workload, CHECK_SEED)
+    plain, expected = _example(rig, workload)
     candidates = {r.candidate: Candidate.parse(r.candidate) for r in leaders}
     answers = _race(rig, workload, candidates, plain)
-    expected: Array | None = None
     records = []
     for record in leaders:
         answer = answers[record.candidate]
         if isinstance(answer, Timed) and not record.checked:
-            assert answer.output is not None  # a race brings it back
-            if expected is None:
-                expected = programs.expected(workload, plain)
-            difference = reference.agrees(answer.output, expected)
-            if difference:
-                answer = Failure("check", difference)
+            answer = _checked(answer, expected())
         if isinstance(answer, Timed):
             rig.spreads.append(_spread(answer.runs_s))
             answer = Timed((*(record.runs_s if record.checked else ()), *answer.runs_s))
         records.append(rig.record(record.task, candidates[record.candidate], answer, checked=True))
     return records
+
+
+def compared(rig: Rig, workload: Workload, entries: Mapping[Candidate, Built]) -> list[Timed | Failure]:
+    """Return what came of built programs, each run once and compared with PyTorch.
+
+    Of a target whose programs may compute something wrong without a word every trial is compared.
+    """
+    plain, expected = _example(rig, workload)
+    inputs = [programs.inputs_of(workload, candidate, plain) for candidate in entries]
+    answers = rig.session.race(list(entries.values()), inputs, 1)
+    return [_checked(answer, expected()) if isinstance(answer, Timed) else answer for answer in answers]
+
+
+def _example(rig: Rig, workload: Workload) -> tuple[list[Array], Callable[[], Array]]:
+    """Return arguments of a workload, and what computes once in a task what they must give."""
+    plain = reference.sample(workload, CHECK_SEED)
+
+    def expected() -> Array:
+        known = rig.expected.get(key(workload))
+        if known is None:
+            known = rig.expected[key(workload)] = programs.expected(workload, plain)
+        return known
+
+    return plain, expected
+
+
+def _checked(answer: Timed, expected: Array) -> Timed | Failure:
+    """Return an answer without its output, or the failure that its output is."""
+    assert answer.output is not None  # a race brings it back
+    difference = reference.agrees(answer.output, expected)
+    return Failure("check", difference) if difference else Timed(answer.runs_s)
 
 
 def _race(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cprune.targets.errors import ours, unknown
-from cprune.targets.session import Built, Failure, Program, Session, Timed
+from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
 from cprune.targets.target import Target
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import space
@@ -46,6 +46,7 @@ class Rig:
         self.session, self.store, self.target, self.seed, self.spaces = session, store, target, seed, spaces
         self.clock = Clock()
         self.spreads: list[float] = []
+        self.expected: dict[str, Array] = {}  # by task, what the arguments of a check must give
         self._memory: Memory | None = None
         self._leading: dict[str, dict[str, Built]] = {}  # of every open task the built programs that may win
         self._points: dict[str, frozenset[Candidate]] = {}
@@ -69,6 +70,8 @@ class Rig:
             from cprune.tuner.programs import metaschedule
 
             points = metaschedule.POINTS if isinstance(workload, Tir) else metaschedule.MANY
+            if self.target.simulated:  # a processor's share there does not depend on the program
+                points = 0
             return metaschedule.candidates(workload, self.target, self.seed, points)
         return space.of_target(workload, self.target)
 
@@ -138,6 +141,7 @@ class Rig:
     def let_go(self, task: str) -> None:
         """Let go of a task's programs: it is tuned."""
         self._leading.pop(task, None)
+        self.expected.pop(task, None)
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:

@@ -11,6 +11,7 @@ from cprune.tuner.search.points import Strategy
 LEAST = 24  # no task ends early before so many trials: the models know nothing before a dozen
 PATIENCE = 12
 GAIN = 0.01  # an improvement of less is none
+MOST = 256  # trials that a task may have, whatever was asked for, while none of its programs works
 
 
 def stalled(records: Sequence[Record]) -> bool:
@@ -47,14 +48,21 @@ class OpenTask:
         return len(self.records)
 
     @property
+    def left(self) -> int:
+        """Return how many more candidates may be tried: until one works, more than were asked for."""
+        most = self.trials if self.best_s < float("inf") else max(self.trials, MOST)
+        return max(0, most - self.known)
+
+    @property
     def begun(self) -> bool:
-        """Tell whether it has had what no task goes without."""
-        return self.used_up or self.known >= min(LEAST, self.trials)
+        """Tell whether it has had what no task goes without: a few trials, and a program that works."""
+        enough = self.best_s < float("inf") and self.known >= min(LEAST, self.trials)
+        return self.used_up or enough or not self.left
 
     @property
     def finished(self) -> bool:
         """Tell whether nothing more should be tried."""
-        return self.used_up or self.known >= self.trials or stalled(self.records)
+        return self.used_up or not self.left or stalled(self.records)
 
     @property
     def gain(self) -> float:

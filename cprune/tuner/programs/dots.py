@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from cprune.targets.target import Target
-from cprune.tuner.programs.workload import QuantizedConv2d
+from cprune.tuner.programs.workload import QuantizedConv2d, Workload
 
 WORDS = 4
 """Bytes that one lane takes at a time."""
+NPU = "npu"
+"""What multiplies bytes on the simulated accelerator: no instruction of a processor, see `sketch_npu.py`."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,17 @@ MIDDLE = 128
 
 def moved_by(workload: QuantizedConv2d) -> int:
     """Return by how much its programs move every byte down before they multiply it: a depthwise one has no dot."""
-    return MIDDLE if DOTS[workload.dot].signed and not workload.depthwise else 0
+    return MIDDLE if workload.dot != NPU and DOTS[workload.dot].signed and not workload.depthwise else 0
+
+
+def on_multiplier(workload: Workload) -> TypeGuard[QuantizedConv2d]:
+    """Tell whether the simulated accelerator's multiplier computes it: depthwise convolutions have no use for it."""
+    return isinstance(workload, QuantizedConv2d) and workload.dot == NPU and not workload.depthwise
 
 
 def of_target(target: Target) -> str:
     """Return the name of the instruction that a target's programs multiply bytes with; "" where it has none."""
-    return _of(target.compiler, target.vector)
+    return NPU if target.simulated else _of(target.compiler, target.vector)
 
 
 @cache

@@ -16,7 +16,8 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from cprune.tuner.programs import sketch_integers, smooth
+from cprune.tuner.programs import sketch_integers, sketch_npu, smooth
+from cprune.tuner.programs.dots import on_multiplier
 from cprune.tuner.programs.sketch_conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import (
@@ -37,11 +38,12 @@ ZERO = tirx.const(0.0, "float32")
 
 
 def module(workload: Workload, candidate: Candidate) -> Any:
-    """Return the scheduled IRModule with one PrimFunc "main".
+    """Return the scheduled IRModule with one PrimFunc "main", for the simulated accelerator a second one, "finish".
 
     Raises ValueError or an error of TVM where the candidate does not fit the workload (stage "lower").
     """
-    return scheduled(workload, candidate).mod
+    scheduled_module = scheduled(workload, candidate).mod
+    return sketch_npu.with_finish(scheduled_module, workload) if on_multiplier(workload) else scheduled_module
 
 
 def computation(workload: Workload) -> Any:
@@ -52,7 +54,9 @@ def computation(workload: Workload) -> Any:
 def scheduled(workload: Workload, candidate: Candidate) -> Any:
     """Return the Schedule of `candidate`, whose trace leads from `computation` to `module`."""
     schedule = Schedule(_computation(workload))
-    if isinstance(workload, QuantizedConv2d):
+    if on_multiplier(workload):
+        sketch_npu.schedule(schedule, workload, candidate)
+    elif isinstance(workload, QuantizedConv2d):
         sketch_integers.schedule(schedule, workload, candidate)
     elif isinstance(workload, Conv2d):
         _schedule_conv(schedule, workload, candidate)

@@ -10,6 +10,7 @@ Georganas et al. (2018) for the tile; int8 kernels in this form: the convolution
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tvm import te, tirx
@@ -24,13 +25,40 @@ LOWEST, HIGHEST = 0, 255
 
 def computation(w: QuantizedConv2d) -> list[Any]:
     """Return the arguments and the output of the convolution as TVM's expressions."""
+    given = given_to(w)
+    sums = sums_of(w, given["x"], given["weight"], given["zero"](0))
+    return [*given.values(), finished(w, sums, given)]
+
+
+def given_to(w: QuantizedConv2d) -> dict[str, Any]:
+    """Return the arguments of the convolution by name, as TVM's tensors."""
     names = ["x", *(["residual"] if w.residual else []), "weight", "scale", "bias", "numbers", "zero"]
-    *shapes, shape = w.arguments()
-    given = {
+    return {
         name: te.placeholder(size, kind, name=name)
-        for name, size, kind in zip(names, shapes, dtypes(w)[:-1], strict=True)
+        for name, size, kind in zip(names, w.arguments()[:-1], dtypes(w)[:-1], strict=True)
     }
-    x, weight = pad_plane(given["x"], w.pad, given["zero"](0)), given["weight"]
+
+
+def finished(w: QuantizedConv2d, sums: Any, given: Mapping[str, Any]) -> Any:
+    """Return the tensor "out": the sums with scale, bias, residual and activation, as `w.output`."""
+
+    def finish(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        value = sums(n, c, y, z, b).astype("float32") * given["scale"](c, b) + given["bias"](c, b)
+        if w.residual:
+            value = value + given["residual"](n, c, y, z, b).astype("float32") * given["numbers"](0)
+        value = smooth.ACTIVATIONS[w.activation](value)
+        if w.output == "float32":
+            return value
+        if w.activation != "none":
+            value = value * given["numbers"](1) + given["numbers"](2)
+        return to_byte(value)
+
+    return te.compute(w.arguments()[-1], finish, name="out")
+
+
+def sums_of(w: QuantizedConv2d, x: Any, weight: Any, zero: Any) -> Any:
+    """Return the sums of the convolution, as TVM's tensor "conv"; `zero` is what padding is filled with."""
+    x = pad_plane(x, w.pad, zero)
     (sh, sw), (dh, dw) = w.stride, w.dilation
     kh, kw = te.reduce_axis((0, w.kernel[0]), "kh"), te.reduce_axis((0, w.kernel[1]), "kw")
     ic = te.reduce_axis((0, w.in_channels // w.in_block), "ic")
@@ -46,20 +74,7 @@ def computation(w: QuantizedConv2d) -> list[Any]:
         factor = weight(c, ic, kh, kw, four, b, k)
         return te.sum(read.astype("int32") * factor.astype("int32"), axis=[ic, kh, kw, four, k])
 
-    sums = te.compute(shape, each if w.depthwise else all_of, name="conv")
-
-    def finish(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
-        value = sums(n, c, y, z, b).astype("float32") * given["scale"](c, b) + given["bias"](c, b)
-        if w.residual:
-            value = value + given["residual"](n, c, y, z, b).astype("float32") * given["numbers"](0)
-        value = smooth.ACTIVATIONS[w.activation](value)
-        if w.output == "float32":
-            return value
-        if w.activation != "none":
-            value = value * given["numbers"](1) + given["numbers"](2)
-        return to_byte(value)
-
-    return [*given.values(), te.compute(shape, finish, name="out")]
+    return te.compute(w.arguments()[-1], each if w.depthwise else all_of, name="conv")
 
 
 def mean(w: QuantizedMean) -> list[Any]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cprune.targets.target import Target
+from cprune.tuner.programs.dots import on_multiplier
 from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, QuantizedConv2d, Workload, padded
 
 WINOGRAD_BYTES = 4 << 20
@@ -64,6 +65,8 @@ class Candidate:
 @lru_cache(maxsize=4096)
 def candidates(workload: Workload, vector: int, registers: int, threads: int) -> tuple[Candidate, ...]:
     """Return every point of the workload's sketch for a machine with these vectors and threads."""
+    if on_multiplier(workload):
+        return tuple(_npu(workload))
     if isinstance(workload, QuantizedConv2d):
         return tuple(_conv(workload, workload.out_block, registers, threads))
     if isinstance(workload, Conv2d):
@@ -77,8 +80,12 @@ def candidates(workload: Workload, vector: int, registers: int, threads: int) ->
 
 
 def of_target(workload: Workload, target: Target) -> tuple[Candidate, ...]:
-    """Return `candidates` for the vectors, registers and threads of `target`."""
-    return candidates(workload, target.vector, target.vector_registers, target.threads)
+    """Return `candidates` for the vectors, registers and threads of `target`.
+
+    One is enough of what the simulated accelerator leaves to a processor, as its time does not depend on the program.
+    """
+    points = candidates(workload, target.vector, target.vector_registers, target.threads)
+    return points if not target.simulated or on_multiplier(workload) else points[:1]
 
 
 def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Candidate]:
@@ -122,6 +129,18 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
 def _held(oc: int, outputs: int) -> int:
     """Return the registers of a tile: sums, weights, and every broadcast input, which LLVM loads ahead of their use."""
     return oc * outputs + oc + (outputs if oc > 1 else 1)
+
+
+def _npu(w: QuantizedConv2d) -> Iterator[Candidate]:
+    """Yield all programs of the simulated accelerator (`sketch_npu.py`): what does not fit is among them."""
+    for h in divisors(w.out_height):
+        for width in divisors(w.out_width):
+            for ci in divisors(w.in_channels // w.in_block):
+                for co in divisors(w.out_channels // w.out_block):
+                    for threads_co, threads_h in ((1, 1), (2, 1), (1, 2), (2, 2)):
+                        yield Candidate.of(
+                            tile_h=h, tile_w=width, tile_ci=ci, tile_co=co, threads_co=threads_co, threads_h=threads_h
+                        )
 
 
 def _winograd(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Candidate]:
@@ -207,6 +226,10 @@ def channel_splits(workload: Workload, candidate: Candidate) -> tuple[tuple[int,
     The first is the stage that computes, the second the stage that writes the output (CPrune, section on the step;
     see `cprune.method.channel_step`).  Other workloads than convolutions and dense layers have none.
     """
+    if on_multiplier(workload):
+        tile = candidate.number("tile_co") * candidate.number("threads_co")
+        split = (workload.out_channels // workload.out_block // tile, tile, workload.out_block)
+        return (split, split)
     if isinstance(workload, Conv2d):
         tile = candidate.number("oc_tile") * candidate.number("oc_groups", 1)
         split = (workload.out_channels // workload.out_block // tile, tile, workload.out_block)

@@ -8,10 +8,13 @@ read, as LLVM prints them.  This is a reader of text, not a disassembler: any te
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+
+from cprune.targets.npu.lower import FACTS
 
 HIDDEN = (
     "instructions",
@@ -83,7 +86,11 @@ def hidden(assembly: str) -> dict[str, float]:
     nothing is fused); an instruction with a memory operand is counted as a load as well.  Spills are accesses to the
     stack.  A loop is a backward branch; `depth` is the deepest nesting.  `hot_…` looks at the innermost loop with the
     most multiply-adds (at the function with the most of them if no loop has any).
+
+    A program of the simulated accelerator has no assembly: behind FACTS its session writes features of its own as JSON.
     """
+    if assembly.startswith(FACTS):
+        return {name: float(value) for name, value in json.loads(assembly[len(FACTS) :]).items()}
     code = _read(assembly)
     total = len(code.fma)
     first, last = _hottest(code)

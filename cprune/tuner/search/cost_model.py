@@ -15,13 +15,15 @@ give equal models.  xgboost is imported on the first fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cprune.targets.session import STAGES
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Workload, from_key, key
 from cprune.tuner.records.record import Record
@@ -40,24 +42,31 @@ V_SILENT = 0.9
 class Samples:
     """What was learnt about candidates: features, `rate` = log(work / latency), NaN where the candidate failed.
 
-    `weight` is how much a row counts.
+    `weight` is how much a row counts.  `stage` says how it failed, as a number of STAGES from 1; 0 where it worked, and
+    without it every failure is of one kind.
     """
 
     features: Table
     rate: NDArray[np.float64]
     weight: NDArray[np.float64]
+    stage: NDArray[np.int64] | None = None
 
     @property
     def valid(self) -> NDArray[np.bool_]:
         """Tell which rows did not fail."""
         return np.isfinite(self.rate)
 
+    @property
+    def outcome(self) -> NDArray[np.int64]:
+        """Return what came of every row: 0 for one that worked, else how it failed."""
+        return (~self.valid).astype(np.int64) if self.stage is None else self.stage
+
     def __len__(self) -> int:
         return len(self.rate)
 
     def first(self, n: int) -> Samples:
         """Return the first `n` rows."""
-        return Samples(self.features.rows(range(n)), self.rate[:n], self.weight[:n])
+        return Samples(self.features.rows(range(n)), self.rate[:n], self.weight[:n], self.outcome[:n])
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -67,20 +76,40 @@ def joined(parts: Sequence[Samples]) -> Samples:
         Table(names, np.vstack([aligned(part.features, names) for part in parts])),
         np.concatenate([part.rate for part in parts]),
         np.concatenate([part.weight for part in parts]),
+        np.concatenate([part.outcome for part in parts]),
     )
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained level: numbers for candidates, higher is better."""
+    """A trained P or A: numbers for candidates, higher is better."""
 
     names: tuple[str, ...]
     booster: Any
 
     def __call__(self, features: Table) -> Floats:
-        """Return one number a row: log(work / latency) of a P or A, the probability of working of a V."""
+        """Return log(work / latency) of every row."""
         numbers: Floats = self.booster.inplace_predict(aligned(features, self.names), missing=np.nan)
         return numbers
+
+
+@dataclass(frozen=True)
+class Validity:
+    """A trained V: how probable it is that candidates work, and of every reason why they may not.
+
+    `outcomes` are the classes that it knows, 0 (working) first; others are numbers of STAGES from 1.
+    """
+
+    model: Model
+    outcomes: tuple[int, ...]
+
+    def __call__(self, features: Table) -> Floats:
+        """Return the probability that each row works."""
+        return self.outcomes_of(features)[:, 0]
+
+    def outcomes_of(self, features: Table) -> Floats:
+        """Return the probability of every outcome, [rows, outcomes]."""
+        return self.model(features).reshape(len(features), len(self.outcomes))
 
 
 def performance(samples: Samples, seed: int, threads: int = 1) -> Model | None:
@@ -92,21 +121,29 @@ def performance(samples: Samples, seed: int, threads: int = 1) -> Model | None:
     return _train("reg:squarederror", features, samples.rate[keep], samples.weight[keep], seed, threads)
 
 
-def validity(samples: Samples, seed: int, threads: int = 1) -> Model | None:
+def validity(samples: Samples, seed: int, threads: int = 1) -> Validity | None:
     """Return V; None (everything works) while at least V_SILENT of the rows are valid or there are few rows."""
     valid = samples.valid
     if len(samples) < MIN_VALID or valid.mean() >= V_SILENT or not valid.any():
         return None
-    features = samples.features
-    return _train("binary:logistic", features, valid.astype(float), samples.weight, seed, threads)
+    outcomes, label = np.unique(samples.outcome, return_inverse=True)
+    kinds = {"num_class": len(outcomes)}
+    model = _train("multi:softprob", samples.features, label.astype(float), samples.weight, seed, threads, kinds)
+    return Validity(model, tuple(map(int, outcomes)))
 
 
 def _train(
-    objective: str, features: Table, label: NDArray[np.float64], weight: NDArray[np.float64], seed: int, threads: int
+    objective: str,
+    features: Table,
+    label: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    seed: int,
+    threads: int,
+    more: Mapping[str, int] = MappingProxyType({}),
 ) -> Model:
     import xgboost
 
-    settings = {**SETTINGS, "objective": objective, "tree_method": "hist", "nthread": threads, "seed": seed}
+    settings = {**SETTINGS, **more, "objective": objective, "tree_method": "hist", "nthread": threads, "seed": seed}
     bins = SETTINGS["max_bin"]
     data = xgboost.QuantileDMatrix(features.values, label, missing=np.nan, nthread=threads, max_bin=bins, weight=weight)
     return Model(features.names, xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=ROUNDS))
@@ -173,7 +210,13 @@ def samples(
     """Return the samples of one task's records, whose candidates are given in the same order."""
     features = Table(*visible(workload, candidates, *machine))
     rate = rates(workload, [record.latency_s for record in records])
-    return Samples(features, rate, np.ones(len(rate)))
+    stage = np.array([outcome(record.failure) for record in records], dtype=np.int64)
+    return Samples(features, rate, np.ones(len(rate)), stage)
+
+
+def outcome(failure: str) -> int:
+    """Return a number for what came of a candidate: 0 where it worked, else its stage's in STAGES from 1."""
+    return STAGES.index(failure) + 1 if failure else 0
 
 
 def rates(workload: Workload, latencies_s: Sequence[float]) -> NDArray[np.float64]:

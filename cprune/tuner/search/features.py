@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cprune.tuner.programs.dots import on_multiplier
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import (
     KINDS,
@@ -30,6 +31,7 @@ from cprune.tuner.programs.workload import (
     Workload,
     padded,
 )
+from cprune.tuner.search import npu
 from cprune.tuner.search.assembly import HIDDEN
 
 Hidden = Mapping[str, float]
@@ -131,10 +133,10 @@ def _decisions(text: str) -> dict[str, float]:
 
 def hidden_table(features: Sequence[Hidden | None]) -> Table:
     """Return `asm.…` columns of what `assembly.hidden` said of each row; NaN rows where the assembly is not known."""
-    nothing = dict.fromkeys(HIDDEN, np.nan)
-    rows = [[(one or nothing)[name] for name in HIDDEN] for one in features]
-    matrix = np.array(rows, dtype=np.float32).reshape(len(rows), len(HIDDEN))
-    return Table(tuple(f"asm.{name}" for name in HIDDEN), matrix)
+    names = tuple(dict.fromkeys(name for one in features if one for name in one)) or HIDDEN
+    rows = [[(one or {}).get(name, np.nan) for name in names] for one in features]
+    matrix = np.array(rows, dtype=np.float32).reshape(len(rows), len(names))
+    return Table(tuple(f"asm.{name}" for name in names), matrix)
 
 
 def aligned(table: Table, names: Sequence[str]) -> Floats:
@@ -335,6 +337,10 @@ def _winograd(w: Conv2d, k: _Knobs, machine: Machine) -> dict[str, Column]:
     }
 
 
+def _bytes_conv(w: QuantizedConv2d, k: _Knobs, machine: Machine) -> dict[str, Column]:
+    return npu.derived(w, k.number) if on_multiplier(w) else _conv(w, k, machine)
+
+
 def _reach(outputs: Column, stride: int, kernel: int, dilation: int) -> Column:
     """Return the inputs along one axis that so many outputs read."""
     return (outputs - 1) * stride + dilation * (kernel - 1) + 1
@@ -372,7 +378,7 @@ def _plane(w: Pool2d | Mean, k: _Knobs, machine: Machine) -> dict[str, Column]:
 
 _DERIVE: dict[type[Any], Callable[[Any, _Knobs, Machine], dict[str, Column]]] = {
     Conv2d: _conv,
-    QuantizedConv2d: _conv,
+    QuantizedConv2d: _bytes_conv,
     Dense: _dense,
     Pool2d: _plane,
     Mean: _plane,

@@ -19,11 +19,12 @@ from cprune.tuner.search.points import SPREAD, Points
 ALPHA = 1  # P+A compiles (ALPHA + 1) times as many as it measures
 EXPLORE = 0.1  # the share of proposals that goes where nobody looked, whatever a model says
 APART = 1.0  # two proposals of one batch differ by a word, or by a factor of two in a number
+LEAST = 1e-6  # the smallest probability of working that counts
 OWN = 4.0  # how much a record of the task itself weighs against one of another task
 
 
 class MultiLevel(Points):
-    """P proposes, V forbids, A picks among what was compiled.
+    """P proposes, V discounts what may not work, A picks among what was compiled.
 
     After ML^2Tuner (arXiv 2411.10764): P and V choose (alpha + 1) N candidates, all are compiled, A ranks them, N are
     measured; what worked trains P and A, everything trains V.  What was compiled and not measured is censored, not
@@ -61,6 +62,7 @@ class MultiLevel(Points):
         self.recalled = -1  # how much the history held when it was asked last
         self.elsewhere: list[tuple[Candidate, Record]] = []  # records of points that this space does not have
         self.hidden: dict[int, Hidden] = {}
+        self.outcome: dict[int, int] = {}
         self.doubted: set[int] = set()
         self.passed: list[int] = []
         self.exploring: set[int] = set()
@@ -106,7 +108,9 @@ class MultiLevel(Points):
             candidate = Candidate.parse(record.candidate)
             if candidate not in self.index:
                 self.elsewhere.append((candidate, record))
-            elif record.hidden:
+                continue
+            self.outcome[self.index[candidate]] = cost_model.outcome(record.failure)
+            if record.hidden:
                 self.hidden[self.index[candidate]] = json.loads(record.hidden)
         self.passed = [i for i in self.passed if i not in self.latency_s]
         self._ranking = None
@@ -157,7 +161,10 @@ class MultiLevel(Points):
         return best
 
     def _ranked(self) -> list[int] | None:
-        """Return all points by falling prediction of P, those that V forbids last; None without a P."""
+        """Return all points by falling prediction of P; None without a P.
+
+        Where V speaks it is the throughput to be expected: what P says times the probability that the program works.
+        """
         if self._ranking is None:
             self._remember()
             known = self._samples(deep=False)
@@ -166,8 +173,9 @@ class MultiLevel(Points):
                 return None
             score = p(self.features)
             v = cost_model.validity(known, self.seed, self.threads) if self.uses_v else None
-            forbidden = v(self.features) < 0.5 if v is not None else np.zeros(len(score), dtype=np.bool_)
-            self._ranking = np.lexsort((-score, forbidden)).tolist()
+            if v is not None:
+                score = score + np.log(np.maximum(v(self.features), LEAST))
+            self._ranking = np.argsort(-score, kind="stable").tolist()
         return self._ranking
 
     def _rows(self, points: Sequence[int], deep: bool) -> Table:
@@ -184,7 +192,8 @@ class MultiLevel(Points):
         """Return what is known: this task's points, its records of other spaces, other tasks' records."""
         points = list(self.latency_s)
         rate = cost_model.rates(self.workload, [self.latency_s[i] for i in points])
-        parts = [Samples(self._rows(points, deep), rate, np.full(len(points), OWN))]
+        stage = np.array([self.outcome[i] for i in points], dtype=np.int64)
+        parts = [Samples(self._rows(points, deep), rate, np.full(len(points), OWN), stage)]
         if self.elsewhere:
             candidates, records = zip(*self.elsewhere, strict=True)
             parts.append(cost_model.samples(self.workload, candidates, records, self.machine))

@@ -1,7 +1,7 @@
 """How many models of torchvision and timm can be pruned, and whether pruning computes what masking does.
 
-    python experiments/coverage.py --libraries DIR --zoo torchvision --json torchvision.jsonl
-    python experiments/coverage.py --libraries DIR --zoo timm --json timm.jsonl
+    python experiments/zoo_coverage.py --libraries DIR --zoo torchvision --json torchvision.jsonl
+    python experiments/zoo_coverage.py --libraries DIR --zoo timm --json timm.jsonl
 
 DIR holds both libraries (`pip install --no-deps --target DIR torchvision timm pillow huggingface_hub safetensors
 pyyaml`); it comes last on the search path, so torch stays the one cprune uses.  No weights are loaded: they are drawn,
