@@ -15,7 +15,8 @@ start          as P, but the first programs are random ones that fit
 P              a model of speed that learns from what worked
 P+V            the same, and a model of validity
 P+A, P+V+A     twice as many are compiled as are measured, and a model that sees the compilation picks
-ours           the default of `cprune tune`
+ours           the default of `cprune tune`: P with what the machine's description says (`cprune.tuner.search.npu`)
+description    the order of that alone, no model
 P in what fits P in the part of the space that fits by the formula: what V could be at best, where limits are known
 =============  =======================================================================================================
 
@@ -45,6 +46,7 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.record import Record
 from cprune.tuner.search import cost_model
 from cprune.tuner.search.features import Table, visible
+from cprune.tuner.search.npu import expected_s
 from cprune.tuner.search.points import Points, Random, Strategy
 from cprune.tuner.search.strategy import DEFAULT, strategy
 from experiments.npu_tables import TEN, load
@@ -52,7 +54,7 @@ from experiments.tables import Recorded
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02
 FIRST = 12  # programs before a model is asked, where a strategy has no rule of its own
-LEVELS = ("random", "largest", "failed=0", "start", "P", "P+V", "P+A", "P+V+A", "ours", "P in what fits")
+LEVELS = ("random", "largest", "failed=0", "start", "P", "P+V", "P+A", "P+V+A", "ours", "description", "P in what fits")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,21 @@ class Largest(Points):
         self.order = iter([i for i in order if good[i]])
 
     def _next(self) -> int | None:
-        return next((i for i in self.order if self.fresh[i]), None) or self._random()
+        i = next((i for i in self.order if self.fresh[i]), None)
+        return self._random() if i is None else i
+
+
+class Described(Points):
+    """What the machine's description says, the fastest first; then the rest at random."""
+
+    def __init__(self, table: Recorded, rng: random.Random, trials: int, machine: NpuMachine) -> None:
+        super().__init__(table.space, rng, trials)
+        prior = expected_s(table.workload, table.space, machine)
+        self.order = iter([i for i in np.argsort(prior, kind="stable").tolist() if np.isfinite(prior[i])])
+
+    def _next(self) -> int | None:
+        i = next((i for i in self.order if self.fresh[i]), None)
+        return self._random() if i is None else i
 
 
 def fitting(table: Recorded, machine: NpuMachine) -> np.ndarray:
@@ -137,12 +153,15 @@ def search_of(name: str, table: Recorded, machine: NpuMachine, seed: int) -> Str
         return Largest(table, rng, LIMIT, machine)
     if name == "failed=0":
         return FailedIsZero(table, rng, LIMIT)
+    if name == "description":
+        return Described(table, rng, LIMIT, machine)
     start: Sequence[Candidate] = ()
     if name == "start":
         good = np.flatnonzero(fitting(table, machine)).tolist()
         start = [table.space[i] for i in rng.sample(good, min(FIRST, len(good)))]
     level = {"ours": DEFAULT, "start": "P", "P in what fits": "P"}.get(name, name)
-    return strategy(level, table.workload, table.space, rng, LIMIT, table.machine, start)
+    prior = expected_s(table.workload, table.space, machine).tolist() if name == "ours" else None
+    return strategy(level, table.workload, table.space, rng, LIMIT, table.machine, start, prior_s=prior)
 
 
 def searched(table: Recorded, make: Callable[[], Strategy]) -> Trace:

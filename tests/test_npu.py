@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import QuantizedConv2d, dtypes, key
 from cprune.tuner.records.store import Store
 from cprune.tuner.search.assembly import hidden
+from cprune.tuner.search.features import Machine
+from cprune.tuner.search.npu import expected_s
+from cprune.tuner.search.strategy import strategy
 from cprune.tuner.tune import Tuner
 
 FREE = replace(VTA, costs=Costs(0, 0, 0, 0, 1, 0, 0))  # nothing costs more than the cycles that it works
@@ -263,6 +267,32 @@ def test_a_task_is_tuned_and_programs_that_compute_something_else_are_recorded_a
     assert {r.failure for r in records} >= {"", "check", "run"}
     assert all(r.checked for r in records)
     assert again.measured == 0
+
+
+def test_what_the_description_says_of_a_program_is_near_what_it_takes() -> None:
+    w = conv(14, 64, 64, kernel=3)
+    candidates = space.candidates(w, 16, 32, 1)[::23]
+    expected = expected_s(w, candidates, VTA)
+    for candidate, seconds in zip(candidates, expected, strict=True):
+        found = cycles_of(program_of(w, candidate), VTA)
+        if math.isfinite(seconds):
+            assert found.end == DONE
+            assert seconds * VTA.clock_hz == pytest.approx(found.cycles, rel=0.35)
+        else:  # all of these tiles fit: what cannot work are threads that do not come out even
+            assert found.end in (DEADLOCK, FAULT)
+
+
+def test_a_search_that_knows_the_description_tries_the_most_promising_first_and_nothing_that_cannot_work() -> None:
+    w = conv(14, 64, 64, kernel=3)
+    points = space.candidates(w, 16, 32, 1)
+    prior = expected_s(w, points, VTA).tolist()
+    search = strategy("P", w, points, random.Random(0), 64, Machine(16, 32, 1), prior_s=prior)
+    batch = search.ask(4)
+    best = points[min(range(len(points)), key=prior.__getitem__)]
+    assert batch[0] == best
+    every = [*batch, *(c for _ in range(400) for c in search.ask(4))]
+    assert {prior[points.index(c)] < math.inf for c in every} == {True}
+    assert len(set(every)) == sum(p < math.inf for p in prior)
 
 
 def test_the_channel_step_of_a_program_is_that_of_its_threads_and_tiles() -> None:

@@ -8,14 +8,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cprune.targets.errors import ours, unknown
+from cprune.targets.npu.machine import preset
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
 from cprune.targets.target import Target
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import space
+from cprune.tuner.programs.dots import on_multiplier
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import Tir, Workload, key
 from cprune.tuner.records.record import Record
 from cprune.tuner.records.store import Store
+from cprune.tuner.search import npu
 from cprune.tuner.search.cost_model import Memory
 from cprune.tuner.search.features import Hidden, Machine
 
@@ -74,6 +77,14 @@ class Rig:
                 points = 0
             return metaschedule.candidates(workload, self.target, self.seed, points)
         return space.of_target(workload, self.target)
+
+    def prior_s(self, workload: Workload) -> list[float] | None:
+        """Return about how long every point takes where the target's description says that; None elsewhere."""
+        if not self.target.simulated or not on_multiplier(workload):
+            return None
+        machine = preset(self.target.cpu.partition(",")[0])
+        found: list[float] = npu.expected_s(workload, self.space_of(workload), machine).tolist()
+        return found
 
     def known(self, task: str) -> list[Record]:
         """Return the records of a task, oldest first, whose programs this space has.

@@ -206,6 +206,7 @@ class Tuner:
             job.start,
             rig.memory,
             self.target.threads,
+            rig.prior_s(job.workload),
         )
         return OpenTask(job.workload, job.uses, min(trials, len(points)), search, rig.known(task))
 

@@ -34,6 +34,8 @@ class MultiLevel(Points):
       with a model of its wider sibling.  Refits of that sibling's programs and P's favourites then take turns.
     * Without enough records of the kind (`cost_model.MIN_VALID`) no model is asked: refits and points that fill the
       space.
+    * Where a target's own description says about how long a program takes and what cannot work (`prior_s`), the latter
+      is never tried, the former is a feature of P, and the order of trials until there is a P.
     * The proposals of a batch are no near-copies (APART), and a share of them (EXPLORE) fills the space.
     * A is asked once enough points were measured whose assembly is known; until then nothing is compiled in vain.
       A point that A passed over may be proposed once more (A may be wrong about a kind of program for long), one
@@ -51,12 +53,19 @@ class MultiLevel(Points):
         start: Sequence[Candidate] = (),
         history: Memory | None = None,
         threads: int = 1,
+        prior_s: Sequence[float] | None = None,
     ) -> None:
         super().__init__(space, rng, trials, start)
+        self.prior_s = None if prior_s is None else np.asarray(prior_s, dtype=np.float64)
+        if self.prior_s is not None and np.isfinite(self.prior_s).any():
+            self.fresh &= np.isfinite(self.prior_s)
         self.workload, self.machine, self.threads = workload, machine, threads
         self.uses_v, self.uses_a = "V" in levels.split("+"), "A" in levels.split("+")
         self.seed = rng.getrandbits(31)
         self.features = Table(*visible(workload, self.space, *machine))
+        if self.prior_s is not None:
+            rate = cost_model.rates(workload, self.prior_s.tolist())
+            self.features = self.features.beside(Table(("prior",), rate[:, None].astype(np.float32)))
         self.history = history or Memory(machine)
         self.past: Samples | None = None
         self.recalled = -1  # how much the history held when it was asked last
@@ -169,9 +178,9 @@ class MultiLevel(Points):
             self._remember()
             known = self._samples(deep=False)
             p = cost_model.performance(known, self.seed, self.threads)
-            if p is None:
+            if p is None and self.prior_s is None:
                 return None
-            score = p(self.features)
+            score = p(self.features) if p is not None else -np.log(np.asarray(self.prior_s))
             v = cost_model.validity(known, self.seed, self.threads) if self.uses_v else None
             if v is not None:
                 score = score + np.log(np.maximum(v(self.features), LEAST))

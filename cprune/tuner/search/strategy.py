@@ -39,12 +39,15 @@ def strategy(
     start: Sequence[Candidate] = (),
     history: Memory | None = None,
     threads: int = 1,
+    prior_s: Sequence[float] | None = None,
 ) -> Strategy:
     """Return the strategy of this name for one task.
 
     `trials` is how long the search will be, earlier trials included.  `start` are fast programs of a sibling of
     another width.  `history` is what other tasks taught on the same target; it may grow while the strategy is used.
     What is known of this task itself has to be told.  `threads` is how many threads training a model may use.
+    `prior_s` is about how long each point takes where that follows from the target's description, infinite for what
+    cannot work there; strategies without a model do without.
     Raises UserError for an unknown name.
     """
     if name == "random":
@@ -52,5 +55,5 @@ def strategy(
     if name == "evolutionary":
         return Evolutionary(space, rng, trials, start)
     if name in STRATEGIES:
-        return MultiLevel(workload, space, rng, trials, machine, name, start, history, threads)
+        return MultiLevel(workload, space, rng, trials, machine, name, start, history, threads, prior_s)
     raise unknown("strategy", name, STRATEGIES)
