@@ -50,7 +50,7 @@ class Vela:
         self.kernel = Kernel(w.kernel[1], w.kernel[0], w.stride[1], w.stride[0])
         self.inputs = Shape4D(1, w.height, w.width, w.in_channels)
         self.outputs = Shape4D(1, w.out_height, w.out_width, w.out_channels)
-        self.sampling = resampling_mode.NONE
+        self.sampling, self.shape = resampling_mode.NONE, Shape4D
 
     def points(self) -> Iterator[tuple[Candidate, Any]]:
         """Yield every block of the architecture that the output is not smaller than, as a candidate and as Vela's."""
@@ -65,10 +65,13 @@ class Vela:
 
     def layout(self, block: Any, part: int) -> Any:
         """Return where a block lies in the shared memory; None where it does not fit."""
-        return self.allocator.try_block_config(
+        found = self.allocator.try_block_config(
             block, self.arch, self.kind, self.outputs, self.inputs, None, False, 8, bool(part), self.kernel, 0, True,
             self.sampling,
         )  # fmt: skip
+        if found is not None:
+            found.ofm_block = self.shape(1, block.height, block.width, block.depth)
+        return found
 
     def cycles(self, config: Any) -> float:
         """Return what Vela thinks that the convolution costs: the slower of computing and each memory."""
