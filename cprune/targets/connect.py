@@ -26,10 +26,10 @@ def connect(
             yield local, target
         return
     if target.simulated:
-        from cprune.targets.npu.machine import preset
+        from cprune.targets.npu.machine import described
         from cprune.targets.npu.session import NpuSession
 
-        with NpuSession(preset(target.cpu.partition(",")[0])) as simulated:
+        with NpuSession(described(target.cpu)) as simulated:
             yield simulated, target
         return
     from cprune.targets.remote.rpc import RpcSession

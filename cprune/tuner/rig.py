@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cprune.targets.errors import ours, unknown
-from cprune.targets.npu.machine import preset
+from cprune.targets.npu.machine import described
 from cprune.targets.session import Array, Built, Failure, Program, Session, Timed
 from cprune.targets.target import Target
 from cprune.tuner.programs import program as programs
@@ -82,7 +82,7 @@ class Rig:
         """Return about how long every point takes where the target's description says that; None elsewhere."""
         if not self.target.simulated or not on_multiplier(workload):
             return None
-        machine = preset(self.target.cpu.partition(",")[0])
+        machine = described(self.target.cpu)
         found: list[float] = npu.expected_s(workload, self.space_of(workload), machine).tolist()
         return found
 

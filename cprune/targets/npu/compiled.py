@@ -1,4 +1,8 @@
-"""Functions over arrays that numba compiles when they are first called; kept on the disk, so that happens once."""
+"""Functions over arrays that numba compiles when they are first called in a process.
+
+What is compiled is not kept on the disk: numba would notice a change of the file that a function stands in, but not of
+the constants that it takes from another one, and go on with the old ones.
+"""
 
 from __future__ import annotations
 
@@ -25,4 +29,4 @@ def compiled(function: F) -> F:
             raise BrokenWorld("the simulated accelerator needs numba.  Type: pip install 'cprune[npu]'")
 
         return cast(F, missing)
-    return cast(F, njit(cache=True, nogil=True)(function))
+    return cast(F, njit(nogil=True)(function))

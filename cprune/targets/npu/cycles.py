@@ -19,7 +19,6 @@ from cprune.targets.npu.stream import (
     ALU,
     BOTTOM,
     COLUMNS,
-    GEMM,
     INNER,
     LEFT,
     LOAD_INPUT,
@@ -32,7 +31,6 @@ from cprune.targets.npu.stream import (
     POP_PREVIOUS,
     PUSH_NEXT,
     PUSH_PREVIOUS,
-    RESET,
     RIGHT,
     ROWS,
     STORE,
@@ -96,14 +94,12 @@ def _simulate(code: Any, threads: int, sizes: Any, costs: Any, limits: Any, uop_
     burst_cost, pad, gemm, alu, alu_vector, store_row, token = costs
     port_bytes, burst, instruction_bytes, limit = limits[0], limits[1], limits[2], limits[3]
     n = code.shape[0]
-    queue_of = np.empty(n, np.int8)
     after = np.empty(n, np.int64)  # the next instruction of the same queue
     heads = np.full(3, n, np.int64)
     last = np.full(3, -1, np.int64)
     for i in range(n):
         op = code[i, OP]
         queue = LOAD if op in (LOAD_INPUT, LOAD_WEIGHT) else STORES if op == STORE else COMPUTE
-        queue_of[i] = queue
         after[i] = n
         if last[queue] < 0:
             heads[queue] = i
@@ -179,12 +175,10 @@ def _simulate(code: Any, threads: int, sizes: Any, costs: Any, limits: Any, uop_
             end = begin + beats + bursts * burst_cost + row[ROWS] * store_row
             write_beats += beats
             write_bursts += bursts
-        elif op in (GEMM, RESET):
-            end = begin + gemm + row[UOPS] * row[OUTER] * row[INNER]
         elif op == ALU:
             end = begin + alu + alu_vector * row[UOPS] * row[OUTER] * row[INNER]
-        else:
-            end = begin + token
+        else:  # GEMM, RESET
+            end = begin + gemm + row[UOPS] * row[OUTER] * row[INNER]
         busy[best] += end - begin
         free[best] = end
         tokens = row[TOKENS]

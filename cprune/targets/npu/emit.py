@@ -21,12 +21,15 @@ PASSES = ("Min", "Max", "Add", "Sub", "Mul", "RShift", "LShift")  # what the ALU
 
 @dataclass(frozen=True, eq=False)
 class Emitted:
-    """The instructions of a leaf: [executions, instructions each, WIDTH], and what they do."""
+    """The instructions of a leaf: [executions, instructions each, WIDTH], and what they do.
+
+    `outputs` is how many different sums the micro-operations of one that computes have.
+    """
 
     leaf: Leaf
     op: int
     rows: Code
-    different: int = 0
+    outputs: int = 0
 
     @property
     def each(self) -> int:
@@ -46,11 +49,6 @@ class Emitted:
         products of all threads there); why it is we do not know.
         """
         return "pixel" if self.op == at.GEMM and not (self.rows[:, :, at.UOPS] > self.outputs).any() else self.queue
-
-    @property
-    def outputs(self) -> int:
-        """Return how many different sums the micro-operations of a product have."""
-        return self.different
 
     @property
     def runs(self) -> Any:
@@ -157,11 +155,10 @@ class Emitter:
                 rows[:, 0, at.S0 + 2 * i + loop] = step
             total = sum((s * a for s, a in zip(steps[2:], axes(extents[2:]), strict=True)), np.int64(0))
             offsets[i] = np.broadcast_to(total, extents[2:] or [1]).reshape(-1)
-        different = len(np.unique(offsets[0]))
         rows[:, 0, at.OP] = op
         rows[:, 0, [at.OUTER, at.INNER]] = [*extents[:2], 1, 1][:2]
         rows[:, 0, [at.FIRST, at.UOPS]] = self._kernel(offsets), offsets.shape[1]
-        return Emitted(leaf, op, rows, different)
+        return Emitted(leaf, op, rows, len(np.unique(offsets[0])))
 
     def _kernel(self, offsets: Numbers) -> int:
         """Return where micro-operations begin; equal ones are there once."""

@@ -87,6 +87,11 @@ PRESETS = {
 }
 
 
+def described(cpu: str) -> NpuMachine:
+    """Return the accelerator that a target of it names as its processor."""
+    return preset(cpu.partition(",")[0])
+
+
 def preset(name: str) -> NpuMachine:
     """Return the accelerator of this name.  Raises UserError for a name that is not known."""
     if name not in PRESETS:

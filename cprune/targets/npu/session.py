@@ -18,21 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from cprune.targets.errors import first_line, ours
 from cprune.targets.npu.cycles import DEADLOCK, FAULT, LIMIT, Cycles, cycles_of
 from cprune.targets.npu.execute import sums_of
 from cprune.targets.npu.lower import FACTS, FINISH, lowered
 from cprune.targets.npu.machine import NpuMachine
 from cprune.targets.npu.stream import Stream
 from cprune.targets.npu.walk import stream_of
+from cprune.targets.process import failure
 from cprune.targets.session import Array, Built, Failure, Forms, Model, Program, Timed, empty
-
-
-def failure(stage: str, error: Exception) -> Failure:
-    """Return what became of a candidate; a bug of ours surfaces."""
-    if ours(error):
-        raise error
-    return Failure(stage, first_line(error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +77,7 @@ class NpuSession:
         return Built(handle, program, facts)
 
     def _made(self, module: Any, forms: Forms) -> _Held:
-        names = {variable.name_hint: variable for variable in module.get_global_vars()}
-        if FINISH not in names:
+        if FINISH not in [variable.name_hint for variable in module.get_global_vars()]:
             main = _alone(module["main"])
             return _Held(forms, None, None, _compiled(main), host_s(main, forms, self.machine))
         text = str(module[FINISH])

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 Code = NDArray[np.int64]
 
-LOAD_INPUT, LOAD_WEIGHT, LOAD_RESIDUAL, RESET, GEMM, ALU, STORE, NOTHING = range(8)
-NAMES = ("load input", "load weight", "load residual", "reset", "gemm", "alu", "store", "nothing")
+LOAD_INPUT, LOAD_WEIGHT, LOAD_RESIDUAL, RESET, GEMM, ALU, STORE = range(7)
+NAMES = ("load input", "load weight", "load residual", "reset", "gemm", "alu", "store")
 
 POP_PREVIOUS, POP_NEXT, PUSH_PREVIOUS, PUSH_NEXT = 1, 2, 4, 8
 
-OP, TOKENS, THREAD = 0, 1, 2
+OP, TOKENS = 0, 1
 # of an instruction that moves data
-CHIP, OUTSIDE, ROWS, COLUMNS, STRIDE, TOP, BOTTOM, LEFT, RIGHT = range(3, 12)
+CHIP, OUTSIDE, ROWS, COLUMNS, STRIDE, TOP, BOTTOM, LEFT, RIGHT = range(2, 11)
 # of one that computes, for i < OUTER and j < INNER: sums[SUMS + i * S0 + j * S1 + uop] += input[INPUT + …] x weight[…]
-SUMS, INPUT, WEIGHT, FIRST, UOPS, OUTER, INNER, S0, S1, I0, I1, W0, W1 = range(3, 16)
-WIDTH = 16
+SUMS, INPUT, WEIGHT, FIRST, UOPS, OUTER, INNER, S0, S1, I0, I1, W0, W1 = range(2, 15)
+WIDTH = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +46,14 @@ class Stream:
     def __len__(self) -> int:
         return int(self.code.shape[0])
 
-    def count(self, op: int) -> int:
-        """Return how many instructions of a kind there are."""
-        return int((self.code[:, OP] == op).sum())
-
 
 def told(stream: Stream, first: int = 0, count: int = 20) -> str:
     """Return some instructions as text, one a line."""
     lines = []
     for row in stream.code[first : first + count].tolist():
-        lines.append(f"{NAMES[row[OP]]:14} tokens {row[TOKENS]:2}  thread {row[THREAD]}  {_numbers(row)}")
+        lines.append(f"{NAMES[row[OP]]:14} tokens {row[TOKENS]:2}  {_numbers(row)}")
     return "\n".join(lines)
 
 
 def _numbers(row: list[Any]) -> str:
-    return " ".join(map(str, row[THREAD + 1 :]))
+    return " ".join(map(str, row[TOKENS + 1 :]))
