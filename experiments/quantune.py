@@ -1,6 +1,6 @@
 """How many measurements until the best of 96 ways to quantize a network: Quantune's search against simpler ones.
 
-    python experiments/quantune.py --out quantune.json --weights-dir WEIGHTS --cifar cifar10jpeg.npz
+    python experiments/quantune.py --out quantune.json --weights-dir WEIGHTS --cifar cifar10jpeg.npz   # trained.py
     python experiments/quantune.py --out quantune.json --print
 
 The space is that of Quantune (Lee et al., arXiv 2202.05048): calibration images, scheme, clipping (ours is by the least
@@ -36,15 +36,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import xgboost
 
-from cprune.method.settings import Settings
-from cprune.method.subject import subject_of
-from cprune.models.source import Source
 from cprune.network.folding import folded
 from cprune.network.network import Network
 from cprune.network.node import operator_name
 from cprune.network.quantizing import Scheme, channel_means, quantized
-from cprune.targets.target import find
 from cprune.training.train import evaluate
+from experiments.trained import NETWORKS, opened
 
 IMAGES = (1, 64, 512)
 STEPS = ("asymmetric", "symmetric", "symmetric-uint8", "power-of-two")
@@ -53,14 +50,6 @@ SPACE = tuple(itertools.product(IMAGES, STEPS, CLIPPING, (False, True), (False, 
 """Calibration images, steps, clipping, a scale a channel, first and last layer in fp32."""
 Config = tuple[int, str, str, bool, bool]
 OPERATORS = ("conv2d", "linear", "batch_norm", "relu", "hardtanh", "relu6", "add", "cat", "max_pool2d", "mean")
-NETWORKS = {
-    "built-in": ("resnet-fashion", "", "fashion-mnist"),
-    "resnet20": ("resnet20", "resnet20_cifar10jpeg.safetensors", ""),
-    "resnet56": ("resnet56", "resnet56_cifar10jpeg.safetensors", ""),
-    "mobilenetv2": ("mobilenetv2", "mobilenetv2.safetensors", ""),
-    "vgg16": ("vgg16_bn", "vgg16.safetensors", ""),
-    "resnet32-wide": ("experiments.train_cifar:resnet32_wide_model", "resnet32-wide.safetensors", ""),
-}
 
 
 @dataclass(frozen=True)
@@ -83,13 +72,9 @@ class Table:
 
 def measure(given: argparse.Namespace, name: str, known: dict[str, dict[str, float]]) -> None:
     """Fill in what is not known of a network, and write it after every ten configurations."""
-    spec, file, data = NETWORKS[name]
-    weights = next((folder / file for folder in given.weights_dir if file and (folder / file).exists()), None)
-    if file and (weights is None or given.cifar is None):
-        print(f"{name} is left out: it needs {file} and --cifar", file=sys.stderr)
+    subject = opened(name, given.weights_dir, given.cifar, given.seed)
+    if subject is None:
         return
-    source = Source(spec, weights=str(weights) if weights else None)
-    subject = subject_of(source, data or f"npz:{given.cifar}", find("local"), Settings(seed=given.seed))
     split = subject.trainer.data.decide.take(slice(0, given.images))
     table = known.setdefault(name, {})
     table.setdefault("fp32", round(evaluate(subject.network.eval(), split) * len(split)))

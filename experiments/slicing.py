@@ -8,8 +8,14 @@ the others come and go.  Every way to do it is costed; the cheapest is chosen on
 mind and once by bytes alone, and both are costed with bursts: what that is apart is what a model of bursts is worth.
 The constants are those of the port of TSO that was published (4 x 8 cores of 16 multiply-adds a cycle at 1 GHz, three
 scratchpads of 8 KiB, bursts of 128 bytes, 8,533 MB/s, 14 ns a burst, 120 cycles of software a slice); like it, the cost
-adds up loading, computing and storing.  What the cores do at the same time is simulated beside it: each has slices of
-its own, waits for the one memory, and loads its next slice while it computes (`simulated`).
+adds up loading, computing and storing.
+
+Beside it every choice runs on the simulated accelerator of `--target npu-sim`, as many of them as there are cores
+behind one port (`cprune.targets.npu.cycles`): each slice is a program's copies, one product and its way out, row by row
+as it lies in memory, and every core fetches its instructions through the port as well.
+
+What a stride steps over is copied with the rest, by whole steps: otherwise slices of single pixels, which skip it, win
+wherever bytes alone count.
 """
 
 from __future__ import annotations
@@ -21,6 +27,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+
+import numpy as np
+
+from cprune.targets.npu import stream as at
+from cprune.targets.npu.cycles import DONE, cycles_together
+from cprune.targets.npu.machine import Costs, NpuMachine
+from cprune.targets.npu.stream import Stream
 
 STATIONARY = ("weight", "input", "output")
 
@@ -40,6 +53,22 @@ class Machine:
     def memory_ns(self, bursts: float) -> float:
         """Return how long the memory takes for so many bursts."""
         return bursts * (self.burst / self.rate + self.burst_ns)
+
+    @property
+    def simulated(self) -> NpuMachine:
+        """Return the accelerator that a core is in the simulation: 8 bytes a cycle, the software's cycles a product."""
+        costs = Costs(
+            burst=self.burst_ns, pad=0.0, gemm=self.slice_ns, alu=0.0, alu_vector=0.0, store_row=0.0, token=0.0
+        )
+        return NpuMachine(
+            "tso",
+            lanes=1,
+            port_bytes=int(self.rate),
+            burst_bytes=self.burst,
+            limit_cycles=10**12,
+            clock_hz=1e9,
+            costs=costs,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +92,10 @@ class Layer:
     def depth(self) -> int:
         """Return the input channels of one output."""
         return 1 if self.groups > 1 else self.channels
+
+    def reads(self, outputs: int) -> int:
+        """Return how many rows (or columns) of the input so many of the output need."""
+        return min(self.size, outputs * self.stride + max(0, self.kernel - self.stride))
 
 
 @dataclass(frozen=True)
@@ -106,8 +139,8 @@ class Slices:
 
 def slices(layer: Layer, one: Slicing, machine: Machine) -> Slices | None:
     """Return what a slicing comes to; None where a slice does not fit."""
-    k, s = layer.kernel, layer.stride
-    high, wide = min(layer.size, (one.rows - 1) * s + k), min(layer.size, (one.columns - 1) * s + k)
+    k = layer.kernel
+    high, wide = layer.reads(one.rows), layer.reads(one.columns)
     inputs = one.outputs if layer.groups > 1 else one.inputs
     sizes = (
         high * wide * inputs,
@@ -195,39 +228,135 @@ def chosen(layer: Layer, machine: Machine) -> Choice:
         aware[0],
         plain[1].cost_ns(machine),
         aware[1].cost_ns(machine),
-        simulated(plain[1], machine),
-        simulated(aware[1], machine),
+        simulated(layer, plain[0], machine),
+        simulated(layer, aware[0], machine),
     )
 
 
-def simulated(one: Slices, machine: Machine) -> float:
-    """Return when the last core is done: cores load their next slice while they compute, one memory serves all.
+def simulated(layer: Layer, one: Slicing, machine: Machine) -> float:
+    """Return when the last core is done, in ns, on as many simulated accelerators behind one port."""
+    work = ordered(layer, one)
+    share = -(-len(work) // machine.cores)
+    streams = [stream_of(layer, one, work[first : first + share], machine) for first in range(0, len(work), share)]
+    found = cycles_together(streams, machine.simulated)
+    assert found.end == DONE, found
+    return found.cycles
 
-    Copies are spread evenly over the slices.  The memory serves who asked first.
+
+@dataclass(frozen=True)
+class Piece:
+    """A slice: where it begins in rows, columns, outputs and inputs."""
+
+    row: int
+    column: int
+    output: int
+    input: int
+
+
+def ordered(layer: Layer, one: Slicing) -> list[Piece]:
+    """Return the slices in the order in which what is stationary stays."""
+    deep = [0] if layer.groups > 1 else list(range(0, layer.channels, one.inputs))
+    places = list(itertools.product(range(0, layer.out, one.rows), range(0, layer.out, one.columns)))
+    outputs = list(range(0, layer.outputs, one.outputs))
+    if one.stationary == "weight":
+        return [Piece(*place, o, i) for o in outputs for i in deep for place in places]
+    if one.stationary == "input":
+        return [Piece(*place, o, i) for place in places for i in deep for o in outputs]
+    return [Piece(*place, o, i) for place in places for o in outputs for i in deep]
+
+
+def stream_of(layer: Layer, one: Slicing, pieces: Sequence[Piece], machine: Machine) -> Stream:
+    """Return the instructions of one core: what stays is loaded once, sums of a part of the channels go out and return.
+
+    One thread: a slice fills the scratchpad, so the next is not loaded before it is used up.
     """
-    load = machine.memory_ns(sum(n * t for n, t in zip(one.bursts[:2], one.times[:2], strict=True)) / one.count)
-    store = machine.memory_ns(one.bursts[2] * one.times[2] / one.count)
-    compute = one.macs / machine.macs + machine.slice_ns
-    cores = min(machine.cores, one.count)
-    left = [one.count // cores + (core < one.count % cores) for core in range(cores)]
-    memory, busy = 0.0, [0.0] * cores  # when the memory, and every core, is free
-    ready = [0.0] * cores  # when the slice that a core loaded ahead is there
-    waiting = list(range(cores))
-    for core in waiting:
-        memory += load
-        ready[core] = memory
-    end = 0.0
-    while any(left):
-        core = min((c for c in range(cores) if left[c]), key=lambda c: max(ready[c], busy[c]))
-        start = max(ready[core], busy[core])
-        left[core] -= 1
-        if left[core]:
-            memory = max(memory, start) + load
-            ready[core] = memory
-        busy[core] = start + compute
-        memory = max(memory, busy[core] - compute) + store
-        end = max(end, busy[core], memory)
-    return end
+    rows: list[list[int]] = []
+    k, whole = layer.kernel, layer.groups == 1
+    before: Piece | None = None
+    for place, piece in enumerate(pieces):
+        behind = pieces[place + 1] if place + 1 < len(pieces) else None
+        high, wide = min(one.rows, layer.out - piece.row), min(one.columns, layer.out - piece.column)
+        outputs = min(one.outputs, layer.outputs - piece.output)
+        inputs = min(one.inputs, layer.channels - piece.input) if whole else outputs
+        first_input = piece.input if whole else piece.output
+        new_input = before is None or _input(piece, whole) != _input(before, whole)
+        new_weight = before is None or (piece.output, piece.input) != (before.output, before.input)
+        ends = behind is None or _output(behind) != _output(piece)
+        begins = before is None or _output(before) != _output(piece)
+        loads: list[list[int]] = []
+        if new_input:
+            at_row, at_column = (max(0, min(n * layer.stride, layer.size - 1)) for n in (piece.row, piece.column))
+            loads += copies(
+                at.LOAD_INPUT,
+                (first_input, at_row, at_column),
+                (inputs, layer.reads(high), layer.reads(wide)),
+                layer.size,
+            )
+        if new_weight:
+            depth = layer.depth
+            taps = k * k * (inputs if whole else 1)
+            begin = (piece.output * depth + (piece.input if whole else 0)) * k * k
+            loads.append(instruction(at.LOAD_WEIGHT, begin, outputs, taps, depth * k * k))
+        if begins and piece.input > 0:  # the sums so far
+            loads += copies(at.LOAD_INPUT, (piece.output, piece.row, piece.column), (outputs, high, wide), layer.out)
+        if loads:
+            loads[0][at.TOKENS] |= at.POP_NEXT
+            loads[-1][at.TOKENS] |= at.PUSH_NEXT
+        product = [0] * at.WIDTH
+        product[at.OP] = at.GEMM
+        macs = high * wide * outputs * k * k * (inputs if whole else 1)
+        product[at.UOPS], product[at.OUTER], product[at.INNER] = -(-macs // machine.macs), 1, 1
+        product[at.TOKENS] = at.POP_PREVIOUS if loads else 0
+        if behind is None or _loads(piece, behind, whole):
+            product[at.TOKENS] |= at.PUSH_PREVIOUS
+        if begins:
+            product[at.TOKENS] |= at.POP_NEXT
+        out: list[list[int]] = []
+        if ends:
+            product[at.TOKENS] |= at.PUSH_NEXT
+            out = copies(at.STORE, (piece.output, piece.row, piece.column), (outputs, high, wide), layer.out)
+            out[0][at.TOKENS] |= at.POP_PREVIOUS
+            out[-1][at.TOKENS] |= at.PUSH_PREVIOUS
+        rows += [*loads, product, *out]
+        before = piece
+    return Stream(np.array(rows, np.int64), np.zeros((3, 0), np.int64), 1, {})
+
+
+def _input(piece: Piece, whole: bool) -> tuple[int, ...]:
+    return (piece.row, piece.column, piece.input if whole else piece.output)
+
+
+def _output(piece: Piece) -> tuple[int, ...]:
+    return (piece.row, piece.column, piece.output)
+
+
+def _loads(before: Piece, piece: Piece, whole: bool) -> bool:
+    """Tell whether anything is loaded for a slice after the one before it."""
+    if _input(piece, whole) != _input(before, whole) or (piece.output, piece.input) != (before.output, before.input):
+        return True
+    return piece.input > 0 and _output(before) != _output(piece)
+
+
+def copies(op: int, begin: tuple[int, int, int], sizes: tuple[int, int, int], side: int) -> list[list[int]]:
+    """Return the instructions that move a part of [channels, side, side] bytes: as few as its rows allow."""
+    channel, row, column = begin
+    channels, high, wide = sizes
+    high, wide = min(high, side - row), min(wide, side - column)
+    start = (channel * side + row) * side + column
+    if wide == side and high == side:
+        return [instruction(op, start, 1, channels * side * side, 0)]
+    if wide == side:
+        return [instruction(op, start, channels, high * side, side * side)]
+    if high == side:
+        return [instruction(op, start, channels * side, wide, side)]
+    return [instruction(op, start + c * side * side, high, wide, side) for c in range(channels)]
+
+
+def instruction(op: int, outside: int, rows: int, columns: int, stride: int) -> list[int]:
+    """Return a copy of `rows` rows of `columns` bytes each, `stride` bytes apart."""
+    row = [0] * at.WIDTH
+    row[at.OP], row[at.OUTSIDE], row[at.ROWS], row[at.COLUMNS], row[at.STRIDE] = op, outside, rows, columns, stride
+    return row
 
 
 def resnet(blocks: Sequence[int], bottleneck: bool) -> list[Layer]:

@@ -47,6 +47,13 @@ def test_two_models_of_one_divergence_are_thought_to_lose_the_same() -> None:
     assert law.loss(counted(0.004, 0.02)) == law.loss(counted(0.006, 0.02)) == pytest.approx(0.005, rel=0.05)
 
 
+def test_a_loss_before_training_is_that_of_as_much_more_divergence() -> None:
+    # 25 points a nat beyond 0.07: a loss of 2 points is at 0.15; 0.6 of that is left of 0.25, which cost 4.5 points
+    assert Law(0.25, 0.07).before(0.02, 0.6) == pytest.approx(0.045)
+    assert Law().before(0.02, 0.5) == pytest.approx(0.04)  # where divergences are not known, losses are in their place
+    assert Law(0.0, 0.07).before(0.02, 0.5) == pytest.approx(0.04)
+
+
 def test_where_all_gained_nothing_is_lost() -> None:
     assert Law.of([counted(-0.004, 0.02)]).loss(counted(0.01, 0.03)) == 0
 

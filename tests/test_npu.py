@@ -21,7 +21,7 @@ from cprune.method.channel_step import step_of
 from cprune.targets.connect import connect
 from cprune.targets.errors import UserError
 from cprune.targets.npu import stream as at
-from cprune.targets.npu.cycles import DEADLOCK, DONE, FAULT, LIMIT, cycles_of
+from cprune.targets.npu.cycles import DEADLOCK, DONE, FAULT, LIMIT, cycles_of, cycles_together
 from cprune.targets.npu.lower import lowered
 from cprune.targets.npu.machine import VTA, Costs, NpuMachine, preset
 from cprune.targets.npu.session import NpuSession, executed
@@ -108,6 +108,14 @@ def test_cycles_of_one_tile_are_those_worked_out_by_hand() -> None:
     assert (found.end, found.cycles) == (DONE, 18 + 8 + 32 + 4 + 16 + 8)
     assert (found.write_beats, found.write_bursts) == (8, 2)
     assert found.read_bursts == 1 + 1 + 2 + 1  # instructions, micro-operations, two rows of input, a block of weights
+
+
+def test_two_accelerators_wait_for_one_port() -> None:
+    # Both fetch 18 beats and load 8 and 32, one after the other; what is left of the second one nobody else needs.
+    stream = program_of(conv(2, 16, 16), point(2, 2))
+    found = cycles_together([stream, stream], FREE)
+    assert (found.end, found.cycles) == (DONE, 2 * (18 + 8 + 32) + 4 + 16 + 8)
+    assert found.read_bursts == 2 * cycles_of(stream, FREE).read_bursts
 
 
 def test_every_burst_and_every_instruction_costs_what_the_machine_says() -> None:

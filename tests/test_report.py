@@ -153,7 +153,10 @@ def tasks(narrow: bool) -> list[dict[str, Any]]:
 ANALYSIS: dict[str, Any] = {
     "tasks_before": tasks(narrow=False),
     "tasks_after": tasks(narrow=True),
-    "channels": [{"layer": name, "before": before, "after": after} for name, before, after in layers()],
+    "channels": [
+        {"layer": name, "before": before, "after": after, "bits": 32 if name == "conv1" else 8}
+        for name, before, after in layers()
+    ],
     "frozen": [
         {"layers": ["linear"], "reason": "the model returns it", "channels": 10},
         {
@@ -345,7 +348,8 @@ class TestWholeRun:
             *("head", "summary", "course", "channels", "tasks", "steps", "frozen", "measured", "versions")
         ]
         assert "9 of 20 layers are narrower" in sections["channels"]
-        assert "layer3.2.conv1643250 %" in sections["channels"]  # 64 → 32
+        assert "layer3.2.conv1643250 %8" in sections["channels"]  # 64 → 32, in bytes
+        assert "19 of 20 have weights of 8 bits" in sections["channels"]
         assert "9 accepted, 2 rejected, 1 excluded" in sections["steps"]
         assert "accuracy 87.10% is below 90.08%" in sections["steps"]
         assert "the padded shortcut of layer2.0" in sections["frozen"]

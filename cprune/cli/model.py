@@ -98,7 +98,7 @@ def tune(
     ] = None,
     space: Annotated[str, typer.Option(help="sketch, or metaschedule for TVM's generic space")] = "sketch",
     search: Annotated[
-        str | None, typer.Option(help="who proposes: random, evolutionary, P (default), P+A, P+V or P+V+A")
+        str | None, typer.Option(help="who proposes: random, evolutionary, P, P+A, P+V (default) or P+V+A")
     ] = None,
     precision: Annotated[
         str, typer.Option(help="fp32, or int8: 8-bit integers, calibrated on training images of --data")

@@ -51,6 +51,12 @@ class Law:
             return loss.loss
         return max(0.0, self.factor * (loss.divergence - self.free))
 
+    def before(self, loss: float, left: float) -> float:
+        """Return what a model is thought to have lost of which `loss` is left when `left` of its divergence is."""
+        if not self.factor:  # a loss is what was counted, or there is none
+            return loss / left
+        return self.factor * ((self.free + loss / self.factor) / left - self.free)
+
 
 def looked_at(history: History, round_: int, with_scouts: bool = False) -> list[Paired]:
     """Return the losses of all models that were looked at before a round; with its own scouts if they are wanted.

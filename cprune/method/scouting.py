@@ -76,19 +76,21 @@ class Scouting:
         self.losses: list[Paired] = []  # of all scouts so far
         self.error = 1.0  # measured over forecast, of the models that were timed last
 
-    def found(self, first_share: float, most: int, aim: float) -> Scout:
-        """Return the fastest of at most `most` scouts that lost about `aim` at most.
+    def found(self, first_share: float, most: int, aims: Callable[[Law], float]) -> Scout:
+        """Return the fastest of at most `most` scouts that lost about as much as is aimed at, at most.
 
-        Where all of them lost more, or one lost less and another one more, and neither is near, it is an allocation
-        that is thought to lose `aim`, and that was not trained.
+        `aims` says what that is by all that is known of losses.  Where all of them lost more, or one lost less and
+        another one more, and neither is near, it is an allocation that is thought to lose that, and was not trained.
         """
-        scouts = self._all(first_share, most, aim)
+        scouts = self._all(first_share, most, aims)
+        aim = aims(self._law())
         good = [scout for scout in scouts if scout.lost <= OVER * aim]
         return self._between(scouts, self.limit.best(good), aim) if good else self._milder(scouts, aim)
 
-    def _all(self, share: float, most: int, aim: float) -> list[Scout]:
+    def _all(self, share: float, most: int, aims: Callable[[Law], float]) -> list[Scout]:
         scouts: list[Scout] = []
         while self.number < most:
+            aim = aims(self._law())
             scout = self._known()
             if scout is None:
                 timed = self._fastest_near(share, scouts, aim)
@@ -96,6 +98,7 @@ class Scouting:
                     break
                 scout = self._trained(timed)
             scouts = self._thought([*scouts, scout])
+            aim = aims(self._law())
             if aim / NEAR <= scouts[-1].lost <= aim * OVER or self.limit.ends(scouts[-1], aim * OVER):
                 break
             (faster, _), (slower, _) = _bracket(_lost(scouts), aim)
@@ -104,9 +107,13 @@ class Scouting:
             share = max(next_share(_lost(scouts), aim), self.limit.share)
         return scouts
 
+    def _law(self) -> Law:
+        """Return what all models that were looked at say of losses, the scouts of this round among them."""
+        return Law.of([*looked_at(self.run.history, self.index), *self.losses])
+
     def _thought(self, scouts: Sequence[Scout]) -> list[Scout]:
         """Return them with what they are thought to have lost by all that is known now."""
-        law = Law.of([*looked_at(self.run.history, self.index), *self.losses])
+        law = self._law()
         return [scout if scout.loss is None else replace(scout, lost=law.loss(scout.loss)) for scout in scouts]
 
     def _between(self, scouts: Sequence[Scout], best: Scout, aim: float) -> Scout:

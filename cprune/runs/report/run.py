@@ -118,11 +118,12 @@ class TaskTime:
 
 @dataclass(frozen=True)
 class LayerWidth:
-    """The output channels of a layer before and after."""
+    """The output channels of a layer before and after, and the bits of a weight after (before: 32)."""
 
     layer: str
     before: int
     after: int
+    bits: int = 32
 
 
 @dataclass(frozen=True)

@@ -142,20 +142,26 @@ def _channels(run: Run) -> Section:
         return Section("channels", title, ("Nothing is known of the channels (analysis.json).",))
     bars = [plots.Bar(width.layer, width.before, width.after) for width in layers]
     fewer = sum(width.after < width.before for width in layers)
+    whole = sum(width.bits < 32 for width in layers)
+    told = (
+        f"{fewer} of {len(layers)} layers are narrower than before.",
+        *((f"{whole} of {len(layers)} have weights of 8 bits.",) if whole else ()),
+    )
     rows = tuple(
         (
             *(width.layer, f"{width.before:,}", f"{width.after:,}"),
             f"{100 * (1 - width.after / width.before):.0f} %" if width.before else MISSING,
+            str(width.bits),
         )
         for width in layers
     )
     return Section(
         "channels",
         title,
-        (*(_unfinished(run) or (f"{fewer} of {len(layers)} layers are narrower than before.",)), *_cut(bars)),
+        (*(_unfinished(run) or told), *_cut(bars)),
         plot=_bars(bars, "output channels", "Output channels of every layer before and after"),
         legend=(("before", "before"), ("after", "after")),
-        tables=(Table(("layer", "before", "after", "removed"), rows),),
+        tables=(Table(("layer", "before", "after", "removed", "bits"), rows),),
         fold=f"{len(rows)} layers as a table",
     )
 

@@ -116,7 +116,7 @@ def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[
         postprocs=ms.Postproc.create("llvm"),
         mutator_probs=ms.Mutator.create("llvm"),
     )
-    with _without_intrinsics():
+    with without_intrinsics():
         context = ms.TuneContext(
             mod=source, target=kind, space_generator=space_of_cpu, rand_state=seed + 1, num_threads=1
         )
@@ -128,7 +128,7 @@ def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[
         try:
             Trace(space.trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
             if all(post.apply(schedule) for post in context.space_generator.postprocs):
-                traces.append(json.dumps(_plain_values(schedule.trace.as_json())))
+                traces.append(json.dumps(plain_values(schedule.trace.as_json())))
         except Exception as error:
             if ours(error):
                 raise
@@ -137,7 +137,7 @@ def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[
 
 
 @contextmanager
-def _without_intrinsics() -> Iterator[None]:
+def without_intrinsics() -> Iterator[None]:
     """Keep TuneContext from importing TVM's tensor intrinsics, which no rule of ours needs (86 s here)."""
     name = "tvm.s_tir.tensor_intrin"
     if name in sys.modules:
@@ -150,11 +150,12 @@ def _without_intrinsics() -> Iterator[None]:
         del sys.modules[name]
 
 
-def _plain_values(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Return what a trace says as JSON takes it, TVM's numbers and texts as Python's."""
     if isinstance(value, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
         value = value.value
     if isinstance(value, str):
         return str(value)
     if isinstance(value, (bool, int, float, type(None))):
         return value
-    return [_plain_values(item) for item in value]
+    return [plain_values(item) for item in value]
