@@ -51,6 +51,13 @@ LAYERS = {
     "C11": (7, 512, 512, 3, 1),
 }
 """ResNet-18 at 224, but for its first layer, by the names of the files."""
+MADE_UP = {
+    "M1": (28, 96, 192, 3, 1),
+    "M2": (20, 64, 96, 5, 1),
+    "M3": (40, 48, 80, 1, 1),
+    "M4": (10, 320, 160, 3, 2),
+}
+"""Layers of no network, for choosing settings by."""
 MOST = 0.08
 KNOBS = {
     "th": "tile_h",
@@ -74,7 +81,7 @@ class Row:
 
 def workload(layer: str) -> QuantizedConv2d:
     """Return a layer as a workload of the accelerator."""
-    size, channels, out, kernel, stride = LAYERS[layer]
+    size, channels, out, kernel, stride = {**LAYERS, **MADE_UP}[layer]
     p = kernel // 2
     return QuantizedConv2d(
         1, channels, size, size, out, (kernel,) * 2, (stride,) * 2, (p,) * 4, (1, 1), 1, False, "none", 16, 16,
