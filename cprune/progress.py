@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -28,6 +30,14 @@ class Progress:
 
     def wait(self, text: str) -> None:
         """Show what is waited for, about once a second; "" when it goes on."""
+
+    def each(self, text: str, items: Sequence[T]) -> Iterator[T]:
+        """Yield the items one by one, with a bar that moves on after each."""
+        self.start(text, len(items))
+        for item in items:
+            yield item
+            self.advance()
+        self.done()
 
 
 class Watched(Progress):

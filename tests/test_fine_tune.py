@@ -21,7 +21,7 @@ from cprune.targets.errors import CpruneError, UserError
 from cprune.training import fine_tune as module
 from cprune.training.checkpoint import Checkpoint
 from cprune.training.data import Split
-from cprune.training.fine_tune import Distillation, FineTuneDiverged, Pace, Schedule, fine_tune, pace
+from cprune.training.fine_tune import Distillation, FineTuneDiverged, Pace, Schedule, batch_of, fine_tune, pace
 from cprune.training.train import evaluate, recalibrate
 from cprune.training.views import Views
 from tests.stripes import small_net, stripes, weights
@@ -168,6 +168,11 @@ def test_no_step_has_a_rate_of_zero_or_above_the_highest(steps: int, shape: str,
     assert min(rates) > 0
     top = rates.index(max(rates))
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+
+
+@pytest.mark.parametrize(("images", "batch"), [(2, 2), (20, 20), (64, 32), (303, 37), (1000, 125), (50_000, 128)])
+def test_few_images_are_shown_in_smaller_batches(images: int, batch: int) -> None:
+    assert batch_of(images, 128) == batch
 
 
 def test_the_average_is_over_the_last_third() -> None:

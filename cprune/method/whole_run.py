@@ -28,6 +28,7 @@ from cprune.method.tables import Tables
 from cprune.method.uniform import Uniform
 from cprune.network import saving
 from cprune.network.network import Network
+from cprune.network.recentring import has_norms, recentred
 from cprune.progress import Progress
 from cprune.runs.events import Step
 from cprune.runs.folder import RunFolder
@@ -50,6 +51,7 @@ METHODS: dict[str, Method] = {
     "netadapt": NetAdapt,
 }
 """The methods that look at training images; Algorithm 1 need not.  An experiment may add others."""
+RECENTRED_IMAGES, RECENTRED_BATCH = 512, 32
 
 
 def whole_run(
@@ -161,9 +163,18 @@ def _opened(
     with folder.lock(), Store(config["records"] or folder.records) as store:
         say_if_strange(store, target, progress)
         bench = SessionWorkbench(session, Tuner(session, store, target, settings.seed), subject.example)
-        yield RunState(
-            subject.network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress
-        )
+        network = _recentred(subject, settings.seed, progress)
+        yield RunState(network, subject.example, subject.trainer, bench, settings, FolderKeeper(folder), progress)
+
+
+def _recentred(subject: Subject, seed: int, progress: Progress) -> Network:
+    """Return the network with BatchNorms that have the statistics of training images, where some can be seen."""
+    images = subject.trainer.samples(RECENTRED_IMAGES, seed)
+    if images is None or not has_norms(subject.network):
+        return subject.network
+
+    batches = images.inputs(RECENTRED_BATCH)
+    return recentred(subject.network, progress.each("looking at BatchNorm", batches))
 
 
 def _method(run: RunState) -> Rounds | Loop:

@@ -38,6 +38,7 @@ ROUNDING_PART = 0.3  # of a training in a run in integers
 ROUNDING_COST = 1.5  # times as long takes an epoch that rounds
 ROUNDING_RATE = 0.25
 AVERAGED_PART = 3  # the last third of the steps
+FEWEST, STEPS = 32, 8
 
 
 class FineTuneDiverged(CpruneError):
@@ -63,7 +64,7 @@ class Schedule:
         varied: every epoch sees the next view of the images, where the data allow more than one.  Without it all see
             the images as they are, which is cheaper and, for an epoch or two, better.
         ema: the trained weights and statistics are an exponential moving average over the last third of the steps.
-        batch: images a step.
+        batch: images a step; fewer, with a rate as many times smaller, where that leaves few steps an epoch.
         views: of how many views of the images the teacher is asked at most.
     """
 
@@ -115,6 +116,14 @@ class Pace:
             if epochs > views - 1 and epochs > 0:
                 return epochs
         return 0.0
+
+
+def batch_of(images: int, most: int) -> int:
+    """Return how many of the training images a step takes: `most`, or so few that an epoch has STEPS of them.
+
+    But not fewer than FEWEST, as the statistics of a batch would be too rough.
+    """
+    return min(images, most, max(FEWEST, images // STEPS))
 
 
 def fine_tune(
@@ -224,7 +233,8 @@ class _Training:
     ) -> None:
         self.model, self.views, self.schedule, self.seed = model, views, schedule, seed
         self.distillation, self.bfloat16, self.layout = distillation, bfloat16, layout
-        self.batch = min(schedule.batch, len(views.split))
+        self.batch = batch_of(len(views.split), schedule.batch)
+        self.part = self.batch / min(schedule.batch, len(views.split))  # of the rate: as many times as of the images
         self.steps_per_epoch = len(views.split) // self.batch
         self.steps = max(1, math.ceil(schedule.epochs * self.steps_per_epoch))
         self.done = 0
@@ -267,7 +277,7 @@ class _Training:
         loss.backward()  # type: ignore[no-untyped-call]
         length = nn.utils.clip_grad_norm_(list(self.trained.values()), LONGEST_GRADIENT)
         self._must_be_finite("the gradient", length.item())
-        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(number, self.steps)
+        self.optimizer.param_groups[0]["lr"] = self.part * self.schedule.rate(number, self.steps)
         self.optimizer.step()
         self.done += 1
         if self.average and self.done >= self.averaged_from:
