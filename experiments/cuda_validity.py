@@ -24,14 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cprune.tuner.programs.metaschedule import plain_values, without_intrinsics
+from cprune.tuner.programs.metaschedule import drawn as points_of
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.search import cost_model
 from cprune.tuner.search.cost_model import Samples
@@ -82,35 +82,6 @@ def computation(layer: str) -> Any:
     return tvm.IRModule({"main": te.create_prim_func([x, weight, out])})
 
 
-def programs(layer: str, seed: int) -> Iterator[tuple[str, Any, bool]]:
-    """Yield traces at random, each with its scheduled module and the verdict of TVM's verifier."""
-    import tvm
-    from tvm.s_tir import Schedule
-    from tvm.s_tir import meta_schedule as ms
-    from tvm.s_tir.schedule import Trace
-
-    source = computation(layer)
-    rules = ms.Postproc.create("cuda")
-    verifier = [rule for rule in rules if isinstance(rule, ms.postproc.VerifyGPUCode)]
-    others = [rule for rule in rules if not isinstance(rule, ms.postproc.VerifyGPUCode)]
-    space = ms.space_generator.PostOrderApply(
-        sch_rules=ms.ScheduleRule.create("cuda"), postprocs=rules, mutator_probs=ms.Mutator.create("cuda")
-    )
-    with without_intrinsics():
-        context = ms.TuneContext(
-            mod=source, target=tvm.target.Target(TARGET), space_generator=space, rand_state=seed + 1, num_threads=1
-        )
-    spaces = list(context.generate_design_space())
-    number = 0
-    while True:
-        number += 1
-        schedule = Schedule(source, seed=seed * 100_000 + number, debug_mask="none")
-        Trace(spaces[number % len(spaces)].trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
-        if all(rule.apply(schedule) for rule in others):
-            trace = json.dumps(plain_values(schedule.trace.as_json()))
-            yield trace, schedule.mod, all(rule.apply(schedule) for rule in verifier)
-
-
 def cuda_of(module: Any) -> str:
     """Return the CUDA source that TVM makes of a scheduled module; nothing is compiled, and no GPU needed."""
     import tvm
@@ -151,10 +122,14 @@ def reason_of(said: str) -> str:
 
 def record(folder: Path, layer: str, count: int, seed: int, arch: str) -> None:
     """Compile programs of a layer until there are so many; the file grows line by line."""
+    import tvm
+
     path = folder / f"{layer}.jsonl"
     known = len(path.read_text().splitlines()) if path.exists() else 0
     with path.open("a") as out:
-        for number, (trace, module, verified) in enumerate(programs(layer, seed)):
+        kind = tvm.target.Target(TARGET)
+        points = points_of(computation(layer), kind, "cuda", seed, count, apart="VerifyGPUCode")
+        for number, (trace, module, verified) in enumerate(points):
             if number >= count:
                 return
             if number < known:
@@ -187,13 +162,12 @@ def of_v(drawn: Sequence[Drawn], size: int, seeds: int) -> list[tuple[float, flo
     """Return what V, which learnt from `size` programs, says of the others."""
     table = knobs([Candidate.of(trace=one.trace) for one in drawn])
     stage = np.array([REASONS.index(one.reason) for one in drawn])
-    rate = np.where(stage == 0, 0.0, np.nan)
+    known = Samples(table, np.where(stage == 0, 0.0, np.nan), np.ones(len(drawn)), stage)
     found = []
     for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(len(drawn))
-        few, rest = order[:size].tolist(), order[size:].tolist()
-        known = Samples(table.rows(few), rate[few], np.ones(size), stage[few])
-        model = cost_model.validity(known, seed)
+        order = np.random.default_rng(seed).permutation(len(drawn)).tolist()
+        rest = order[size:]
+        model = cost_model.validity(known.rows(order[:size]), seed)
         called = np.ones(len(rest), bool) if model is None else model(table.rows(rest)) >= 0.5
         found.append(judgement(stage[rest] == 0, called))
     return found

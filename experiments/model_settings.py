@@ -28,7 +28,7 @@ from cprune.tuner.search import cost_model
 from cprune.tuner.search.cost_model import Samples
 from experiments.npu_against_rtl import MADE_UP
 from experiments.npu_tables import load
-from experiments.validity import all_samples, part
+from experiments.validity import all_samples
 
 SIZES = (24, 50, 100)
 BATCH = 4
@@ -46,8 +46,8 @@ class Found:
 
 def asked(samples: Samples, size: int, seed: int) -> Found | None:
     """Return what models are worth that learn from so many programs; None where one of them has nothing to say."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    known, rest = part(samples, order[:size]), part(samples, order[size:])
+    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
+    known, rest = samples.rows(order[:size]), samples.rows(order[size:])
     start = time.process_time()
     p, v = cost_model.performance(known, seed), cost_model.validity(known, seed)
     if p is None or v is None:

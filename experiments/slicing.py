@@ -270,44 +270,23 @@ def stream_of(layer: Layer, one: Slicing, pieces: Sequence[Piece], machine: Mach
 
     One thread: a slice fills the scratchpad, so the next is not loaded before it is used up.
     """
+    loads = [loads_of(layer, one, before, piece) for before, piece in zip([None, *pieces], pieces, strict=False)]
     rows: list[list[int]] = []
-    k, whole = layer.kernel, layer.groups == 1
-    before: Piece | None = None
     for place, piece in enumerate(pieces):
+        before = pieces[place - 1] if place else None
         behind = pieces[place + 1] if place + 1 < len(pieces) else None
-        high, wide = min(one.rows, layer.out - piece.row), min(one.columns, layer.out - piece.column)
-        outputs = min(one.outputs, layer.outputs - piece.output)
-        inputs = min(one.inputs, layer.channels - piece.input) if whole else outputs
-        first_input = piece.input if whole else piece.output
-        new_input = before is None or _input(piece, whole) != _input(before, whole)
-        new_weight = before is None or (piece.output, piece.input) != (before.output, before.input)
-        ends = behind is None or _output(behind) != _output(piece)
+        high, wide, outputs, inputs = extents(layer, one, piece)
         begins = before is None or _output(before) != _output(piece)
-        loads: list[list[int]] = []
-        if new_input:
-            at_row, at_column = (max(0, min(n * layer.stride, layer.size - 1)) for n in (piece.row, piece.column))
-            loads += copies(
-                at.LOAD_INPUT,
-                (first_input, at_row, at_column),
-                (inputs, layer.reads(high), layer.reads(wide)),
-                layer.size,
-            )
-        if new_weight:
-            depth = layer.depth
-            taps = k * k * (inputs if whole else 1)
-            begin = (piece.output * depth + (piece.input if whole else 0)) * k * k
-            loads.append(instruction(at.LOAD_WEIGHT, begin, outputs, taps, depth * k * k))
-        if begins and piece.input > 0:  # the sums so far
-            loads += copies(at.LOAD_INPUT, (piece.output, piece.row, piece.column), (outputs, high, wide), layer.out)
-        if loads:
-            loads[0][at.TOKENS] |= at.POP_NEXT
-            loads[-1][at.TOKENS] |= at.PUSH_NEXT
+        ends = behind is None or _output(behind) != _output(piece)
+        if loads[place]:
+            loads[place][0][at.TOKENS] |= at.POP_NEXT
+            loads[place][-1][at.TOKENS] |= at.PUSH_NEXT
         product = [0] * at.WIDTH
         product[at.OP] = at.GEMM
-        macs = high * wide * outputs * k * k * (inputs if whole else 1)
+        macs = high * wide * outputs * layer.kernel**2 * (inputs if layer.groups == 1 else 1)
         product[at.UOPS], product[at.OUTER], product[at.INNER] = -(-macs // machine.macs), 1, 1
-        product[at.TOKENS] = at.POP_PREVIOUS if loads else 0
-        if behind is None or _loads(piece, behind, whole):
+        product[at.TOKENS] = at.POP_PREVIOUS if loads[place] else 0
+        if behind is None or loads[place + 1]:
             product[at.TOKENS] |= at.PUSH_PREVIOUS
         if begins:
             product[at.TOKENS] |= at.POP_NEXT
@@ -317,9 +296,32 @@ def stream_of(layer: Layer, one: Slicing, pieces: Sequence[Piece], machine: Mach
             out = copies(at.STORE, (piece.output, piece.row, piece.column), (outputs, high, wide), layer.out)
             out[0][at.TOKENS] |= at.POP_PREVIOUS
             out[-1][at.TOKENS] |= at.PUSH_PREVIOUS
-        rows += [*loads, product, *out]
-        before = piece
+        rows += [*loads[place], product, *out]
     return Stream(np.array(rows, np.int64), np.zeros((3, 0), np.int64), 1, {})
+
+
+def extents(layer: Layer, one: Slicing, piece: Piece) -> tuple[int, int, int, int]:
+    """Return the rows, columns, outputs and inputs of a slice: fewer at the ends of the layer."""
+    high, wide = min(one.rows, layer.out - piece.row), min(one.columns, layer.out - piece.column)
+    outputs = min(one.outputs, layer.outputs - piece.output)
+    return high, wide, outputs, min(one.inputs, layer.channels - piece.input) if layer.groups == 1 else outputs
+
+
+def loads_of(layer: Layer, one: Slicing, before: Piece | None, piece: Piece) -> list[list[int]]:
+    """Return what is loaded for a slice after the one before it: inputs, weights, and the sums so far."""
+    k, whole = layer.kernel, layer.groups == 1
+    high, wide, outputs, inputs = extents(layer, one, piece)
+    loads: list[list[int]] = []
+    if before is None or _input(piece, whole) != _input(before, whole):
+        begin = (piece.input if whole else piece.output, piece.row * layer.stride, piece.column * layer.stride)
+        loads += copies(at.LOAD_INPUT, begin, (inputs, layer.reads(high), layer.reads(wide)), layer.size)
+    if before is None or (piece.output, piece.input) != (before.output, before.input):
+        depth = layer.depth
+        start = (piece.output * depth + (piece.input if whole else 0)) * k * k
+        loads.append(instruction(at.LOAD_WEIGHT, start, outputs, k * k * (inputs if whole else 1), depth * k * k))
+    if piece.input > 0 and (before is None or _output(before) != _output(piece)):
+        loads += copies(at.LOAD_INPUT, (piece.output, piece.row, piece.column), (outputs, high, wide), layer.out)
+    return loads
 
 
 def _input(piece: Piece, whole: bool) -> tuple[int, ...]:
@@ -328,13 +330,6 @@ def _input(piece: Piece, whole: bool) -> tuple[int, ...]:
 
 def _output(piece: Piece) -> tuple[int, ...]:
     return (piece.row, piece.column, piece.output)
-
-
-def _loads(before: Piece, piece: Piece, whole: bool) -> bool:
-    """Tell whether anything is loaded for a slice after the one before it."""
-    if _input(piece, whole) != _input(before, whole) or (piece.output, piece.input) != (before.output, before.input):
-        return True
-    return piece.input > 0 and _output(before) != _output(piece)
 
 
 def copies(op: int, begin: tuple[int, int, int], sizes: tuple[int, int, int], side: int) -> list[list[int]]:

@@ -53,12 +53,6 @@ def all_samples(table: Recorded) -> Samples:
     return cost_model.samples(table.workload, table.space, records, table.machine)
 
 
-def part(samples: Samples, rows: Sequence[int]) -> Samples:
-    """Return some rows."""
-    index = list(rows)
-    return Samples(samples.features.rows(index), samples.rate[index], samples.weight[index], samples.outcome[index])
-
-
 def quality(model: Validity, asked: Samples) -> Quality:
     """Compare what V says with what became of these programs."""
     outcomes = model.outcomes_of(asked.features)
@@ -94,9 +88,9 @@ def learned(
     """Return V and the programs to ask about; it learns from `size` of its own, or with 0 from the others."""
     if size:
         order = rng.permutation(len(own))
-        known, asked = part(own, order[:size]), part(own, order[size:])
+        known, asked = own.rows(order[:size].tolist()), own.rows(order[size:].tolist())
     else:
-        drawn = [part(other, rng.permutation(len(other))[:OF_OTHERS]) for other in others]
+        drawn = [other.rows(rng.permutation(len(other))[:OF_OTHERS].tolist()) for other in others]
         known, asked = cost_model.joined(drawn), own
     model = cost_model.validity(known, int(rng.integers(2**31)))
     return None if model is None else (model, asked)

@@ -89,8 +89,8 @@ class Scouting:
 
     def _all(self, share: float, most: int, aims: Callable[[Law], float]) -> list[Scout]:
         scouts: list[Scout] = []
+        aim = aims(self._law())
         while self.number < most:
-            aim = aims(self._law())
             scout = self._known()
             if scout is None:
                 timed = self._fastest_near(share, scouts, aim)

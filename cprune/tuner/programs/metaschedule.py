@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
@@ -105,39 +106,49 @@ def _plain(schedule: Any, parallel: bool) -> None:
 
 
 def _traces(workload: Workload, target: Target, seed: int, points: int) -> list[str]:
+    kind = tvm.target.Target(json.loads(target.compiler))
+    # The rules for any CPU: those for AVX-512 add int8 intrinsics, whose registration alone takes a minute.
+    return [trace for trace, _, _ in islice(drawn(computation(workload), kind, "llvm", seed, points), points)]
+
+
+def drawn(
+    source: Any, target: Any, rules: str, seed: int, rounds: int, apart: str = ""
+) -> Iterator[tuple[str, Any, bool]]:
+    """Yield random points of MetaSchedule's space for an IRModule: trace, scheduled module, what a rule says of it.
+
+    `rules` names the set that makes the space and checks its points, "llvm" or "cuda".  A point is one that all checks
+    let pass but the one of the class `apart`, whose verdict is given instead (True without one).  Each of the space's
+    sketches is tried `rounds` times; points of one seed are the same.
+    """
     from tvm.s_tir import meta_schedule as ms
     from tvm.s_tir.schedule import Trace
 
-    kind = tvm.target.Target(json.loads(target.compiler))
-    source = computation(workload)
-    # The rules for any CPU: those for AVX-512 add int8 intrinsics, whose registration alone takes a minute.
-    space_of_cpu = ms.space_generator.PostOrderApply(
-        sch_rules=ms.ScheduleRule.create("llvm"),
-        postprocs=ms.Postproc.create("llvm"),
-        mutator_probs=ms.Mutator.create("llvm"),
+    made = ms.space_generator.PostOrderApply(
+        sch_rules=ms.ScheduleRule.create(rules),
+        postprocs=ms.Postproc.create(rules),
+        mutator_probs=ms.Mutator.create(rules),
     )
-    with without_intrinsics():
-        context = ms.TuneContext(
-            mod=source, target=kind, space_generator=space_of_cpu, rand_state=seed + 1, num_threads=1
-        )
-    traces: list[str] = []
-    for index, space in enumerate(list(context.generate_design_space()) * points):
-        if len(traces) == points:
-            break
+    with _without_intrinsics():
+        context = ms.TuneContext(mod=source, target=target, space_generator=made, rand_state=seed + 1, num_threads=1)
+    checks = list(context.space_generator.postprocs)
+    last = [check for check in checks if type(check).__name__ == apart]
+    for index, space in enumerate(list(context.generate_design_space()) * rounds):
         schedule = Schedule(source, seed=seed * 1000 + index + 1, debug_mask="none")
         try:
             Trace(space.trace.insts, {}).apply_to_schedule(schedule, remove_postproc=True)
-            if all(post.apply(schedule) for post in context.space_generator.postprocs):
-                traces.append(json.dumps(plain_values(schedule.trace.as_json())))
+            if not all(check.apply(schedule) for check in checks if check not in last):
+                continue
+            trace = json.dumps(_plain_values(schedule.trace.as_json()))
+            verdict = all(check.apply(schedule) for check in last)
         except Exception as error:
             if ours(error):
                 raise
             continue  # a random point that does not fit: the space is larger than the program
-    return traces
+        yield trace, schedule.mod, verdict
 
 
 @contextmanager
-def without_intrinsics() -> Iterator[None]:
+def _without_intrinsics() -> Iterator[None]:
     """Keep TuneContext from importing TVM's tensor intrinsics, which no rule of ours needs (86 s here)."""
     name = "tvm.s_tir.tensor_intrin"
     if name in sys.modules:
@@ -150,12 +161,11 @@ def without_intrinsics() -> Iterator[None]:
         del sys.modules[name]
 
 
-def plain_values(value: Any) -> Any:
-    """Return what a trace says as JSON takes it, TVM's numbers and texts as Python's."""
+def _plain_values(value: Any) -> Any:
     if isinstance(value, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
         value = value.value
     if isinstance(value, str):
         return str(value)
     if isinstance(value, (bool, int, float, type(None))):
         return value
-    return [plain_values(item) for item in value]
+    return [_plain_values(item) for item in value]

@@ -64,9 +64,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rate)
 
-    def first(self, n: int) -> Samples:
-        """Return the first `n` rows."""
-        return Samples(self.features.rows(range(n)), self.rate[:n], self.weight[:n], self.outcome[:n])
+    def rows(self, indices: Sequence[int]) -> Samples:
+        """Return these rows, in this order."""
+        index = np.asarray(indices, dtype=np.intp)
+        return Samples(self.features.rows(index.tolist()), self.rate[index], self.weight[index], self.outcome[index])
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -184,7 +185,7 @@ class Memory:
             if room <= 0:
                 break
             part = self._of_task(task, other)
-            parts.append(part if len(part) <= room else part.first(room))
+            parts.append(part if len(part) <= room else part.rows(range(room)))
             room -= len(part)
         return joined(parts) if parts else None
 
