@@ -8,12 +8,14 @@ from test_limits import run_with
 from test_tables import CheckpointKeeper, whole
 
 from cprune.method import further as module
-from cprune.method.further import FIRST, Wish, asked_for, one_more
+from cprune.method.further import Wish, asked_for, one_more
 from cprune.method.planning import planned
 from cprune.method.state import RunState
 from cprune.method.tables import Tables
 from cprune.runs.events import Asked, Certified, Chosen, Further
 from cprune.targets.errors import UserError
+
+FIRST = Asked(0, 2.0).index  # what the first of such models is called
 
 
 def again(keeper: MemoryKeeper, **changed: object) -> tuple[RunState, Tables]:

@@ -12,8 +12,8 @@ from test_integers import multiplies_bytes
 from test_loop import TABLES_TOML, command, data_file
 
 import cprune
-from cprune.commands.in_integers import in_integers
 from cprune.commands.request import Request
+from cprune.commands.rounded import rounded
 from cprune.compiling.tuned import precision
 from cprune.method.settings import Settings
 from cprune.models.source import Source
@@ -28,21 +28,22 @@ def asked(target: str = "local") -> Request:
 
 def test_a_processor_that_multiplies_no_bytes_is_told_so() -> None:
     with pytest.raises(UserError, match="no instruction that multiplies bytes"):
-        in_integers(asked("linux-arm64:cortex-a72"), "fashion-mnist", Progress())
+        rounded(asked("linux-arm64:cortex-a72"), "int8", "fashion-mnist", Progress())
 
 
 @multiplies_bytes
 def test_int8_without_images_asks_for_them() -> None:
     with pytest.raises(UserError, match="needs images"):
-        in_integers(asked(), None, Progress())
+        rounded(asked(), "int8", None, Progress())
 
 
 @multiplies_bytes
 def test_the_built_in_model_loses_next_to_nothing_in_integers() -> None:
-    found = in_integers(asked(), "fashion-mnist", Progress())
+    found = rounded(asked(), "int8", "fashion-mnist", Progress())
     assert precision(found.network) == "int8"
-    assert found.before == pytest.approx(0.93, abs=0.01)
-    assert abs(found.loss.loss) < 0.004
+    assert found.answers is not None
+    assert found.answers.before == pytest.approx(0.93, abs=0.01)
+    assert abs(found.answers.loss.loss) < 0.004
 
 
 @pytest.mark.slow

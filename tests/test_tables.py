@@ -12,9 +12,9 @@ from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a
 
 from cprune.compiling.lowered import Layout
 from cprune.compiling.tuned import precision
-from cprune.method import beginning, planning, state
+from cprune.method import beginning, fewer_bits, planning, state
 from cprune.method import tables as tables_module
-from cprune.method.beginning import begin, may_be_in_integers
+from cprune.method.beginning import begin, possible
 from cprune.method.ending import WHOLE, finish
 from cprune.method.latency import LatencyTable
 from cprune.method.planning import Plan, planned
@@ -326,9 +326,10 @@ def test_a_run_that_trains_a_model_on_goes_on_after_a_kill() -> None:
 
 @pytest.fixture
 def integers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this processor is, it is taken to multiply bytes."""
-    monkeypatch.setattr(state, "integer_layout", lambda target: Layout(16, dot="vnni512"))
+    """Whatever this processor is, it is taken to multiply bytes, and nothing else that is short."""
+    monkeypatch.setattr(state, "layout_in", lambda precision, target: Layout(16, dot="vnni512"))
     monkeypatch.setattr(beginning, "multiplies_bytes", lambda target: True)
+    monkeypatch.setattr(beginning, "multiplies_halves", lambda target: False)
 
 
 @pytest.mark.usefixtures("integers")
@@ -403,7 +404,7 @@ def test_where_integers_alone_cost_accuracy_the_last_part_of_a_long_training_rou
 def test_an_open_precision_is_fp32_for_other_methods_and_without_images() -> None:
     open_ = replace(TABLES, precision="auto")
     for changed, shown in ((replace(open_, method="one-shot"), 16), (open_, 0)):
-        assert not may_be_in_integers(a_run(FakeBench(by_macs, by_task=True), trainer(shown=shown), None, changed))
+        assert not possible(a_run(FakeBench(by_macs, by_task=True), trainer(shown=shown), None, changed))
 
 
 @pytest.mark.usefixtures("integers")
@@ -411,7 +412,7 @@ def test_a_model_that_has_no_form_in_integers_stays_in_fp32(monkeypatch: pytest.
     def broken(network: Network, batches: object) -> Network:
         raise UserError("no such layer")
 
-    monkeypatch.setattr(state, "quantized", broken)
+    monkeypatch.setattr(fewer_bits, "quantized", broken)
     run = a_run(FakeBench(fast_in_integers, by_task=True), trainer(), None, replace(TABLES, precision="auto"))
     begin(run)
     assert run.precision == "fp32"
@@ -431,4 +432,4 @@ def test_where_every_pruned_model_loses_too_much_the_whole_one_is_delivered_in_i
 def test_integers_need_images_that_are_seen() -> None:
     run = a_run(FakeBench(by_macs, by_task=True), trainer(shown=0), None, replace(TABLES, precision="int8"))
     with pytest.raises(UserError, match="needs training images"):
-        run.in_integers(tiny())
+        run.bits.rounded(tiny(), "int8")

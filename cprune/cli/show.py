@@ -155,6 +155,8 @@ def checked(result: Checked) -> None:
             print(f"     without each of {result.branches} residual branches it computes what it does with zeros there")
         if result.integers:
             print(f"     in int8, whole and pruned, {result.integers} values in bytes equal PyTorch's to one step")
+        if result.halves:
+            print(f"     in bf16 {result.halves} values equal PyTorch's to one step")
     if not result.groups:
         print("     no channel can be pruned: cprune explain says why")
 
@@ -178,11 +180,13 @@ def benchmark(result: Benchmark) -> None:
 
 def compiled(result: Compiled) -> None:
     """Print what `cprune tune` wrote."""
-    ms, integers = result.latency_ms, result.integers
-    if integers is not None:
-        lost = integers.loss
+    ms, answers = result.latency_ms, result.answers
+    if result.floats:
+        typer.echo(f"{len(result.floats)} layers are faster in fp32 and stay in it: {', '.join(result.floats)}")
+    if answers is not None:
+        lost = answers.loss
         typer.echo(
-            f"accuracy {integers.before:.2%} → {integers.after:.2%} in int8 on {lost.images:,} images "
+            f"accuracy {answers.before:.2%} → {answers.after:.2%} in {result.precision} on {lost.images:,} images "
             f"({100 * lost.loss:+.2f} points lost, standard error {100 * lost.se:.2f})"
         )
     typer.echo(

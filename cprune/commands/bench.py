@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +28,8 @@ from torch import Tensor
 from cprune.commands import rivals
 from cprune.commands.request import Request
 from cprune.commands.rivals import RUN_S, SETTLE_S, Rival, seconds_a_call
-from cprune.compiling.tuned import tolerance, tune
+from cprune.compiling import halves_or_floats
+from cprune.compiling.tuned import multiplies_halves, tolerance, tune
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
@@ -44,8 +45,7 @@ from cprune.targets.session import Array, Failure, Session
 class Benchmark:
     """Latency and layout by runtime, tuned TVM's latency over each other's of its precision, and TVM's under load.
 
-    A runtime that computes in something else than fp32 is called with it: "tvm int8", "openvino bf16" (which is
-    compared with TVM's fp32).
+    A runtime that computes in something else than fp32 is called with it: "tvm int8", "openvino bf16".
     """
 
     model: str
@@ -80,7 +80,7 @@ class Benchmark:
 
 
 def bench(request: Request, rounds: int, progress: Progress, int8: bool = False) -> Benchmark:
-    """Time the tuned model and its rivals in turns, `rounds` of them; with `int8` also in integers.
+    """Time the tuned model and its rivals in turns, `rounds` of them; with `int8` also in integers, and in bf16.
 
     The pruned model of a run is tuned with the run's own records.  Integers are calibrated on the example input: the
     latency does not depend on it.  Raises UserError for another machine than this one, BrokenWorld where a runtime does
@@ -100,6 +100,9 @@ def bench(request: Request, rounds: int, progress: Progress, int8: bool = False)
     with _rivals(network, inputs, target.threads, int8) as others, request.tuner(progress) as (session, tuner):
         models = {"tvm": network, **({"tvm int8": quantized(network, [inputs])} if int8 else {})}
         tuned = {name: tune(each, inputs, tuner, request.settings.trials, progress) for name, each in models.items()}
+        if int8 and multiplies_halves(tuner.target):
+            trials = request.settings.trials
+            tuned["tvm bf16"] = halves_or_floats.fastest(network, inputs, session, tuner, trials, progress).tuned
         outputs = {name: each.load(session, name)[0] for name, each in tuned.items()}
         pytorch = _pytorch(network, inputs)
         for name, rival in others.items():
@@ -125,10 +128,16 @@ def bench(request: Request, rounds: int, progress: Progress, int8: bool = False)
         {
             name: interval([t / o for t, o in zip(seconds[own], seconds[name], strict=True)])
             for name in (*others, "pytorch")
-            for own in ("tvm int8" if name.endswith("int8") else "tvm",)
+            for own in (_own(name, tuned),)
         },
         load,
     )
+
+
+def _own(rival: str, models: Collection[str]) -> str:
+    """Return which of our models is of the precision of a rival; fp32 where there is none."""
+    same = f"tvm {rival.partition(' ')[2]}"
+    return same if same in models else "tvm"
 
 
 def _in_turns(timers: Mapping[str, Callable[[], float]], rounds: int, progress: Progress) -> dict[str, list[float]]:

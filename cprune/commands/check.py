@@ -24,8 +24,9 @@ from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.commands.check_integers import as_simulated
 from cprune.commands.request import Request
-from cprune.compiling.tuned import Tuned, is_quantized, multiplies_bytes, tolerance, tune
+from cprune.compiling.tuned import Tuned, multiplies_bytes, multiplies_halves, precision, tolerance, tune
 from cprune.network.difference import PRUNED_TOLERANCE, difference
+from cprune.network.halving import halved
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
@@ -52,7 +53,7 @@ class Wrong:
 class Checked:
     """How many groups, branches and frozen places a model has, whether compiled code was compared, what was wrong.
 
-    `integers` says how many values in bytes were compared.
+    `integers` and `halves` say how many values in bytes and in bfloat16 were compared.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Checked:
     compiled: bool
     failures: tuple[Wrong, ...]
     integers: int = 0
+    halves: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `cprune check --json` prints."""
@@ -72,6 +74,7 @@ class Checked:
             "frozen": self.frozen,
             "compiled": self.compiled,
             "integers": self.integers,
+            "halves": self.halves,
             "failed": len(self.failures),
             "failures": [asdict(wrong) for wrong in self.failures],
         }
@@ -92,24 +95,27 @@ def check(request: Request, compiled: bool, progress: Progress) -> Checked:
         models.append(("the pruned model", prune(network, graph, _some(graph.groups, random.Random(settings.seed)))))
     if found:
         models.append(("the model without its branches", without(network, found)))
-    in_bytes = 0
+    rounded = {"int8": 0, "bf16": 0}
     if compiled:
         with request.tuner(progress) as (session, tuner):
-            if multiplies_bytes(tuner.target) and not is_quantized(network):
+            if multiplies_bytes(tuner.target) and precision(network) == "fp32":
                 shown = [tuple(_noise(x, settings.seed) for x in inputs)]
                 models += [(f"{what}, in integers", quantized(model, shown).eval()) for what, model in models[:2]]
+            if multiplies_halves(tuner.target) and precision(network) == "fp32":
+                models.append(("the whole model, in bf16", halved(network, inputs).eval()))
             for what, model in models:
                 tuned = _tuned(what, model, inputs, tuner, settings.trials, progress)
                 if isinstance(tuned, Wrong):
                     failures.append(tuned)
                     continue
                 failures += _compiled(what, tuned, session)
-                for value in as_simulated(tuned, session) if is_quantized(model) else ():
-                    in_bytes += 1
+                for value in as_simulated(tuned, session) if precision(model) != "fp32" else ():
+                    rounded[precision(model)] += 1
                     if value.steps is None or value.steps > 1:
                         said = "does not run" if value.steps is None else f"is {value.steps} steps from PyTorch's"
                         failures.append(Wrong("", f"{what}: the value {value.value!r} {said}", None))
-    return Checked(opened.name, len(graph.groups), len(found), len(graph.frozen), compiled, tuple(failures), in_bytes)
+    counts = len(graph.groups), len(found), len(graph.frozen)
+    return Checked(opened.name, *counts, compiled, tuple(failures), rounded["int8"], rounded["bf16"])
 
 
 def pruned_as_masked(

@@ -1,14 +1,16 @@
-"""Does every kernel of bytes give what PyTorch simulates, to one step?
+"""Does every kernel of bytes, or of bfloat16, give what PyTorch simulates, to one step?
 
 A network in integers computes in PyTorch with `fake_quantize`, compiled with bytes.  Each kernel is given the bytes
 that PyTorch has for its inputs, so that a value at a tie between two steps early in the network does not hide what is
-wrong behind it, and its bytes are compared with PyTorch's.
+wrong behind it, and its bytes are compared with PyTorch's.  Of bfloat16 likewise: a step is there what lies between two
+neighbours of the value's largest magnitude, 1/128 of it at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -19,29 +21,31 @@ from cprune.compiling.operators.quantizing import QUANTIZING, step_of
 from cprune.compiling.tuned import Tuned
 from cprune.network.node import operator_name
 from cprune.network.quantizing import BYTES_PASS, HIGHEST, LOWEST
+from cprune.targets.difference import apart
 from cprune.targets.session import Array, Built, Session, Timed
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs.reference import pack, unpack
+from cprune.tuner.programs.reference import HALF_TOLERANCE, halves, numbers, pack, unpack
 from cprune.tuner.programs.workload import Shape, dtypes, key
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A value in bytes: its name, and how many steps the kernel's are from PyTorch's at most; None: it does not run."""
+    """A rounded value: its name, and how many steps the kernel's is from PyTorch's at most; None: it does not run."""
 
     value: str
     steps: int | None
 
 
 def as_simulated(tuned: Tuned, session: Session) -> Iterator[Compared]:
-    """Compare every value that a kernel of a tuned model writes as bytes, and that PyTorch has under the same name."""
+    """Compare every value that a kernel of a tuned model rounds, and that PyTorch has under the same name."""
     values = tuned.network.values(*tuned.example)
     steps = _steps(tuned)
     for call in tuned.lowered.calls:
         kinds = dtypes(call.workload)
         reads = zip(call.inputs, kinds, strict=False)  # weights come after them
         known = all(name in values and (kind != "uint8" or name in steps) for name, kind in reads)
-        if call.output in steps and kinds[-1:] == ("uint8",) and known:
+        rounded = kinds[-1:] == ("uint16",) or (kinds[-1:] == ("uint8",) and call.output in steps)
+        if rounded and known and call.output in values:
             yield Compared(call.output, _apart(tuned, session, call, values, steps))
 
 
@@ -64,8 +68,7 @@ def _apart(
     shapes, kinds = workload.arguments(), dtypes(workload)
     given: list[Array] = []
     for name, shape, kind in zip(call.inputs, shapes, kinds, strict=False):
-        value = _bytes(values[name], steps[name]) if kind == "uint8" else values[name].float()
-        given.append(_stored(value, shape))
+        given.append(_stored(_typed(values[name], kind, steps.get(name)), shape))
     given += [tuned.lowered.weights[name] for name in call.weights]
     (built,) = session.build([programs.program(workload, tuned.best[key(workload)].candidate)])
     if not isinstance(built, Built):
@@ -73,9 +76,19 @@ def _apart(
     (ran,) = session.race([built], [given], 1)
     if not isinstance(ran, Timed) or ran.output is None:
         return None
-    wanted = _bytes(values[call.output], steps[call.output])
+    wanted = _typed(values[call.output], kinds[-1], steps.get(call.output))
     found = _plain(ran.output, wanted)
+    if wanted.dtype == torch.uint16:
+        return ceil(apart(numbers(found.numpy()), numbers(wanted.numpy())) / HALF_TOLERANCE)
     return int((found.int() - wanted.int()).abs().max())
+
+
+def _typed(value: Tensor, kind: str, step: Step | None) -> Tensor:
+    """Return a value of float32 as a kernel has it."""
+    if kind == "uint8":
+        assert step is not None
+        return _bytes(value, step)
+    return halves(value.float()) if kind == "uint16" else value.float()
 
 
 def _bytes(value: Tensor, step: Step) -> Tensor:
@@ -86,7 +99,7 @@ def _stored(value: Tensor, shape: Shape) -> Array:
     """Return a value as it lies in memory of this shape: plain, or in blocks; rows of a linear layer are planes."""
     if len(shape) == value.dim() + 3:
         value = value[:, :, None, None]
-    return pack(value, shape[-1] if len(shape) == value.dim() + 1 else 0)
+    return pack(value, shape[-1] if len(shape) == value.dim() + 1 else 0).reshape(shape)
 
 
 def _plain(stored: Array, like: Tensor) -> Tensor:

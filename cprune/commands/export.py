@@ -22,12 +22,12 @@ from cprune.compiling import deploy
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
-from cprune.compiling.tuned import opened_tuner, precision, tune
+from cprune.compiling.tuned import TOLERANCES, opened_tuner, precision, tune
 from cprune.method.settings import Settings
 from cprune.models.formats.write import save
 from cprune.models.source import of_run
 from cprune.network import saving
-from cprune.network.difference import COMPILED_TOLERANCE, QUANTIZED_TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
 from cprune.progress import Progress
@@ -232,7 +232,7 @@ def verify(bundle: Path, target: Target | None, tracker: str, progress: Progress
     else:
         outputs, latency_ms, cpu = _there(bundle, device, weights, example, progress)
     apart = difference(outputs, example.outputs)
-    tolerance = QUANTIZED_TOLERANCE if facts.get("precision") == "int8" else COMPILED_TOLERANCE
+    tolerance = TOLERANCES.get(str(facts.get("precision")), COMPILED_TOLERANCE)
     return Verified(apart <= tolerance, facts["model"], device.name, cpu, apart, latency_ms)
 
 

@@ -70,7 +70,7 @@ def picked(run: RunFolder, pick: Pick) -> Picked:
     if best.delivered:
         return Picked(run.path, run.programs)
     assert best.step is not None
-    places = (run.integers_dir(best.step), run.long_trained_dir(best.step), run.step_dir(best.step))
+    places = (run.rounded_dir(best.step), run.long_trained_dir(best.step), run.step_dir(best.step))
     folder = next(folder for folder in places if (folder / "model.json").exists() or folder == places[-1])
     warning = "" if best.status == "certified" else f"this model was trained, but not certified: {_told(best)}"
     return Picked(folder, run.programs_of(best.step), warning)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cprune.commands.export import example_of, must_be_new
-from cprune.commands.in_integers import Integers, in_integers
 from cprune.commands.request import Request
-from cprune.compiling import deploy
+from cprune.commands.rounded import Answers, rounded
+from cprune.compiling import deploy, halves_or_floats
 from cprune.compiling.tuned import precision
 from cprune.compiling.tuned import tune as tuned_model
 from cprune.progress import Progress
@@ -18,14 +18,15 @@ from cprune.targets.errors import unknown
 from cprune.targets.interval import Interval
 from cprune.targets.measure import compare
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
 class Options:
     """The folder to write; which space is searched and who proposes (None: the default), for how long at most.
 
-    `precision` is one of PRECISIONS; int8 takes the range of every value from the images that `data` names.
+    `precision` is one of PRECISIONS; int8 takes the range of every value from the images that `data` names, and bf16
+    has its accuracy looked at with them.
     """
 
     out: Path
@@ -40,7 +41,8 @@ class Options:
 class Compiled:
     """What was written: latency with interval, tasks, new trials, and the seconds that each stage took.
 
-    `integers` says what accuracy int8 costs; None for a model as it came.
+    `answers` says what accuracy fewer bits cost; None for a model as it came, and where no data was given.  `floats`
+    are the layers of a model in bf16 that are faster in fp32, and stay in it.
     """
 
     model: str
@@ -51,15 +53,17 @@ class Compiled:
     tasks: int
     trials: int
     seconds: Mapping[str, float]
-    integers: Integers | None = None
+    answers: Answers | None = None
     precision: str = "fp32"
+    floats: tuple[str, ...] = ()
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return what the folder's `model.json` tells of it."""
         return {
             "precision": self.precision,
-            **({} if self.integers is None else {"accuracy": dict(self.integers.to_dict())}),
+            **({"floats": list(self.floats)} if self.floats else {}),
+            **({} if self.answers is None else {"accuracy": dict(self.answers.to_dict())}),
             "latency_ms": self.latency_ms.to_dict(),
             "tasks": self.tasks,
             "trials": self.trials,
@@ -75,22 +79,30 @@ class Compiled:
 def tune(request: Request, options: Options, progress: Progress) -> Compiled:
     """Write the compiled model into a folder and return what was found; of a simulated machine only its programs.
 
-    Raises UserError where the folder holds something already, and see `in_integers`.
+    Raises UserError where the folder holds something already, and see `rounded`.
     """
     must_be_new(options.out)
     if options.precision not in PRECISIONS:
         raise unknown("precision", options.precision, PRECISIONS)
     settings = request.settings
-    integers = in_integers(request, options.data, progress) if options.precision == "int8" else None
-    if integers is not None:
-        name, network, inputs = integers.name, integers.network, integers.example
+    fewer = None if options.precision == "fp32" else rounded(request, options.precision, options.data, progress)
+    if fewer is not None:
+        name, network, inputs = fewer.name, fewer.network, fewer.example
     else:
         opened = request.opened()
         name, network, inputs = opened.name, opened.network, opened.example_inputs
         if not opened.trained:
             progress.say(f"{name} has random weights: its latency is right, its answers are not")
     with request.tuner(progress, options.space, options.search) as (session, tuner):
-        tuned = tuned_model(network, inputs, tuner, settings.trials, progress, time_limit_s=options.time_limit_s)
+        limit_s = options.time_limit_s
+        floats: tuple[str, ...] = ()
+        if fewer is not None and options.precision == "bf16":
+            found = halves_or_floats.fastest(
+                fewer.plain, inputs, session, tuner, settings.trials, progress, time_limit_s=limit_s
+            )
+            tuned, floats, network = found.tuned, found.floats, found.tuned.network
+        else:
+            tuned = tuned_model(network, inputs, tuner, settings.trials, progress, time_limit_s=limit_s)
         tuned.load(session, "model")
         compiled = Compiled(
             name,
@@ -101,8 +113,9 @@ def tune(request: Request, options: Options, progress: Progress) -> Compiled:
             len(tuned.best),
             tuned.trials,
             {stage: round(seconds, 1) for stage, seconds in vars(tuner.clock).items()},
-            integers,
+            None if fewer is None else fewer.answers,
             precision(network),
+            floats,
         )
         if tuner.target.simulated:
             options.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from cprune.compiling.lowered import Step
+from cprune.compiling.lowered import Half, Step
 from cprune.network.node import Node, Ref
 from cprune.tuner.programs.workload import Conv2d, Shape, padded
 
@@ -22,13 +22,13 @@ Expression = tuple[object, ...]
 class Stored:
     """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it.
 
-    It holds bytes where it has a `step`, else float32 numbers.
+    It holds bytes where it has a `step`, or bfloat16 where that says so, else float32 numbers.
     """
 
     name: str
     shape: Shape
     block: int
-    step: Step | None = None
+    step: Step | Half | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Conv:
     groups: int
     residual: str | None = None
     activation: str = "none"
-    step: Step | None = None
+    step: Step | Half | None = None
 
     def workload(
         self, source: Shape, in_block: int, out_block: int, residual: bool, activation: str | None = None
@@ -92,7 +92,7 @@ class Linear:
     shape: Shape
     layers: tuple[str, ...]
     activation: str = "none"
-    step: Step | None = None
+    step: Step | Half | None = None
 
     @property
     def activates(self) -> bool:
@@ -131,6 +131,8 @@ Waiting = TypeVar("Waiting", Conv, Linear, Chain)
 
 def read(value: Stored) -> Expression:
     """Return the expression of a chain's only input: a float32 number, whatever lies in memory."""
+    if isinstance(value.step, Half):
+        return ("widen", ("in", 0))
     return ("in", 0) if value.step is None else ("dequantize", ("in", 0), value.step.scale, value.step.zero)
 
 

@@ -14,8 +14,9 @@ class Layout:
 
     Half blocks waste less padding but half of every vector; whether that pays is measured width by width
     (`cprune.compiling.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into
-    one half block always is.  `dot` names the instruction that multiplies bytes (`cprune.tuner.programs.dots`): with
-    it quantized values are bytes in memory, always in whole blocks; without it they are float32 numbers like others.
+    one half block always is.  `dot` names the instruction that multiplies bytes, or bfloat16
+    (`cprune.tuner.programs.dots`): with it rounded values are of these in memory, always in whole blocks; without it
+    they are float32 numbers like others.
     """
 
     block: int
@@ -32,7 +33,7 @@ class Layout:
     def again(self, block: int, channels: int) -> int:
         """Return the block of a value that has `block` now when it has so many channels: plain stays plain.
 
-        Blocks of bytes stay: whole ones for all channels, four for an image's.
+        With a `dot` they stay: whole ones for all channels, four for an image's.
         """
         return self.of(channels) if block and not self.dot else block
 
@@ -52,6 +53,14 @@ class Step:
 
     scale: float
     zero: int
+
+
+@dataclass(frozen=True)
+class Half:
+    """Of a value: it is of bfloat16 numbers."""
+
+
+HALF = Half()
 
 
 @dataclass(frozen=True)

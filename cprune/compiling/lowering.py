@@ -20,6 +20,7 @@ from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.operators import LOWERINGS
 from cprune.compiling.quantized import joined_means
 from cprune.compiling.values import Values
+from cprune.network.halving import is_to_single
 from cprune.network.network import Network
 from cprune.network.node import Node, find_refs, operator_name
 
@@ -72,6 +73,8 @@ def _is_constant(values: Values, node: Node) -> bool:
 
 
 def _is_float(values: Values, node: Node) -> bool:
-    """Tell whether every tensor that a node reads, weights aside, is of float32 numbers."""
+    """Tell whether every tensor that a node reads, weights aside, is of float32 numbers, or was and is so again."""
+    if is_to_single(node):
+        return node.args[0].name in values.halved
     computed = [values.examples.get(n) for n in node.refs() if n not in values.params and n not in values.constants]
     return all(not isinstance(v, Tensor) or v.dtype == float32 for v in computed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from cprune.compiling.lowered import Call, Step
+from cprune.compiling.lowered import Call, Half, Step
 from cprune.network.quantizing import quantized_weight
 from cprune.targets.session import Array
 from cprune.tuner.programs.dots import moved_by
@@ -56,13 +56,15 @@ def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored
     return values.emit(name, workload, (x,), linear.shape, block, weights, linear.layers, linear.step)
 
 
-def _output(step: Step | None) -> str:
+def _output(step: Step | Half | None) -> str:
     return "float32" if step is None else "uint8"
 
 
-def _activation(name: str, step: Step | None) -> str:
+def _activation(name: str, step: Step | Half | None) -> str:
     """Return the activation that is left to compute where bytes end at the values of this step."""
-    cut = step is not None and step.zero == 0 and (name == "relu" or (name == "relu6" and 255 * step.scale < 6.001))
+    cut = (
+        isinstance(step, Step) and step.zero == 0 and (name == "relu" or (name == "relu6" and 255 * step.scale < 6.001))
+    )
     return "none" if cut else name
 
 
@@ -75,16 +77,16 @@ def _weights(
     x: Stored,
     residual: Stored | None,
 ) -> tuple[str, ...]:
-    assert x.step is not None
+    assert isinstance(x.step, Step)
     whole, weight_scale = quantized_weight(weight)
     scale = x.step.scale * weight_scale
     bias = layer.bias.detach().double() + scale * (moved_by(workload) - x.step.zero) * whole.flatten(1).sum(1)
     added = 0.0
     if residual is not None:
-        assert residual.step is not None
+        assert isinstance(residual.step, Step)
         added = residual.step.scale
         bias = bias - residual.step.zero * added
-    step = layer.step or Step(1.0, 0)
+    step = layer.step if isinstance(layer.step, Step) else Step(1.0, 0)
     if workload.output == "uint8" and workload.activation == "none":
         scale, bias, added = scale / step.scale, bias / step.scale + step.zero, added / step.scale
     block = workload.out_block

@@ -19,7 +19,8 @@ from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
 from cprune.compiling.operators.quantizing import QUANTIZING
 from cprune.compiling.relax_module import relax_model
-from cprune.network.difference import COMPILED_TOLERANCE, QUANTIZED_TOLERANCE, difference
+from cprune.network.difference import COMPILED_TOLERANCE, HALVED_TOLERANCE, QUANTIZED_TOLERANCE, difference
+from cprune.network.halving import is_halved
 from cprune.network.network import Network
 from cprune.network.node import operator_name
 from cprune.progress import Progress
@@ -27,14 +28,14 @@ from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
-from cprune.tuner.programs.dots import of_target
+from cprune.tuner.programs.dots import DOTS, of_halves, of_target
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Store
 from cprune.tuner.search.strategy import DEFAULT
 from cprune.tuner.tune import Best, Tuner
 
-BYTES = 8
-"""Channels of a block of bytes, at least: two instructions' worth of sums on Arm."""
+LEAST_BLOCK = 8
+"""Channels of a block of bytes or bfloat16, at least: two instructions' worth of sums on Arm."""
 NO_PROGRAMS: Mapping[str, Candidate] = {}
 
 
@@ -108,12 +109,40 @@ def integer_layout(target: Target) -> Layout:
             "Leave --precision away. Processors that have one: x86 with VNNI, Arm with dotprod "
             "(--target android-arm64:cortex-a76, say).",
         )
-    return Layout(max(BYTES, target.vector), dot=dot)
+    return Layout(max(LEAST_BLOCK, target.vector), dot=dot)
+
+
+def half_layout(target: Target) -> Layout:
+    """Return the layout of models in bfloat16.  Raises UserError where the processor does not multiply that."""
+    dot = of_halves(target)
+    if not dot:
+        raise UserError(
+            f"{target.name} ({target.cpu}) has no instruction that multiplies bfloat16: bf16 would be no faster there",
+            "Leave --precision away. Processors that have one: x86 with AVX-512 BF16, Arm from v8.6 "
+            "(--target android-arm64:cortex-x2, say).",
+        )
+    return Layout(max(LEAST_BLOCK, target.vector), dot=dot)
+
+
+def layout_in(precision: str, target: Target) -> Layout:
+    """Return `integer_layout` for int8, `half_layout` for bf16."""
+    return integer_layout(target) if precision == "int8" else half_layout(target)
+
+
+def precision_of(layout: Layout) -> str:
+    """Return in which precision a layout's models multiply: fp32, int8 or bf16."""
+    known = DOTS.get(layout.dot)
+    return "fp32" if not layout.dot else "bf16" if known is not None and known.halves else "int8"
 
 
 def multiplies_bytes(target: Target) -> bool:
     """Tell whether the target's processor has an instruction that multiplies bytes."""
     return bool(of_target(target))
+
+
+def multiplies_halves(target: Target) -> bool:
+    """Tell whether it has one that multiplies bfloat16."""
+    return bool(of_halves(target))
 
 
 def is_quantized(network: Network) -> bool:
@@ -122,13 +151,17 @@ def is_quantized(network: Network) -> bool:
 
 
 def precision(network: Network) -> str:
-    """Return "int8" for a network that rounds values to bytes, "fp32" for any other."""
-    return "int8" if is_quantized(network) else "fp32"
+    """Return "int8" for a network that rounds values to bytes, "bf16" to bfloat16, "fp32" for any other."""
+    return "int8" if is_quantized(network) else "bf16" if is_halved(network) else "fp32"
+
+
+TOLERANCES = {"int8": QUANTIZED_TOLERANCE, "bf16": HALVED_TOLERANCE, "fp32": COMPILED_TOLERANCE}
+"""How far a compiled model may be from PyTorch, by precision."""
 
 
 def tolerance(network: Network) -> float:
     """Return how far a compiled model may be from PyTorch."""
-    return QUANTIZED_TOLERANCE if is_quantized(network) else COMPILED_TOLERANCE
+    return TOLERANCES[precision(network)]
 
 
 def tune(
@@ -173,10 +206,12 @@ def choose_layout(
 ) -> Layout:
     """Return the fastest layout by measured cost; `layout` is a first one, None to look for its block too.
 
-    A quantized network has whole blocks where the target multiplies bytes.
+    A network that rounds has whole blocks where the target multiplies what it rounds to.
     """
     if layout is None and is_quantized(network) and of_target(tuner.target):
         layout = integer_layout(tuner.target)
+    if layout is None and is_halved(network) and of_halves(tuner.target):
+        layout = half_layout(tuner.target)
     if layout is None:
         layout = Layout(choose_block(network, example, tuner, trials, progress))
     return choose_widths(network, example, layout, tuner, trials, siblings, progress)

@@ -15,7 +15,8 @@ from torch import Tensor, float32
 from cprune.compiling import written
 from cprune.compiling.activations import joined
 from cprune.compiling.kinds import Chain, Conv, Expression, ForeignList, Linear, Parts, Stored, Value, Waiting, read
-from cprune.compiling.lowered import Call, Layout, Step
+from cprune.compiling.lowered import Call, Half, Layout, Step
+from cprune.network.halving import is_to_half
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref
 from cprune.targets.errors import UserError
@@ -34,6 +35,7 @@ class Values:
         self.nodes = joined(network.nodes)
         self.uses = Counter(name for node in self.nodes for name in node.refs())
         self.params: dict[str, str] = {n.name: n.args[0] for n in self.nodes if n.op == "param"}
+        self.halved = {node.name for node in self.nodes if is_to_half(node)}
         self.constants: set[str] = set()
         """What depends on weights and shapes alone: computed while lowering, once."""
         self.by_name: dict[str, Value] = {}
@@ -120,7 +122,7 @@ class Values:
         return value
 
     def quantized(self, ref: Ref, *, whole: bool = True) -> Stored | None:
-        """Return the value in memory if it is of bytes; with `whole` only in whole blocks, not an image's."""
+        """Return the value in memory if it is rounded there; with `whole` only in whole blocks, not an image's."""
         if not self.layout.dot:
             return None
         value = self.in_memory(ref, None)
@@ -136,7 +138,7 @@ class Values:
         block: int,
         weights: tuple[str, ...] = (),
         layers: tuple[str, ...] = (),
-        step: Step | None = None,
+        step: Step | Half | None = None,
     ) -> Stored:
         """Add the call that writes the value `name`, and return that value."""
         self.calls.append(Call(name, workload, tuple(i.name for i in inputs), weights, layers))

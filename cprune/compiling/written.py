@@ -6,9 +6,9 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from cprune.compiling import quantized
-from cprune.compiling.kinds import PLAIN_INPUT_CHANNELS, Chain, Conv, Linear, Stored
-from cprune.compiling.lowered import Step
+from cprune.compiling import halves, quantized
+from cprune.compiling.kinds import PLAIN_INPUT_CHANNELS, Chain, Conv, Expression, Linear, Stored
+from cprune.compiling.lowered import Half, Step
 from cprune.network.node import Ref
 from cprune.targets.session import Array
 from cprune.tuner.programs.dots import NPU
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def write_conv(values: Values, name: str, conv: Conv) -> Stored:
-    """Emit a convolution: in integers where what it reads and adds is of bytes, else in float32."""
+    """Emit a convolution: in integers or bfloat16 where what it reads and adds is of these, else in float32."""
     c = values.shape(conv.x)[1]
     x = values.quantized(Ref(conv.x), whole=conv.groups > 1)
     added = values.quantized(Ref(conv.residual)) if conv.residual else None
     if x is not None and (added is not None or not conv.residual):
-        return quantized.write_conv(values, name, conv, x, added)
+        write = halves.write_conv if isinstance(x.step, Half) else quantized.write_conv
+        return write(values, name, conv, x, added)
     if conv.step is not None:
         return _rounded(values, name, replace(conv, step=None), conv.step)
     source = values.by_name.get(conv.x)
@@ -39,18 +40,19 @@ def write_conv(values: Values, name: str, conv: Conv) -> Stored:
     return values.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
 
 
-def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step) -> Stored:
-    """Emit a layer in float32 and make its result bytes."""
+def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step | Half) -> Stored:
+    """Emit a layer in float32 and round its result."""
     ref = Ref(f"{name}.float")
     values.by_name[ref.name] = layer
-    return write_bytes(values, name, values.chain(ref), step)
+    return write_rounded(values, name, values.chain(ref), step)
 
 
 def write_linear(values: Values, name: str, linear: Linear) -> Stored:
     """Emit a linear layer, likewise."""
     x = values.quantized(Ref(linear.x))
     if x is not None:
-        return quantized.write_linear(values, name, linear, x)
+        write = halves.write_linear if isinstance(x.step, Half) else quantized.write_linear
+        return write(values, name, linear, x)
     if linear.step is not None:
         return _rounded(values, name, replace(linear, step=None), linear.step)
     x = values.stored(Ref(linear.x), 0)
@@ -69,14 +71,16 @@ def _packed(values: Values, name: str, layer: str, weight: Array, bias: Array) -
     return names
 
 
-def write_bytes(values: Values, name: str, chain: Chain, step: Step) -> Stored:
-    """Emit a chain whose value is rounded to bytes; an image's few channels come in a block of four.
+def write_rounded(values: Values, name: str, chain: Chain, step: Step | Half) -> Stored:
+    """Emit a chain whose value is rounded to bytes or bfloat16; an image's few channels come in a block of four.
 
     The simulated accelerator's multiplier takes whole blocks only, so there an image is padded as everything else is.
     """
     block = values.layout.block
     if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS and values.layout.dot != NPU:
         block = PLAIN_INPUT_CHANNELS
-    expression = ("quantize", chain.expression, step.scale, step.zero)
+    expression: Expression = ("halve", chain.expression)
+    if isinstance(step, Step):
+        expression = ("quantize", chain.expression, step.scale, step.zero)
     workload = Elementwise(expression, tuple((i.shape, i.block) for i in chain.inputs), chain.shape, block)
     return values.emit(name, workload, chain.inputs, chain.shape, block, step=step)

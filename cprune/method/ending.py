@@ -60,7 +60,7 @@ def finish(run: RunState, current: Version) -> Outcome:
     earlier one, that is returned (status "stepped-back"), and if there is none, the unpruned one (status "unpruned").
     """
     settings, siblings = run.settings, current.tuned.layer_programs
-    choice = chosen(run, _contenders(run))
+    choice = chosen(run, contenders(run))
     run.progress.say(f"accuracy {choice.accuracy:.2%} on the images of the report ({run.start.required:.2%} asked for)")
     before = after = run.tune(run.first, run.first_layout, settings.trials, text="tuning, unpruned")
     if choice.index is not None:
@@ -88,7 +88,7 @@ def finish(run: RunState, current: Version) -> Outcome:
         {name: round(value, 1) for name, value in run.cost.now().items()},
         {verdict: run.history.count(verdict) for verdict in ("accepted", "rejected", "excluded")},
         _notes(run, choice, limits),
-        forecasts(run.history.steps, choice.index, comparison.ratio.median / run.start.share),
+        forecasts(run.history.steps, _step(run, choice), comparison.ratio.median / run.start.share),
         limits,
     )
     run.happened(Final(outcome.status, choice.accuracy))
@@ -115,26 +115,36 @@ def _at_full_speed(run: RunState, new: str) -> Comparison:
     return comparison
 
 
-def _contenders(run: RunState) -> list[Contender]:
+def _step(run: RunState, choice: Choice) -> int | None:
+    """Return the step whose model was chosen; None where it is of no step."""
+    return choice.index if any(step.index == choice.index for step in run.history.steps) else None
+
+
+def contenders(run: RunState) -> list[Contender]:
     """Train the last accepted model long; return all accepted ones, slowest first, as far trained as each is.
 
-    In integers the whole model is the first of them.
+    In integers the whole model is the first of them; one that the run asked for itself comes before all accepted ones.
     """
     if run.history.last is not None:
         run.long_trained(run.history.last)
-    contenders = []
+    found = []
     if run.precision != "fp32":
         look = run.look(deepcopy(run.first), "decide")
         name, load = f"the whole model in {run.precision}", partial(deepcopy, run.first)
-        contenders.append(Contender(WHOLE, name, look.accuracy, load, run.loss(look, "decide")))
+        found.append(Contender(WHOLE, name, look.accuracy, load, run.loss(look, "decide")))
+    for asked in run.history.asked:
+        safe = run.history.trained.get(asked.index) if asked.safer else None
+        if safe is not None:
+            load = partial(run.keeper.load, asked.index, long_trained=True)
+            found.append(Contender(asked.index, "the safer model", safe.accuracy, load, safe.loss))
     for step in run.history.accepted:
         trained = run.history.trained.get(step.index)
         decided = trained.accuracy if trained else step.accuracy or 0.0
         load = partial(run.keeper.load, step.index, long_trained=trained is not None)
         loss, enough = trained.loss if trained else step.loss, meets(run, step.index)
         name = f"the model after step {step.index}"
-        contenders.append(Contender(step.index, name, decided, load, loss, enough))
-    return contenders
+        found.append(Contender(step.index, name, decided, load, loss, enough))
+    return found
 
 
 def _status(run: RunState, choice: Choice) -> Status:

@@ -115,6 +115,14 @@ def _trained(run: RunState, outcome: Outcome) -> list[FrontPoint]:
         decided = trained.loss if trained else step.loss
         point = point_of(run, step.index, network_of(run, step.index), latency_ms, speedup, decided)
         points.append(replace(point, delivered=delivered))
+    for asked in run.history.asked:
+        made = run.history.further.get(asked.number)
+        if asked.safer and made is not None and not made.reason:
+            delivered, latency_ms, speedup = asked.index == outcome.choice.index, made.latency_ms, made.speedup.median
+            if delivered:
+                latency_ms, speedup = outcome.comparison.new_ms, 1 / outcome.comparison.ratio.median
+            point = point_of(run, asked.index, network_of(run, asked.index), latency_ms, speedup, made.loss)
+            points.append(replace(point, delivered=delivered, gone=made.gone))
     return points
 
 

@@ -3,15 +3,20 @@
 It is taken from the tables that a round kept, of the newest model that is slower, and trained as long as a last round
 is.  It is looked at with the images that certify after all others were, and because of a wish that came later, so it
 does not take the place of the model that the run delivered: it is a point more of the front.
+
+A run whose models all fail in the end asks for one itself, a slower one that is trained for a short time more
+(`retreated`): that one is delivered if it holds, and no run ends with nothing because of a single unlucky model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cprune.method.allocation import Allocation
-from cprune.method.certify import Contender, Notes, certified
+from cprune.method.certify import Contender, Notes, certified, chosen
+from cprune.method.ending import contenders
 from cprune.method.front import base_of, gone_before, graph_of, network_of, point_of
 from cprune.method.limits import MARGIN, REACHED, share_after
 from cprune.method.planning import Plan, planned
@@ -20,13 +25,15 @@ from cprune.method.seconds import Budget
 from cprune.method.state import RunState, Version
 from cprune.method.tables import ROUNDS, TIMED_ROUNDS, Tables
 from cprune.network.network import Network
-from cprune.runs.events import Asked, Chosen, Further, GroupChange
+from cprune.runs.events import Asked, Chosen, Further, GroupChange, Trained
 from cprune.runs.front import FrontPoint
 from cprune.targets.errors import UserError
 from cprune.targets.interval import Interval
 from cprune.training.fine_tune import FineTuneDiverged
 
-FIRST = 1000  # what such models are called in the journal and on the disk: 1000, 1001, …
+SAFER = 2 / 3  # of the logarithm of the speed-up that failed is looked for once more
+SLOWER = 1.03  # times the latency of what failed, at least
+SAFER_SECONDS = 0.1  # of the seconds of training, beside them
 TIMED = 3  # allocations of the front that are compiled and timed
 SAME = 0.01  # speed-ups that differ by less are one wish
 
@@ -61,13 +68,36 @@ def asked_for(run: RunState, wish: Wish) -> None:
     run.happened(Asked(len(run.history.asked), wished))
 
 
+def retreated(run: RunState, tables: Tables) -> None:
+    """Train one safer model if nothing but the unpruned one could be delivered of what a run has trained.
+
+    Its training takes SAFER_SECONDS of all training more.  Where nothing was chosen there is nothing to do.
+    """
+    asked = next((one for one in run.history.asked if one.safer), None)
+    if asked is None:
+        steps = [step.index for step in run.history.steps]
+        tried = [share_after(run, base_of(run, index)) * run.history.chosen[index].share for index in steps]
+        if not tried or chosen(run, contenders(run)).index is not None:
+            return
+        asked = Asked(len(run.history.asked), max(tried) ** -SAFER, safer=True)
+        run.progress.say(
+            f"nothing holds that was trained: one more model, {asked.speedup:.2f}x as fast, safer than those"
+        )
+        run.happened(asked)
+    if asked.number not in run.history.further:
+        _make(run, tables, asked)
+    made = run.history.further[asked.number]
+    if not made.reason and asked.index not in run.history.trained:
+        run.happened(Trained(asked.index, made.accuracy, made.accuracy, "", made.loss))
+
+
 def one_more(run: RunState, tables: Tables, asked: Asked) -> tuple[FrontPoint, Version] | None:
     """Return the point of the front that a wish became, and its model; None if that failed.
 
     What was not trained and certified in an earlier life is so now.  `tables` has begun: the unpruned model is held as
     "before".
     """
-    index = FIRST + asked.number
+    index = asked.index
     if asked.number not in run.history.further:
         _make(run, tables, asked)
     made = run.history.further[asked.number]
@@ -109,15 +139,15 @@ def _round_for(run: RunState, share: float) -> int:
 
 def _make(run: RunState, tables: Tables, asked: Asked) -> None:
     """Cut, time and train the model of a wish, and keep it."""
-    index, budget = FIRST + asked.number, Budget.of(run)
-    chosen = run.history.chosen.get(index) or _cut(run, tables, asked, budget)
-    if chosen is None:
+    index, budget = asked.index, Budget.of(run)
+    cut = run.history.chosen.get(index) or _cut(run, tables, asked, budget)
+    if cut is None:
         run.happened(_failed(asked, "nothing is left whose removal would make the model faster"))
         return
     network = run.keeper.load_scout(index, 0)
     checkpoint = run.keeper.checkpoint(f"round{index}", run.progress.say)
     try:
-        run.fine_tune(network, budget.schedule(chosen.epochs), run.settings.seed * 1000 + index, checkpoint)
+        run.fine_tune(network, budget.schedule(cut.epochs), run.settings.seed * 1000 + index, checkpoint)
     except FineTuneDiverged as error:
         run.happened(_failed(asked, f"training diverged: {error}"))
         return
@@ -129,7 +159,7 @@ def _make(run: RunState, tables: Tables, asked: Asked) -> None:
     run.bench.drop("further")
     ratio = comparison.ratio
     speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-    loss, gone = run.loss(look, "decide"), len(chosen.gone) + gone_before(run, base_of(run, chosen.number))
+    loss, gone = run.loss(look, "decide"), len(cut.gone) + gone_before(run, base_of(run, cut.number))
     run.happened(Further(asked.number, speedup, comparison.new_ms, look.accuracy, loss, gone))
     if checkpoint is not None:
         checkpoint.discard()
@@ -147,7 +177,7 @@ def _cut(run: RunState, tables: Tables, asked: Asked, budget: Budget) -> Chosen 
     """
     share = MARGIN / asked.speedup
     round_ = _round_for(run, 1 / asked.speedup)
-    base, index = base_of(run, round_), FIRST + asked.number
+    base, index = base_of(run, round_), asked.index
     version = tables.before
     if base is not None:
         version = run.tune(network_of(run, base), run.layout, run.settings.loop_trials, text="the model to go on from")
@@ -156,10 +186,16 @@ def _cut(run: RunState, tables: Tables, asked: Asked, budget: Budget) -> Chosen 
     plan = planned(run, version, usual_ms, budget.of_looking, run.settings.seed + round_, round_)
     if len(plan.front) == 1:
         return None
-    network, one, measured = _timed(run, version, plan, share / now, now)
+    found = list(_timed(run, version, plan, (1 / asked.speedup if asked.safer else share) / now))
+    chosen_one = _safer(found, asked) if asked.safer else _fast_enough(found, share)
+    if chosen_one is None:
+        return None
+    network, one, measured = chosen_one
     run.keeper.save_scout(index, 0, network)
     seconds = budget.of_round(ROUNDS - 1, ROUNDS, len(run.history.scouted))
-    chosen = Chosen(
+    if asked.safer:
+        seconds = SAFER_SECONDS * budget.seconds
+    cut = Chosen(
         index,
         round_,  # the round whose tables it is from: there is one scout, and its number is 0
         measured,
@@ -168,29 +204,37 @@ def _cut(run: RunState, tables: Tables, asked: Asked, budget: Budget) -> Chosen 
         tuple(GroupChange(group, plan.graph.group(group).channels, width) for group, width in one.widths),
         one.gone,
     )
-    run.happened(chosen)
+    run.happened(cut)
     run.progress.say(
-        f"one more model: {measured:.2f} of the unpruned model's latency, {chosen.epochs:.1f} epochs, about "
+        f"one more model: {measured:.2f} of the unpruned model's latency, {cut.epochs:.1f} epochs, about "
         f"{seconds / 60:.1f} min"
     )
-    return chosen
+    return cut
 
 
-def _timed(run: RunState, version: Version, plan: Plan, share: float, now: float) -> tuple[Network, Allocation, float]:
-    """Return the network to train, its allocation, and the measured share of the unpruned model's latency.
+Found = tuple[Network, Allocation, float]
+"""A network that may be trained, its allocation, and the measured share of the unpruned model's latency."""
 
-    `share` of `now` is looked for, where `now` is what the plan's own network takes.
-    """
-    found = []
+
+def _timed(run: RunState, version: Version, plan: Plan, share: float) -> Iterator[Found]:
+    """Yield some that are forecast to take about that share of the latency of the plan's own network."""
     for one in plan.near(share, TIMED):
         with run.cost.spent("evaluate"):
             network = plan.cut(one)
         siblings, trials = version.tuned.layer_programs, run.settings.loop_trials
         text = "tuning an allocation to time it"
         run.load("candidate", run.tune(network, run.layout, trials, siblings, text, "loop"))
-        found.append((network, one, run.compare("before", "candidate", TIMED_ROUNDS).ratio.median))
+        yield network, one, run.compare("before", "candidate", TIMED_ROUNDS).ratio.median
         run.bench.drop("candidate")
-    enough = [each for each in found if each[2] <= share * now * REACHED]
-    if enough:
-        return min(enough, key=lambda each: each[1].damage)
-    return min(found, key=lambda each: each[2])
+
+
+def _fast_enough(found: Sequence[Found], share: float) -> Found:
+    """Return the mildest that takes that share of the unpruned model's latency at most; if none does, the fastest."""
+    enough = [each for each in found if each[2] <= share * REACHED]
+    return min(enough, key=lambda each: each[1].damage) if enough else min(found, key=lambda each: each[2])
+
+
+def _safer(found: Sequence[Found], asked: Asked) -> Found | None:
+    """Return the one nearest to the speed asked for, of those that are slower than what failed; None without any."""
+    slower = [each for each in found if each[2] > SLOWER * asked.speedup ** (-1 / SAFER)]
+    return min(slower, key=lambda each: abs(math.log(each[2] * asked.speedup)), default=None)

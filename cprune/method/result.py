@@ -16,7 +16,7 @@ from cprune.method.state import Version
 from cprune.method.task_table import task_table
 from cprune.targets.interval import Interval
 from cprune.targets.plain import to_plain
-from cprune.tuner.programs.workload import QuantizedConv2d
+from cprune.tuner.programs.workload import HalfConv2d, QuantizedConv2d, Workload
 
 
 def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def result_of(outcome: Outcome, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _precision(outcome: Outcome) -> dict[str, Any]:
-    """Return what both models compute in, and what integers without pruning brought if the final one is of them."""
+    """Return what both models compute in, and what fewer bits without pruning brought if the final one has them."""
     after = precision(outcome.network)
     return {"before": "fp32", "after": after, "alone": None if after == "fp32" else round(1 / outcome.start.share, 3)}
 
@@ -67,19 +67,20 @@ def _precision(outcome: Outcome) -> dict[str, Any]:
 def analysis(before: Version, after: Version, settings: Settings, threads: int) -> dict[str, Any]:
     """Return the contents of `analysis.json`: tasks, channels, the bits of the final weights, and what is frozen."""
     old, new = widths(before.graph), widths(after.graph)
-    integers = {
-        layer for c in after.tuned.lowered.calls if isinstance(c.workload, QuantizedConv2d) for layer in c.layers
-    }
+    bits = {layer: _bits(c.workload) for c in after.tuned.lowered.calls for layer in c.layers}
     return {
         "tasks_before": [asdict(row) for row in task_table(before.tuned, before.graph, settings.step_join, threads)],
         "tasks_after": [asdict(row) for row in task_table(after.tuned, after.graph, settings.step_join, threads)],
         "channels": [
-            {"layer": n, "before": w, "after": new.get(n, w), "bits": 8 if n in integers else 32}
-            for n, w in old.items()
+            {"layer": n, "before": w, "after": new.get(n, w), "bits": bits.get(n, 32)} for n, w in old.items()
         ],
         "frozen": [{"layers": list(f.layers), "reason": f.reason, "channels": f.channels} for f in before.graph.frozen],
         "groups": [{"id": g.id, "channels": g.channels, "layers": list(g.layers)} for g in before.graph.groups],
     }
+
+
+def _bits(workload: Workload) -> int:
+    return 8 if isinstance(workload, QuantizedConv2d) else 16 if isinstance(workload, HalfConv2d) else 32
 
 
 def versions() -> dict[str, str]:

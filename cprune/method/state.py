@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from cprune.channels.graph import Graph
 from cprune.channels.groups import analyse
 from cprune.compiling.lowered import Layout
-from cprune.compiling.tuned import NO_PROGRAMS, Tuned, integer_layout
+from cprune.compiling.tuned import NO_PROGRAMS, Tuned, layout_in, precision_of
 from cprune.compiling.workbench import Workbench
 from cprune.method.cost import Cost
+from cprune.method.fewer_bits import FewerBits
 from cprune.method.history import History
 from cprune.method.kept import Keeper
 from cprune.method.settings import Settings
 from cprune.network.network import Network
-from cprune.network.quantizing import quantized
 from cprune.network.rounding import Rounding
 from cprune.progress import Progress, Watched
 from cprune.runs.events import CostSoFar, Event, Start, Trained
@@ -31,14 +31,12 @@ from cprune.training.fine_tune import FineTuneDiverged
 from cprune.training.trainer import Checkpoint, PartName, Schedule, Trainer
 from cprune.tuner.programs.space import Candidate
 
-CALIBRATION_IMAGES, LEAST_IMAGES, CALIBRATION_BATCH = 256, 32, 64
-CALIBRATION_PIXELS = CALIBRATION_IMAGES * 64 * 64  # of large images fewer are enough, and as many would take minutes
 LEAST_EPOCHS = 0.1  # of long training, however few seconds are left
 ROUNDING_FROM = 0.2
 """Of what may be lost.  Where integers cost next to nothing (the built-in network), a training whose last part rounds
 left a pruned model 0.0272 nats from the unpruned one, one of as many seconds that does not 0.0259, both in int8."""
 SAME_DATA = 0.002  # accuracies on the same images differ by no more: an image or two at a tie
-IN_INTEGERS = "whole"  # under this name the workbench holds the unpruned model in integers
+ROUNDED = "whole"  # under this name the workbench holds the unpruned model in int8 or bf16
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
 
 
@@ -46,7 +44,7 @@ BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes
 class Version:
     """The model at one time of the run: tuned, with the channel groups of its network.
 
-    `network` is what is cut and trained; in a run in integers it is compiled as another, `tuned.network`.
+    `network` is what is cut and trained; in a run in int8 or bf16 it is compiled as another, `tuned.network`.
     """
 
     tuned: Tuned
@@ -76,7 +74,7 @@ class RunState:
         events = keeper.events()
         self.history, self.cost = History.of(events), Cost.of(events)
         self._parents: dict[PartName, Look] = {}
-        self._shown: Sequence[Sequence[Tensor]] | None = None
+        self.bits = FewerBits(example, trainer, settings.seed)
         self.kept_at = time.monotonic()
 
     @property
@@ -92,16 +90,16 @@ class RunState:
 
     @property
     def layout(self) -> Layout:
-        """Return the layout of the models that are cut: that of the unpruned one, or of integers."""
-        return self.first_layout if self.precision == "fp32" else self.integer_layout()
+        """Return the layout of the models that are cut: that of the unpruned one, or of int8 or bf16."""
+        return self.first_layout if self.precision == "fp32" else self.layout_in(self.precision)
 
-    def integer_layout(self) -> Layout:
-        """Return the layout of models in integers.  Raises UserError where the target does not multiply bytes."""
-        return integer_layout(self.bench.tuner.target)
+    def layout_in(self, precision: str) -> Layout:
+        """Return the layout of models in int8 or bf16.  Raises UserError where the target does not multiply these."""
+        return layout_in(precision, self.bench.tuner.target)
 
     @property
     def precision(self) -> str:
-        """Return fp32 or int8: as the settings say, or as it was found in the beginning."""
+        """Return fp32, bf16 or int8: as the settings say, or as it was found in the beginning."""
         asked, start = self.settings.precision, self.history.start
         if asked != "auto":
             return asked
@@ -110,7 +108,7 @@ class RunState:
     @property
     def whole(self) -> str:
         """Return under which name the workbench holds the unpruned model in the precision of the run."""
-        return "before" if self.precision == "fp32" else IN_INTEGERS
+        return "before" if self.precision == "fp32" else ROUNDED
 
     def happened(self, event: Event) -> None:
         """Take note of `event`, and write it with what the run has cost so far."""
@@ -142,13 +140,13 @@ class RunState:
     ) -> Version:
         """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form.
 
-        In a layout of integers those of the network in integers are tuned.  The trials count for `phase` of the run, if
+        In a layout of int8 or bf16 those of the network in that are tuned.  The trials count for `phase` of the run, if
         there is one.
         """
         compiled = network
         if layout.dot:
             with self.cost.spent("evaluate"):
-                compiled = self.in_integers(network)
+                compiled = self.bits.rounded(network, precision_of(layout))
         with self.cost.spent("tune"), self.cost.counting(phase):
             tuned = self.bench.tune(compiled, layout, trials, self.progress, siblings, text)
         graph = analyse(network, self.example, self.settings.ignore, self.settings.whole_heads)
@@ -165,25 +163,10 @@ class RunState:
             return self.bench.compare(old, new, rounds, self.settings.run_ms, beta)
 
     def deployed(self, network: Network) -> Network:
-        """Return the network as it is delivered: with the precision int8 a copy in integers; the first stays."""
+        """Return the network as it is delivered: with the precision int8 or bf16 a copy in that; the first stays."""
         if self.precision == "fp32" or network is self.first:
             return network
-        return self.in_integers(network)
-
-    def in_integers(self, network: Network) -> Network:
-        """Return a copy of the network in integers.  Raises UserError where training images cannot be seen."""
-        return quantized(network, self.shown()).eval()
-
-    def shown(self) -> Sequence[Sequence[Tensor]]:
-        """Return the images, in batches, that ranges come from.  Raises UserError where none can be seen."""
-        if self._shown is None:
-            pixels = self.example[0].shape[2:].numel()
-            images = max(LEAST_IMAGES, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // max(1, pixels)))
-            split = self.trainer.samples(images, 7 * self.settings.seed)
-            if split is None:
-                raise UserError("int8 needs training images that cprune can see", "Give --data, or --precision fp32.")
-            self._shown = split.inputs(CALIBRATION_BATCH)
-        return self._shown
+        return self.bits.rounded(network, self.precision)
 
     def look(self, network: Network, part: PartName) -> Look:
         """Return what the network, as it is delivered, answers on that part of the data."""
@@ -207,12 +190,12 @@ class RunState:
 
         Where integers alone cost accuracy, the last part of a training on varied images rounds as they will.
         """
-        costly = self.precision != "fp32" and self.start.integers_lose > ROUNDING_FROM * self.start.allowed
+        costly = self.precision == "int8" and self.start.integers_lose > ROUNDING_FROM * self.start.allowed
         floats, integers = schedule.parts() if costly and schedule.varied else (schedule, None)
         with self.cost.spent("train"):
             self.trainer.fine_tune(network, floats, seed, self.progress, checkpoint)
             if integers is not None:
-                rounding = Rounding(network, self.shown())
+                rounding = Rounding(network, self.bits.shown())
                 beside = checkpoint.beside("rounding") if checkpoint else None
                 self.trainer.fine_tune(rounding, integers, seed, self.progress, beside)
                 rounding.settle()

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from cprune.compiling import deploy
-from cprune.compiling.tuned import Tuned, is_quantized, say_if_strange
+from cprune.compiling.tuned import Tuned, precision, say_if_strange
 from cprune.compiling.workbench import SessionWorkbench
 from cprune.files import read_json, write_json
 from cprune.method.ending import finish
 from cprune.method.forecast import forecast
 from cprune.method.front import front_of, network_of
-from cprune.method.further import NO_WISH, Wish, asked_for, one_more
+from cprune.method.further import NO_WISH, Wish, asked_for, one_more, retreated
 from cprune.method.kept import FolderKeeper
 from cprune.method.loop import Loop
 from cprune.method.netadapt import NetAdapt
@@ -83,6 +83,8 @@ def whole_run(
             write_json(folder.analysis, analysis(loop.before, loop.before, settings, run.bench.threads))
             for step in loop.steps():
                 on_step(step)  # nothing is drawn while a run measures: `cprune report` does at any time
+            if isinstance(loop, Tables):
+                retreated(run, loop)
             result, front = _ended(folder, run, loop.current, target)
         if isinstance(loop, Tables):
             front = _with_wishes(folder, run, loop, front, target)
@@ -110,16 +112,16 @@ def _ended(folder: RunFolder, run: RunState, current: Version, target: Target) -
 
 
 def _keep(folder: RunFolder, step: int, tuned: Tuned, target: Target) -> None:
-    """Keep what `cprune export --pick` compiles: the programs of a model, and that itself if it is in integers."""
+    """Keep what `cprune export --pick` compiles: the programs of a model, and that itself if it has fewer bits."""
     deploy.keep_programs(folder.programs_of(step), tuned.lowered, tuned.programs, target)
-    if is_quantized(tuned.network):
-        saving.save(tuned.network, folder.integers_dir(step))
+    if precision(tuned.network) != "fp32":
+        saving.save(tuned.network, folder.rounded_dir(step))
 
 
 def _with_wishes(folder: RunFolder, run: RunState, tables: Tables, front: Front, target: Target) -> Front:
     """Return the front with the models that were asked for; those that are not there yet are trained."""
     for asked in run.history.asked:
-        made = one_more(run, tables, asked)
+        made = None if asked.safer else one_more(run, tables, asked)
         if made is not None:
             point, version = made
             assert point.step is not None

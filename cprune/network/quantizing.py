@@ -140,7 +140,7 @@ def channel_means(network: Network, batch: Sequence[Tensor]) -> dict[str, Tensor
 
     def watch(name: str, value: Tensor) -> Tensor:
         node = by_name[name]
-        if _has_form(node, by_name, tensors) and value.dim() == (4 if operator_name(node) == "conv2d" else 2):
+        if has_form(node, by_name, tensors) and value.dim() == (4 if operator_name(node) == "conv2d" else 2):
             means[name] = _mean(value)
         return value
 
@@ -149,7 +149,7 @@ def channel_means(network: Network, batch: Sequence[Tensor]) -> dict[str, Tensor
     return means
 
 
-def _has_form(node: Node, by_name: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> bool:
+def has_form(node: Node, by_name: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> bool:
     """Tell whether a node is a convolution or linear layer whose weight can be of integers."""
     kind = operator_name(node)
     if (
@@ -159,11 +159,12 @@ def _has_form(node: Node, by_name: Mapping[str, Node], tensors: Mapping[str, Ten
     ):
         return False
     groups = node.args[6] if kind == "conv2d" and len(node.args) > 6 else 1
-    weight = _weight(node, by_name, tensors)
+    weight = weight_of(node, by_name, tensors)
     return bool(groups == 1 or (groups == weight.shape[0] and weight.shape[1] == 1))
 
 
-def _weight(layer: Node, by_name: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Tensor:
+def weight_of(layer: Node, by_name: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the weight of a convolution or a linear layer."""
     return tensors[by_name[layer.args[1].name].args[0]]
 
 
@@ -172,27 +173,30 @@ def _mean(value: Tensor) -> Tensor:
     return value.movedim(1, 0).flatten(1).mean(1)
 
 
-def places(network: Network, layers: Collection[str]) -> list[str]:
-    """Return the names of the values to round, in the order of the nodes, for these layers to be of integers."""
+def places(network: Network, layers: Collection[str], passed: Collection[str] = BYTES_PASS) -> list[str]:
+    """Return the names of the values to round, in the order of the nodes, for these layers to be of integers.
+
+    What operators of `passed` only choose among is rounded before them.
+    """
     by_name, tensors = {node.name: node for node in network.nodes}, network.tensors()
     uses = Counter(name for node in network.nodes for name in node.refs())
     found: set[str] = set()
     for node in network.nodes:
         if node.name in layers:
-            found.add(_source(node.args[0].name, by_name))
+            found.add(_source(node.args[0].name, by_name, passed))
         elif operator_name(node) == "add" and all(isinstance(a, Ref) for a in node.args[:2]):
             # When the network is lowered the larger of two convolutions takes a sum along; the other end is read.
             convs = [
                 r for r in node.args[:2] if r.name in layers and uses[r.name] == 1 and "conv2d" in by_name[r.name].op
             ]
-            joined = max(convs, key=lambda r: _weight(by_name[r.name], by_name, tensors).numel(), default=None)
-            found.update(_source(ref.name, by_name) for ref in node.args[:2] if joined and ref != joined)
+            joined = max(convs, key=lambda r: weight_of(by_name[r.name], by_name, tensors).numel(), default=None)
+            found.update(_source(ref.name, by_name, passed) for ref in node.args[:2] if joined and ref != joined)
     return [node.name for node in network.nodes if node.name in found]
 
 
-def _source(name: str, by_name: Mapping[str, Node]) -> str:
-    """Return the value whose bytes the operators before `name` only choose among."""
-    while operator_name(by_name[name]) in BYTES_PASS:
+def _source(name: str, by_name: Mapping[str, Node], passed: Collection[str]) -> str:
+    """Return the value whose numbers the operators before `name` only choose among."""
+    while operator_name(by_name[name]) in passed:
         name = by_name[name].args[0].name
     return name
 
@@ -238,17 +242,21 @@ def _least_error(values: Tensor, low: float, high: float, scheme: Scheme) -> Ran
 
 def inserted(network: Network, steps: Mapping[str, Step]) -> Network:
     """Return the network in which the readers of each named value read it rounded to its step's bytes."""
-    bytes_of = {name: Ref(f"{name}.bytes") for name in steps}
+    op = "aten.fake_quantize_per_tensor_affine.default"
+    made = {name: (Node(f"{name}.bytes", op, (Ref(name), *step, LOWEST, HIGHEST)),) for name, step in steps.items()}
+    return with_readers(network, made)
+
+
+def with_readers(network: Network, made: Mapping[str, Sequence[Node]]) -> Network:
+    """Return the network in which what read a named value reads the last of the nodes that are made of it."""
 
     def instead(ref: Ref) -> Ref:
-        return bytes_of.get(ref.name, ref)
+        return Ref(made[ref.name][-1].name) if ref.name in made else ref
 
     nodes: list[Node] = []
     for node in network.nodes:
         nodes.append(replace(node, args=map_refs(node.args, instead), kwargs=map_refs(node.kwargs, instead)))
-        if node.name in steps:
-            args = (Ref(node.name), *steps[node.name], LOWEST, HIGHEST)
-            nodes.append(Node(bytes_of[node.name].name, "aten.fake_quantize_per_tensor_affine.default", args))
+        nodes += made.get(node.name, ())
     return with_nodes(network, nodes, network.tensors())
 
 
@@ -257,7 +265,7 @@ def rounded(network: Network, layers: Collection[str], by_channel: bool = True) 
     by_name, tensors = {node.name: node for node in network.nodes}, network.tensors()
     with torch.no_grad():
         for name in layers:
-            weight = _weight(by_name[name], by_name, tensors)
+            weight = weight_of(by_name[name], by_name, tensors)
             weight.copy_(to_steps(weight) if by_channel else to_steps(weight.reshape(1, -1)).reshape(weight.shape))
     return network
 

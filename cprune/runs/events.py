@@ -277,12 +277,21 @@ class Reported:
 
 @dataclass(frozen=True)
 class Asked:
-    """One more model is wanted, so many times as fast as the unpruned one; the settings of the run stay."""
+    """One more model is wanted, so many times as fast as the unpruned one; the settings of the run stay.
+
+    With `safer` it is the run that wants it: no other model could be delivered.
+    """
 
     kind: ClassVar[str] = "asked"
     number: int
     speedup: float
     so_far: SoFar | None = None
+    safer: bool = False
+
+    @property
+    def index(self) -> int:
+        """Return what its model is called in the journal and on the disk, where others go by their step: from 1000."""
+        return 1000 + self.number
 
 
 @dataclass(frozen=True)

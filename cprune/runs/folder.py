@@ -91,9 +91,9 @@ class RunFolder:
         """The model of step `index` after long training, for example `final/0007`."""
         return self.path / "final" / f"{index:04d}"
 
-    def integers_dir(self, index: int) -> Path:
-        """The model of step `index` in integers, of a run that ends in these, for example `final/0007.int8`."""
-        return self.path / "final" / f"{index:04d}.int8"
+    def rounded_dir(self, index: int) -> Path:
+        """The model of step `index` in int8 or bf16, of a run that ends in these, for example `final/0007.rounded`."""
+        return self.path / "final" / f"{index:04d}.rounded"
 
     def programs_of(self, index: int) -> Path:
         """The program of every task of the model of step `index`, for example `final/0007.programs.json`."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-"""An argument of a program: float32, but for quantized values (uint8) and weights (int8)."""
+"""An argument of a program: float32, but for quantized values (uint8) and weights (int8), and bfloat16 (uint16)."""
 Shapes = tuple[tuple[int, ...], ...]
 """The shapes of a program's arguments; the last one is the output."""
 Forms = tuple[tuple[tuple[int, ...], str], ...]
@@ -132,7 +132,7 @@ def forms(shapes: Shapes, dtypes: Sequence[str] = ()) -> Forms:
 
 
 def arguments(wanted: Forms, seed: int) -> list[Array]:
-    """Return random arguments: floats of variance 1, integers of their full range.  The output's place is left out."""
+    """Return random arguments: floats of variance 1, bytes of their full range.  The output's place is left out."""
     rng = np.random.default_rng(seed)
     return [_random(rng, shape, np.dtype(dtype)) for shape, dtype in wanted[:-1]]
 
@@ -140,6 +140,8 @@ def arguments(wanted: Forms, seed: int) -> list[Array]:
 def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "f":
         return rng.standard_normal(shape, np.float32)
+    if dtype == np.uint16:  # the upper half of a float32 is a bfloat16
+        return (rng.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     limits = np.iinfo(dtype)
     return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cprune.compiling.kinds import Value
+from cprune.compiling.lowered import Step
 from cprune.compiling.operators.arguments import filled, pair
 from cprune.compiling.values import Lowering, Values
 from cprune.network.node import Node, Ref
@@ -59,7 +60,7 @@ def _pooled(
     n, c, h, w = values.shape(x.name)
     pads = _pads(values, node, x, kernel, stride, pad)
     source = values.quantized(x) if op == "max" else None
-    if source is not None:
+    if source is not None and isinstance(source.step, Step):
         of_bytes = QuantizedPool2d(op, n, padded(c, source.block), h, w, kernel, stride, pads, True, source.block)
         shape = values.shape(node.name)
         return values.emit(node.name, of_bytes, (source,), shape, source.block, step=source.step)

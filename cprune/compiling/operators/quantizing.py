@@ -1,40 +1,61 @@
-"""Values that are rounded to the 256 steps of a byte (`fake_quantize`): bytes where the target multiplies them."""
+"""Values that are rounded, to the 256 steps of a byte (`fake_quantize`) or to bfloat16 (to it and back, `_to_copy`).
+
+They are bytes, or bfloat16, where the target multiplies these.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from cprune.compiling.kinds import Conv, Linear, Stored, Value
-from cprune.compiling.lowered import Step
+from cprune.compiling.kinds import Conv, Expression, Linear, Stored, Value
+from cprune.compiling.lowered import HALF, Half, Step
 from cprune.compiling.values import Lowering, Values
-from cprune.compiling.written import write_bytes
+from cprune.compiling.written import write_rounded
+from cprune.network.halving import is_to_half, is_to_single
 from cprune.network.node import Node, operator_name
 from cprune.network.quantizing import HIGHEST, LOWEST
 
 
 def _fake_quantize(values: Values, node: Node) -> Value | None:
-    x, step = node.args[0], step_of(node)
+    step = step_of(node)
     if step is None:
         return None
-    shape = values.shape(node.name)
+    return _rounded(
+        values, node, step, lambda e: ("dequantize", ("quantize", e, step.scale, step.zero), step.scale, step.zero)
+    )
+
+
+def _copied(values: Values, node: Node) -> Value | None:
+    """Return a value in bfloat16, or such a value for those who read it in float32; None for any other copy."""
+    if is_to_half(node):
+        return _rounded(values, node, HALF, lambda e: ("widen", ("halve", e)))
+    return values.same(node.args[0]) if is_to_single(node) else None
+
+
+def _rounded(
+    values: Values, node: Node, step: Step | Half, otherwise: Callable[[Expression], Expression]
+) -> Value | None:
+    """Return a value that is rounded in memory where the layout and its axes allow that, else as a chain."""
+    x, shape = node.args[0], values.shape(node.name)
     if not values.layout.dot or len(shape) not in (2, 4):
-        return values.chained(
-            node, x, lambda e: ("dequantize", ("quantize", e, step.scale, step.zero), step.scale, step.zero)
-        )
+        return values.chained(node, x, otherwise)
     layer = values.pending(x, Conv) or values.pending(x, Linear)
     if layer is not None and layer.step is None:
         return replace(layer, step=step)
     known = values.by_name.get(x.name)
     if isinstance(known, Stored) and known.step == step:
         return known
-    return write_bytes(values, node.name, values.chain(x), step)
+    return write_rounded(values, node.name, values.chain(x), step)
 
 
-def step_of_reader(values: Values, name: str) -> Step | None:
-    """Return the step of the bytes that a value is rounded to, if all that reads it is that rounding."""
+def step_of_reader(values: Values, name: str) -> Step | Half | None:
+    """Return what a value is rounded to, if all that reads it is that rounding."""
     if values.uses[name] != 1 or not values.layout.dot:
         return None
     reader = next(node for node in values.nodes if name in node.refs())
+    if is_to_half(reader):
+        return HALF
     return step_of(reader) if operator_name(reader) in QUANTIZING else None
 
 
@@ -45,4 +66,6 @@ def step_of(node: Node) -> Step | None:
 
 
 QUANTIZING: dict[str, Lowering] = {"fake_quantize_per_tensor_affine": _fake_quantize}
-"""The lowerings of this file, by the operators' names without the overload."""
+"""The lowerings of what is rounded to bytes, by the operators' names without the overload."""
+COPIES: dict[str, Lowering] = {"_to_copy": _copied}
+"""The same of what is rounded to bfloat16."""

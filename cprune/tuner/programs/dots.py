@@ -1,4 +1,6 @@
-"""Instructions that multiply bytes: four products of uint8 and int8 added to each int32 lane of a register.
+"""Instructions that multiply short numbers and add the products to each lane of a register.
+
+Four of uint8 and int8 to an int32 lane, or two of bfloat16 to a float32 lane.
 
 TIR has no words for them, so each is a few lines of LLVM's language that ride along with a program and are inlined
 there.  LLVM ends the whole process, with no exception, where a processor lacks an instruction: ask `of_target` first.
@@ -14,18 +16,19 @@ from typing import Any, TypeGuard
 from cprune.targets.target import Target
 from cprune.tuner.programs.workload import QuantizedConv2d, Workload
 
-WORDS = 4
-"""Bytes that one lane takes at a time."""
+WORDS, PAIR = 4, 2
+"""Bytes, and numbers of bfloat16, that one lane takes at a time."""
 NPU = "npu"
 """What multiplies bytes on the simulated accelerator: no instruction of a processor, see `sketch_npu.py`."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """An instruction: LLVM's name, its int32 lanes, the processors' features that bring it (one is enough).
+    """An instruction: LLVM's name, its lanes, the processors' features that bring it (one is enough).
 
     `signed` says that it takes both factors as int8: bytes are moved by 128 in a register then, and the caller adds
     128 times the sum of a channel's weights.  `bytes_typed`: its factors are vectors of bytes, not of words.
+    `halves`: it multiplies bfloat16 and adds float32.
     """
 
     intrinsic: str
@@ -33,40 +36,44 @@ class Dot:
     features: tuple[str, ...]
     signed: bool = False
     bytes_typed: bool = False
+    halves: bool = False
 
     def text(self, name: str, lanes: int) -> str:
-        """Return LLVM's text of `name(<lanes x i32> sums, i32 four bytes, <4 lanes x i8> weights)`."""
-        own, words, factor = self.lanes, f"<{self.lanes} x i32>", f"<{4 * self.lanes} x i8>"
-        given = factor if self.bytes_typed else words
+        """Return LLVM's text of `name(<lanes x i32> sums, i32 four bytes, <4 lanes x i8> weights)`.
+
+        Of bfloat16 sums are <lanes x float>, the word has two numbers, and weights are <2 lanes x i16>.
+        """
+        lane, kind, each = ("float", "i16", PAIR) if self.halves else ("i32", "i8", WORDS)
+        own, words, sums = self.lanes, f"<{self.lanes} x i32>", f"<{self.lanes} x {lane}>"
+        factor, every = f"<{each * self.lanes} x {kind}>", f"<{each * lanes} x {kind}>"
+        given = f"<{each * own} x bfloat>" if self.halves else factor if self.bytes_typed else words
         lines = [
-            f"declare {words} @{self.intrinsic}({words}, {given}, {given})",
-            f"define linkonce_odr <{lanes} x i32> @{name}(<{lanes} x i32> %c, i32 %a, <{4 * lanes} x i8> %b) "
+            f"declare {sums} @{self.intrinsic}({sums}, {given}, {given})",
+            f"define linkonce_odr <{lanes} x {lane}> @{name}(<{lanes} x {lane}> %c, i32 %a, {every} %b) "
             "alwaysinline nounwind {",
             f"  %a0 = xor i32 %a, {-2139062144 if self.signed else 0}",
             f"  %a1 = insertelement {words} poison, i32 %a0, i64 0",
             f"  %aw = shufflevector {words} %a1, {words} poison, {words} zeroinitializer",
-            f"  %ab = bitcast {words} %aw to {factor}",
+            f"  %ab = bitcast {words} %aw to {given}",
         ]
         parts = []
         for i in range(lanes // own):
             lines += [
-                f"  %c{i} = shufflevector <{lanes} x i32> %c, <{lanes} x i32> poison, {_mask(own, i * own)}",
-                f"  %b{i} = shufflevector <{4 * lanes} x i8> %b, <{4 * lanes} x i8> poison, "
-                f"{_mask(4 * own, 4 * i * own)}",
+                f"  %c{i} = shufflevector <{lanes} x {lane}> %c, <{lanes} x {lane}> poison, {_mask(own, i * own)}",
+                f"  %b{i} = shufflevector {every} %b, {every} poison, {_mask(each * own, each * i * own)}",
                 f"  %w{i} = bitcast {factor} %b{i} to {given}",
-                f"  %r{i} = call {words} @{self.intrinsic}({words} %c{i}, {given} "
-                f"{'%ab' if self.bytes_typed else '%aw'}, {given} %w{i})",
+                f"  %r{i} = call {sums} @{self.intrinsic}({sums} %c{i}, {given} %ab, {given} %w{i})",
             ]
             parts.append((f"%r{i}", own))
         while len(parts) > 1:  # two neighbours become one vector of twice the lanes
             joined = []
             for (left, size), (right, _) in zip(parts[::2], parts[1::2], strict=True):
                 both = f"{left}_{right[1:]}"
-                kind = f"<{size} x i32>"
-                lines.append(f"  {both} = shufflevector {kind} {left}, {kind} {right}, {_mask(2 * size, 0)}")
+                half = f"<{size} x {lane}>"
+                lines.append(f"  {both} = shufflevector {half} {left}, {half} {right}, {_mask(2 * size, 0)}")
                 joined.append((both, 2 * size))
             parts = joined
-        return "\n".join([*lines, f"  ret <{lanes} x i32> {parts[0][0]}", "}", ""])
+        return "\n".join([*lines, f"  ret <{lanes} x {lane}> {parts[0][0]}", "}", ""])
 
 
 def _mask(count: int, start: int) -> str:
@@ -78,6 +85,9 @@ DOTS = {
     "vnni256": Dot("llvm.x86.avx512.vpdpbusd.256", 8, ("avxvnni", "avx512vnni")),
     "usdot": Dot("llvm.aarch64.neon.usdot.v4i32.v16i8", 4, ("i8mm",), bytes_typed=True),
     "sdot": Dot("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, ("dotprod",), signed=True, bytes_typed=True),
+    "bf16x512": Dot("llvm.x86.avx512bf16.dpbf16ps.512", 16, ("avx512bf16",), halves=True),
+    "bf16x256": Dot("llvm.x86.avx512bf16.dpbf16ps.256", 8, ("avx512bf16",), halves=True),
+    "bfdot": Dot("llvm.aarch64.neon.bfdot.v4f32.v8bf16", 4, ("bf16",), halves=True),
 }
 """The instructions by name, the better of two that a processor has first.
 
@@ -100,17 +110,22 @@ def on_multiplier(workload: Workload) -> TypeGuard[QuantizedConv2d]:
 
 def of_target(target: Target) -> str:
     """Return the name of the instruction that a target's programs multiply bytes with; "" where it has none."""
-    return NPU if target.simulated else _of(target.compiler, target.vector)
+    return NPU if target.simulated else _of(target.compiler, target.vector, halves=False)
+
+
+def of_halves(target: Target) -> str:
+    """Return the same of the instruction that multiplies bfloat16."""
+    return "" if target.simulated else _of(target.compiler, target.vector, halves=True)
 
 
 @cache
-def _of(compiler: str, vector: int) -> str:
+def _of(compiler: str, vector: int, halves: bool) -> str:
     import tvm
 
     known = tvm.target.Target(json.loads(compiler))
     has = tvm.target.codegen.target_has_features
     for name, dot in DOTS.items():
-        if dot.lanes <= vector and any(has(feature, known) for feature in dot.features):
+        if dot.halves == halves and dot.lanes <= vector and any(has(feature, known) for feature in dot.features):
             return name
     return ""
 
@@ -119,12 +134,14 @@ def _of(compiler: str, vector: int) -> str:
 def intrinsic(name: str, lanes: int) -> tuple[str, str]:
     """Return the name of TVM's tensor intrinsic for `lanes` sums in registers, and the LLVM text that it calls.
 
-    It matches `sums[lane] += int32(bytes[k]) * int32(weights[lane, k])` for k below WORDS.
+    It matches `sums[lane] += int32(bytes[k]) * int32(weights[lane, k])` for k below WORDS; of bfloat16 the same in
+    float32, for k below PAIR.
     """
     from tvm.s_tir import TensorIntrin
 
     called = f"cprune_{name}_{lanes}"
-    TensorIntrin.register(called, *_functions(called, lanes), override=True)
+    functions = _of_halves if DOTS[name].halves else _functions
+    TensorIntrin.register(called, *functions(called, lanes), override=True)
     return called, DOTS[name].text(called, lanes)
 
 
@@ -161,6 +178,47 @@ def _functions(called: str, lanes: int) -> tuple[Any, Any]:
                 called,
                 C.vload([0], words),
                 T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"),
+                B.vload([0, 0], factors),
+            )
+
+    return wanted, given
+
+
+def _of_halves(called: str, lanes: int) -> tuple[Any, Any]:
+    """Return what the intrinsic of bfloat16 computes, and how."""
+    from tvm.script import tirx as T
+
+    words, factors = f"float32x{lanes}", f"uint16x{PAIR * lanes}"
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def wanted(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (2,), "uint16", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 2), "uint16", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "float32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 2):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.reinterpret(
+                            T.shift_left(T.cast(A[vk], "uint32"), T.uint32(16)), dtype="float32"
+                        ) * T.reinterpret(T.shift_left(T.cast(B[vi, vk], "uint32"), T.uint32(16)), dtype="float32")
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def given(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(a, (2,), "uint16", offset_factor=1)
+        B = T.match_buffer(b, (lanes, 2), "uint16", offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "float32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = T.call_extern(
+                words,
+                called,
+                C.vload([0], words),
+                T.reinterpret(A.vload([0], "uint16x2"), dtype="int32"),
                 B.vload([0, 0], factors),
             )
 

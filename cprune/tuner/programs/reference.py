@@ -19,6 +19,7 @@ from cprune.tuner.programs.workload import (
     Conv2d,
     Dense,
     Elementwise,
+    HalfConv2d,
     Mean,
     Pool2d,
     QuantizedConv2d,
@@ -30,6 +31,8 @@ from cprune.tuner.programs.workload import (
 
 PROGRAM_TOLERANCE = 1e-4
 """What a program may differ from PyTorch, as a share of the largest magnitude (see `apart`)."""
+HALF_TOLERANCE = 2.0**-7
+"""The same where the output is of bfloat16: as far as two neighbours of the largest magnitude are apart."""
 STEPS_TOLERANCE = 1e-3
 """The share of bytes that may differ from PyTorch's, by one step: a value that float32 cannot tell from a tie.
 
@@ -100,6 +103,8 @@ def expected(workload: Workload, arguments: Sequence[Array]) -> Array:
     with torch.no_grad():
         if isinstance(workload, QuantizedConv2d):
             return _quantized_conv(workload, arguments)
+        if isinstance(workload, HalfConv2d):
+            return _half_conv(workload, arguments)
         if isinstance(workload, Conv2d):
             return _conv(workload, arguments)
         if isinstance(workload, Dense):
@@ -160,6 +165,47 @@ def _quantized_conv(w: QuantizedConv2d, arguments: Sequence[Array]) -> Array:
     if w.activation != "none":
         y = y * float(numbers[1]) + float(numbers[2])
     return pack(y.round().clamp(0, 255).to(torch.uint8), w.out_block)
+
+
+def _half_conv(w: HalfConv2d, arguments: Sequence[Array]) -> Array:
+    *values, weight, bias = arguments
+    x = unpack(numbers(values[0]), w.in_block).double()
+    top, left, bottom, right = w.pad
+    factor = unpack_halves(weight, w).double()
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), factor, None, w.stride, 0, w.dilation, w.groups)
+    y = y + per_channel(bias)
+    if w.residual:
+        y = y + unpack(numbers(values[1]), w.out_block).double()
+    y = ACTIVATIONS[w.activation](y).float()
+    return pack(y if w.output == "float32" else halves(y), w.out_block)
+
+
+def numbers(stored: Array) -> Array:
+    """Return the float32 numbers of a value in bfloat16, of the same shape."""
+    return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def halves(value: Tensor) -> Tensor:
+    """Return a float32 tensor as bfloat16: the 16 bits of every number, uint16."""
+    return value.to(torch.bfloat16).view(torch.uint16)
+
+
+def unpack_halves(stored: Array, w: HalfConv2d) -> Tensor:
+    """Return the plain [O, I / groups, KH, KW] weight in float32: the inverse of `pack_halves`."""
+    if w.depthwise:
+        return unpack_conv_weight(stored, w)
+    tensor = torch.from_numpy(numbers(stored))
+    return tensor.permute(0, 5, 1, 4, 6, 2, 3).reshape(w.out_channels, w.in_channels, *w.kernel)
+
+
+def pack_halves(weight: Tensor, w: HalfConv2d) -> Array:
+    """Return the stored weight of `w` for a plain [O, I / groups, KH, KW] one of bfloat16's numbers, in float32."""
+    stored = pack_conv_weight(weight.float(), w)
+    if w.depthwise:
+        return stored
+    *outer, depth, lanes = stored.shape
+    pairs = stored.reshape(*outer, depth // 2, 2, lanes).swapaxes(-1, -2)
+    return halves(torch.from_numpy(np.ascontiguousarray(pairs))).numpy()
 
 
 def per_channel(stored: Array) -> Tensor:
@@ -237,6 +283,10 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
         return (a.float() - float(rest[2])) * float(rest[1])
     if op == "quantize":
         return (a * (1.0 / float(rest[1])) + float(rest[2])).round().clamp(0, 255).to(torch.uint8)
+    if op == "widen":
+        return a.contiguous().view(torch.bfloat16).float()
+    if op == "halve":
+        return halves(a)
     if op == "clip":
         return a.clamp(float(rest[1]), float(rest[2]))
     if op == "scale":
@@ -277,8 +327,9 @@ def agrees(output: Array, wanted: Array) -> str:
             if right
             else f"{(steps > 0).mean():.1%} of the bytes differ from PyTorch's, by up to {steps.max()} steps"
         )
-    share = apart(output, wanted)
-    if share <= PROGRAM_TOLERANCE:
+    half = wanted.dtype == np.uint16
+    share = apart(numbers(output), numbers(wanted)) if half else apart(output, wanted)
+    if share <= (HALF_TOLERANCE if half else PROGRAM_TOLERANCE):
         return ""
     if share == float("inf"):
         return "the output has NaN or infinite values, or lacks them, in other places than it should"

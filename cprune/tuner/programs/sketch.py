@@ -16,7 +16,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from cprune.tuner.programs import sketch_integers, sketch_npu, smooth
+from cprune.tuner.programs import sketch_halves, sketch_integers, sketch_npu, smooth
 from cprune.tuner.programs.dots import on_multiplier
 from cprune.tuner.programs.sketch_conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
@@ -24,6 +24,7 @@ from cprune.tuner.programs.workload import (
     Conv2d,
     Dense,
     Elementwise,
+    HalfConv2d,
     Mean,
     Pool2d,
     QuantizedConv2d,
@@ -56,7 +57,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
     schedule = Schedule(_computation(workload))
     if on_multiplier(workload):
         sketch_npu.schedule(schedule, workload, candidate)
-    elif isinstance(workload, QuantizedConv2d):
+    elif isinstance(workload, (QuantizedConv2d, HalfConv2d)):
         sketch_integers.schedule(schedule, workload, candidate)
     elif isinstance(workload, Conv2d):
         _schedule_conv(schedule, workload, candidate)
@@ -78,6 +79,7 @@ def _computation(workload: Workload) -> Any:
     build = {
         Conv2d: _conv,
         QuantizedConv2d: sketch_integers.computation,
+        HalfConv2d: sketch_halves.computation,
         QuantizedPool2d: _pool,
         Dense: _dense,
         Mean: _mean,
@@ -316,6 +318,8 @@ def _elementwise(w: Elementwise) -> list[Any]:
         if op == "quantize":
             moved = a * tirx.const(1.0 / e[2], "float32") + tirx.const(float(e[3]), "float32")
             return sketch_integers.to_byte(sketch_integers.cut(moved, "float32"))
+        if op in ("widen", "halve"):
+            return sketch_halves.widened(a) if op == "widen" else sketch_halves.halved(a)
         if op in smooth.ACTIVATIONS:
             return smooth.ACTIVATIONS[op](a)
         if op == "clip":

@@ -18,7 +18,7 @@ from tvm import te, tirx
 from cprune.tuner.programs import dots, smooth
 from cprune.tuner.programs.sketch_conv import pad_plane, parallel_pad, tiled
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import QuantizedConv2d, QuantizedMean, dtypes
+from cprune.tuner.programs.workload import HalfConv2d, QuantizedConv2d, QuantizedMean, dtypes
 
 LOWEST, HIGHEST = 0, 255
 
@@ -102,8 +102,8 @@ def cut(value: Any, dtype: str) -> Any:
     return tirx.max(tirx.min(value, tirx.const(HIGHEST, dtype)), tirx.const(LOWEST, dtype))
 
 
-def schedule(s: Any, w: QuantizedConv2d, knobs: Candidate) -> None:
-    """Schedule `computation`."""
+def schedule(s: Any, w: QuantizedConv2d | HalfConv2d, knobs: Candidate) -> None:
+    """Schedule `computation`, or that of `sketch_halves.py`."""
     piece, inner = tiled(s, knobs)
     conv = s.get_sblock("conv")
     s.compute_at(conv, inner, preserve_unit_loops=True)

@@ -28,7 +28,7 @@ ERF_BELOW = (
 
 def exp(x: Any) -> Any:
     """Return e^x; below -87 and above 88 what it is there."""
-    return _bound(_within(x, -87.0, 88.0), "x", _exp)
+    return bound(_within(x, -87.0, 88.0), "x", _exp)
 
 
 def _exp(x: Any) -> Any:
@@ -39,7 +39,7 @@ def _exp(x: Any) -> Any:
         bits = (tirx.Cast("int32", power) + tirx.const(127, "int32")) << tirx.const(23, "int32")
         return value * tirx.reinterpret("float32", bits)
 
-    return _bound(x - power * _real(LN2_HIGH) - power * _real(LN2_LOW), "rest", of_rest)
+    return bound(x - power * _real(LN2_HIGH) - power * _real(LN2_LOW), "rest", of_rest)
 
 
 def sigmoid(x: Any) -> Any:
@@ -56,11 +56,11 @@ def erf(x: Any) -> Any:
     """Return the error function: x P(x^2) / Q(x^2) for |x| up to 4."""
 
     def of(x: Any) -> Any:
-        return _bound(
+        return bound(
             x * x, "square", lambda square: x * _polynomial(square, ERF_ABOVE) / _polynomial(square, ERF_BELOW)
         )
 
-    return _bound(_within(x, -ERF_REACH, ERF_REACH), "x", of)
+    return bound(_within(x, -ERF_REACH, ERF_REACH), "x", of)
 
 
 def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
@@ -70,9 +70,9 @@ def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-def _bound(value: Any, name: str, body: Any) -> Any:
+def bound(value: Any, name: str, body: Any, dtype: str = "float32") -> Any:
     """Return `body` of a name for `value`: a text that repeats it would grow with every function inside another."""
-    variable = tirx.Var(name, "float32")
+    variable = tirx.Var(name, dtype)
     return tirx.Let(variable, value, body(variable))
 
 
@@ -85,7 +85,7 @@ def _real(number: float) -> Any:
 
 
 def _once(curve: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda x: _bound(x, "activated", curve)
+    return lambda x: bound(x, "activated", curve)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {

@@ -24,7 +24,17 @@ from functools import lru_cache
 
 from cprune.targets.target import Target
 from cprune.tuner.programs.dots import on_multiplier
-from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, QuantizedConv2d, Workload, padded
+from cprune.tuner.programs.workload import (
+    Conv2d,
+    Dense,
+    Elementwise,
+    HalfConv2d,
+    Mean,
+    Pool2d,
+    QuantizedConv2d,
+    Workload,
+    padded,
+)
 
 WINOGRAD_BYTES = 4 << 20
 """No piece of a Winograd program holds more transformed input than this."""
@@ -67,7 +77,7 @@ def candidates(workload: Workload, vector: int, registers: int, threads: int) ->
     """Return every point of the workload's sketch for a machine with these vectors and threads."""
     if on_multiplier(workload):
         return tuple(_npu(workload))
-    if isinstance(workload, QuantizedConv2d):
+    if isinstance(workload, (QuantizedConv2d, HalfConv2d)):
         return tuple(_conv(workload, workload.out_block, registers, threads))
     if isinstance(workload, Conv2d):
         return (*_conv(workload, vector, registers, threads), *_winograd(workload, vector, registers, threads))
@@ -92,18 +102,18 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
     blocks = w.out_channels // w.out_block
     registers_each = max(1, w.out_block // vector)
     limit = (registers - max(2, registers // 8)) // registers_each  # some are left for weights and inputs
-    quantized = isinstance(w, QuantizedConv2d)
+    dotted = isinstance(w, (QuantizedConv2d, HalfConv2d))
     oh, ow = w.out_height, w.out_width
     pads = ("inside", "separate") if any(w.pad) else ("none",)
     tiles = [
         (oc, th, tw)
-        for oc in ((1, 2, 4, 8) if quantized else (1, 2, 4))
+        for oc in ((1, 2, 4, 8) if dotted else (1, 2, 4))
         if blocks % oc == 0 and not (w.depthwise and oc > 1)
         for tw in divisors(ow)
         for th in divisors(oh)
         if oc * th * tw <= limit
         and (th == 1 or tw == ow or tw >= 4)
-        and (not quantized or _held(oc, th * tw) <= registers - 2 or w.depthwise)
+        and (not dotted or _held(oc, th * tw) <= registers - 2 or w.depthwise)
     ]
     most = max(oc * th * tw for oc, th, tw in tiles)
     tiles = [t for t in tiles if t[0] * t[1] * t[2] >= min(6, most)]  # fewer accumulators cannot hide an FMA's latency
@@ -120,7 +130,7 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
             for pad in pads:
                 if pad == "separate" and parallel == "none":
                     continue
-                for unroll in (0, 1) if w.kernel[1] > 1 and not quantized else (0,):
+                for unroll in (0, 1) if w.kernel[1] > 1 and not dotted else (0,):
                     yield Candidate.of(
                         oc_tile=oc, oh_tile=th, ow_tile=tw, rows=rows, parallel=parallel, pad=pad, unroll=unroll
                     )

@@ -123,6 +123,28 @@ class QuantizedConv2d(Conv2d):
 
 
 @dataclass(frozen=True)
+class HalfConv2d(Conv2d):
+    """A convolution of bfloat16 numbers: `activation(sums + bias [+ residual])`, sums and bias in float32.
+
+    x, residual and weight are bfloat16, the 16 bits of each number as "uint16" (NumPy has no such type); the weight of
+    a depthwise one is float32.  `output` is "uint16", rounded half to even, or "float32".  `dot` names the instruction
+    that multiplies.  Channels come in blocks of `in_block`, an even number; weights that are not depthwise are
+    [OC / out_block, IC / in_block, KH, KW, in_block / 2, out_block, 2].
+    """
+
+    output: str
+    dot: str
+
+    def arguments(self) -> tuple[Shape, ...]:
+        """Return the shapes in memory: x, [residual], weight, bias, output."""
+        *before, weight, bias, out = super().arguments()
+        if not self.depthwise:
+            blocks, channels, rows, columns, depth, lanes = weight
+            weight = (blocks, channels, rows, columns, depth // 2, lanes, 2)
+        return (*before, weight, bias, out)
+
+
+@dataclass(frozen=True)
 class Dense:
     """`activation(x @ w.T + bias)`, x [batch, in_features] and the output [batch, out_features] plain.
 
@@ -242,9 +264,10 @@ class Elementwise:
     ("tanh", a) · ("erf", a) ·
     ("slice", a, ((start, step), …), shape) · ("pad", a, (before, …), shape of a, shape) ·
     ("cat", axis, ((a, extent), …)) · ("broadcast", a, shape with ones in front, rank of a) ·
-    ("reshape", a, shape of a, shape) · ("dequantize", ("in", i), scale, zero) · ("quantize", a, scale, zero).
-    The last two make float32 of bytes, (byte - zero) * scale, and bytes of float32, rounded half to even; "quantize"
-    stands outermost, or right within a "dequantize".
+    ("reshape", a, shape of a, shape) · ("dequantize", ("in", i), scale, zero) · ("quantize", a, scale, zero) ·
+    ("widen", ("in", i)) · ("halve", a).
+    The last four make float32 of bytes, (byte - zero) * scale, and of bfloat16, and the other way round, rounded half
+    to even; "quantize" and "halve" stand outermost, or right within their opposite.
     Inputs are given as (logical shape, block); so is the output.
     """
 
@@ -281,6 +304,7 @@ Workload = Conv2d | Dense | Pool2d | Mean | Elementwise | Tir
 KINDS: Mapping[str, type[Workload]] = {
     "conv2d": Conv2d,
     "qconv2d": QuantizedConv2d,
+    "hconv2d": HalfConv2d,
     "dense": Dense,
     "pool2d": Pool2d,
     "qpool2d": QuantizedPool2d,
@@ -296,26 +320,34 @@ def dtypes(workload: Workload) -> tuple[str, ...]:
     if isinstance(workload, QuantizedConv2d):
         values = ("uint8",) * (2 if workload.residual else 1)
         return (*values, "int8", "float32", "float32", "float32", "uint8", workload.output)
+    if isinstance(workload, HalfConv2d):
+        values = ("uint16",) * (2 if workload.residual else 1)
+        return (*values, "float32" if workload.depthwise else "uint16", "float32", workload.output)
     if isinstance(workload, QuantizedPool2d):
         return ("uint8", "uint8")
     if isinstance(workload, QuantizedMean):
         return (workload.source, "float32", "uint8")
     if isinstance(workload, Elementwise):
-        read = {inner[1] for inner in _dequantized(workload.expression)}
-        kinds = ["uint8" if i in read else "float32" for i in range(len(workload.inputs))]
-        kinds.append("uint8" if workload.expression[0] == "quantize" else "float32")
-        return tuple(kinds) if "uint8" in kinds else ()
+        read = dict(_read(workload.expression))
+        kinds = [read.get(i, "float32") for i in range(len(workload.inputs))]
+        kinds.append(WRITTEN.get(workload.expression[0], "float32"))
+        return tuple(kinds) if set(kinds) != {"float32"} else ()
     return ()
 
 
-def _dequantized(expression: object) -> Iterator[tuple[Any, ...]]:
-    """Yield every ("in", i) that is read as bytes."""
+READ, WRITTEN = {"dequantize": "uint8", "widen": "uint16"}, {"quantize": "uint8", "halve": "uint16"}
+"""The types that operators of an expression make float32 of, and that they make of float32."""
+
+
+def _read(expression: object) -> Iterator[tuple[int, str]]:
+    """Yield every ("in", i) that is not read as float32: i and its type."""
     if isinstance(expression, tuple) and expression:
-        if expression[0] == "dequantize" and expression[1][0] == "in":
-            yield expression[1]
+        op = expression[0]
+        if isinstance(op, str) and op in READ and expression[1][0] == "in":
+            yield expression[1][1], READ[op]
         else:
             for part in expression:
-                yield from _dequantized(part)
+                yield from _read(part)
 
 
 def key(workload: Workload) -> str:
@@ -342,8 +374,8 @@ def describe(workload: Workload) -> str:
         size = f"{workload.kernel[0]}x{workload.kernel[1]}/{workload.stride[0]}"
         plane = f"{workload.out_height}x{workload.out_width}"
         tail = " + residual" if workload.residual else ""
-        if isinstance(workload, QuantizedConv2d):
-            tail += " int8"
+        if isinstance(workload, (QuantizedConv2d, HalfConv2d)):
+            tail += " int8" if isinstance(workload, QuantizedConv2d) else " bf16"
         return f"{kind} {size} {workload.in_channels}→{workload.out_channels} @{plane}{tail}"
     if isinstance(workload, Dense):
         rows = f" @{workload.batch}" if workload.batch > 1 else ""

@@ -24,6 +24,7 @@ from cprune.tuner.programs.workload import (
     KINDS,
     Conv2d,
     Dense,
+    HalfConv2d,
     Mean,
     Pool2d,
     QuantizedConv2d,
@@ -379,6 +380,7 @@ def _plane(w: Pool2d | Mean, k: _Knobs, machine: Machine) -> dict[str, Column]:
 _DERIVE: dict[type[Any], Callable[[Any, _Knobs, Machine], dict[str, Column]]] = {
     Conv2d: _conv,
     QuantizedConv2d: _bytes_conv,
+    HalfConv2d: _conv,
     Dense: _dense,
     Pool2d: _plane,
     Mean: _plane,

@@ -1,0 +1,50 @@
+"""Layers whose input is of bfloat16 numbers: weights of the same, sums and bias in float32."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cprune.compiling.lowered import Half
+from cprune.tuner.programs.reference import pack_halves, pack_rows
+from cprune.tuner.programs.workload import HalfConv2d, padded
+
+if TYPE_CHECKING:
+    from cprune.compiling.kinds import Conv, Linear, Stored
+    from cprune.compiling.values import Values
+
+
+def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Stored | None) -> Stored:
+    """Emit a convolution of the bfloat16 numbers `x`; `residual` is of these in whole blocks as well."""
+    values.channels[name] = conv.shape[1]
+    block = values.layout.block
+    plain = conv.workload(values.shape(conv.x), x.block, block, residual is not None)
+    workload = HalfConv2d(**vars(plain), output=_output(conv.step), dot=values.layout.dot)
+    weights = _weights(values, name, conv, workload, conv.weight)
+    reads = (x, *([residual] if residual is not None else []))
+    return values.emit(name, workload, reads, conv.shape, block, weights, conv.layers, conv.step)
+
+
+def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored:
+    """Emit a linear layer of the bfloat16 numbers `x` as a convolution of one pixel."""
+    *rows, k = values.shape(linear.x)
+    block = values.layout.block
+    workload = HalfConv2d(
+        prod(rows), padded(k, block), 1, 1, padded(linear.shape[-1], block), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1,
+        False, linear.activation, block, block, _output(linear.step), values.layout.dot,
+    )  # fmt: skip
+    weights = _weights(values, name, linear, workload, linear.weight[:, :, None, None])
+    return values.emit(name, workload, (x,), linear.shape, block, weights, linear.layers, linear.step)
+
+
+def _output(step: object) -> str:
+    return "uint16" if isinstance(step, Half) else "float32"
+
+
+def _weights(values: Values, name: str, layer: Conv | Linear, workload: HalfConv2d, weight: Tensor) -> tuple[str, str]:
+    names = (f"{layer.layers[0]}.weight@{name}", f"{layer.layers[0]}.bias@{name}")
+    values.weights[names[0]] = pack_halves(weight.detach(), workload)
+    values.weights[names[1]] = pack_rows(layer.bias, workload.out_block)
+    return names
