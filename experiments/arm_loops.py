@@ -2,7 +2,7 @@
 
     python experiments/arm_loops.py --network resnet18 --candidates 24
 
-Every distinct 3x3 and 1x1 convolution is compiled for each processor, in int8 and fp32, with candidates drawn from its
+Every distinct 3x3 and 1x1 convolution is compiled for each processor, in int8, bf16 and fp32, with candidates drawn from its
 space.  llvm-mca (Debian's package `llvm`) simulates the loop of each that holds most multiply-adds, all loads hitting
 the cache; the fewest cycles a multiply-add stand in the table, as a share of the peak: the same instruction alone, with
 16 independent sums.  That is a statement about code and LLVM's model of a processor.  It is no latency: memory, the
@@ -31,6 +31,7 @@ from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
 from cprune.models.source import Source
 from cprune.network.folding import folded
+from cprune.network.halving import halved
 from cprune.network.quantizing import quantized
 from cprune.targets.target import Target, find
 from cprune.tuner.programs import dots, program, space
@@ -38,7 +39,7 @@ from cprune.tuner.programs.workload import Conv2d, describe
 
 CPUS = ("cortex-a55", "cortex-a76", "cortex-x1", "neoverse-n1", "neoverse-v1")
 NETWORKS = {"resnet18": "experiments.networks:resnet18", "mobilenetv2": "experiments.networks:mobilenetv2"}
-MULTIPLIES = {"fmla": 4, "fmul": 4, "sdot": 16, "usdot": 16}
+MULTIPLIES = {"fmla": 4, "fmul": 4, "sdot": 16, "usdot": 16, "bfdot": 8}
 """Multiply-adds of one instruction on a register of 128 bits."""
 SUMS = 16
 INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9.]*)\s*(.*?)\s*(?://.*)?$")
@@ -77,7 +78,7 @@ def cycles(lines: Sequence[str], mcpu: str, attributes: str) -> float:
 
 def peak(instruction: str, mcpu: str, attributes: str) -> float:
     """Return the cycles a multiply-add of an instruction alone."""
-    factors = "v16.16b, v17.16b" if MULTIPLIES[instruction] == 16 else "v16.4s, v17.4s"
+    factors = {4: "v16.4s, v17.4s", 8: "v16.8h, v17.8h", 16: "v16.16b, v17.16b"}[MULTIPLIES[instruction]]
     lines = [f"{instruction} v{i}.4s, {factors}" for i in range(SUMS)]
     return cycles(lines, mcpu, attributes) / (SUMS * MULTIPLIES[instruction])
 
@@ -107,13 +108,17 @@ def main() -> None:
     if shutil.which("llvm-mca") is None:
         raise SystemExit("llvm-mca is not there: apt install llvm")
     opened = Source(NETWORKS[given.network]).opened(given.seed)
-    networks = {"fp32": folded(opened.network), "int8": quantized(opened.network, [opened.example_inputs])}
+    networks = {
+        "fp32": folded(opened.network),
+        "bf16": halved(opened.network, opened.example_inputs),
+        "int8": quantized(opened.network, [opened.example_inputs]),
+    }
     columns: dict[tuple[str, str], dict[str, float]] = {}
     for mcpu in given.cpus:
         target = find(f"linux-arm64:{mcpu}")
         for precision, network in networks.items():
-            dot = dots.of_target(target) if precision == "int8" else ""
-            if precision == "int8" and not dot:
+            dot = {"int8": dots.of_target, "bf16": dots.of_halves}.get(precision, lambda _: "")(target)
+            if precision != "fp32" and not dot:
                 continue
             attributes = "+neon" + (f",+{dots.DOTS[dot].features[0]}" if dot else "")
             most = peak(dot or "fmla", mcpu, attributes)
@@ -122,7 +127,7 @@ def main() -> None:
             for call in calls:
                 w = call.workload
                 if isinstance(w, Conv2d) and not w.depthwise and w.in_channels > 4:
-                    text = describe(w).replace(" int8", "").replace(" + residual", "")
+                    text = describe(w).replace(" int8", "").replace(" bf16", "").replace(" + residual", "")
                     if text not in column:
                         column[text] = most / best(w, target, mcpu, attributes, given.candidates, given.seed)
             shares = [share for name, share in column.items() if not name.startswith("peak")]

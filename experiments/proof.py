@@ -9,8 +9,7 @@ was stopped is resumed; so the script can be killed at any time, and prints the 
 `WEIGHTS` holds MODEL.safetensors (`experiments/train_cifar.py` writes them; of the two published ResNets
 resnet20_cifar10jpeg.safetensors will do as well), `cifar10jpeg.npz` is made by `experiments/prepare_cifar.py`.  Models
 without weights there are left out.  Torch-Pruning (`pip install torch-pruning`) runs through
-`experiments/torch_pruning_peer.py`.  EfficientNet-Lite0 has a script of its own, `photographs.py`: its images have no
-labels to train on, so only Algorithm 1 runs there.
+`experiments/torch_pruning_peer.py`.  EfficientNet-Lite0 on its photographs is `photographs.py`.
 
 How to read the table: speed-up and its 95 % interval are the unpruned over the pruned model, both tuned with equal
 trials, timed in turns; accuracy is on the images of the report, which no decision saw.  "Elsewhere" is the share of the

@@ -23,6 +23,7 @@ from cprune.compiling.tuned import Tuned
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.network.capture import capture
+from cprune.network.halving import is_to_half
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Event
@@ -59,12 +60,14 @@ class Tiny(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a fake looks at: channels of the residual stream and inside the block, epochs of training, and integers."""
+    """What a fake looks at: channels of the residual stream and inside the block, epochs of training, fewer bits."""
 
     stem: int
     a: int
     epochs: float
     integers: bool = False
+    halves: int = 0
+    """How many values are rounded to bfloat16."""
 
     @property
     def whole(self) -> bool:
@@ -81,6 +84,7 @@ def seen(network: nn.Module) -> Seen:
         len(tensors["a.weight"]) if "a.weight" in tensors else 0,  # the branch is gone
         round(float(tensors["head.bias"].detach()[0]), 2),
         any("fake_quantize" in node.op for node in getattr(network, "nodes", ())),
+        sum(is_to_half(node) for node in getattr(network, "nodes", ())),
     )
 
 
@@ -223,13 +227,13 @@ class FakeBench:
         del self.models[key]  # what is dropped was held
 
 
-_LOWERED: dict[tuple[int, int, Layout], tuple[Lowered, tuple[Task, ...]]] = {}
+_LOWERED: dict[tuple[int, int, int, Layout], tuple[Lowered, tuple[Task, ...]]] = {}
 
 
 def _lowered(network: Network, layout: Layout) -> tuple[Lowered, tuple[Task, ...]]:
     """Return the calls and tasks of a network, looked for once: the weights in them do not matter here."""
     model = seen(network)
-    place = model.stem, model.a, layout
+    place = model.stem, model.a, model.halves, layout
     if place not in _LOWERED:
         lowered = lower(network, EXAMPLE, layout)
         _LOWERED[place] = lowered, lowered.tasks()

@@ -22,6 +22,7 @@ from cprune.cli import main as cli
 from cprune.compiling import deploy
 from cprune.compiling.tuned import opened_tuner, tune
 from cprune.network.capture import capture
+from cprune.network.halving import halved
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.targets import link
@@ -164,6 +165,30 @@ def test_integers_are_computed_on_the_board_as_in_pytorch(target: str, board: Ri
     with torch.no_grad():
         wanted, before = network(images[:1]).numpy(), model(images[:1]).numpy()
     assert np.abs(output - wanted).max() < np.abs(wanted - before).max() + 1e-4
+    board.wait(2)
+
+
+def test_bfloat16_is_computed_on_the_board_as_in_pytorch(target: str, board: Rig, tmp_path: Path) -> None:
+    path = tmp_path / "half.toml"
+    path.write_text(Path(target).read_text().replace('like = "linux-arm64"', 'like = "linux-arm64:neoverse-v1"'))
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ).eval()
+    image = torch.randn(1, 3, 12, 12)
+    network = halved(capture(model, (image,)), (image,)).eval()
+    with opened_tuner(find(str(path)), tmp_path / "r.sqlite", 0, Progress()) as (session, tuner):
+        tuned = tune(network, (image,), tuner, 1, Progress())
+        (output,) = tuned.load(session, "model")
+    assert tuned.lowered.layout.dot == "bfdot"
+    with torch.no_grad():
+        wanted = network(image).numpy()
+    assert np.abs(output - wanted).max() < 0.01 * np.abs(wanted).max()
     board.wait(2)
 
 

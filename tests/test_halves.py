@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from test_integers import Branches, Fire, compiled, residual
+from test_integers import Branches, Fire, assembly, compiled, residual
 from torch import nn
 
 from cprune.commands.check_integers import as_simulated
@@ -26,7 +26,7 @@ from cprune.targets.session import Built, Timed
 from cprune.targets.target import find
 from cprune.tuner.programs import dots, reference
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs.space import of_target
+from cprune.tuner.programs.space import Candidate, of_target
 from cprune.tuner.programs.workload import Elementwise, HalfConv2d, Workload, dtypes, from_key, key
 from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
@@ -210,6 +210,15 @@ def test_where_no_bfloat16_is_multiplied_the_same_network_is_compiled_in_floats(
     network = halved(capture(model, (images[:1],)), (images[:1],)).eval()
     calls = lower(network, (images[:1],), Layout(BLOCK)).calls
     assert all(not dtypes(call.workload) for call in calls)
+
+
+def test_arm_programs_are_written_for_its_instruction() -> None:
+    target = find("linux-arm64:neoverse-v1")
+    w = HalfConv2d(
+        1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "none", 8, 8, "uint16", dots.of_halves(target)
+    )
+    candidate = Candidate.of(oc_tile=2, oh_tile=1, ow_tile=4, rows=8, parallel="none", pad="inside", unroll=0)
+    assert "\tbfdot\t" in assembly(w, candidate, target)
 
 
 @multiplies_halves

@@ -431,7 +431,7 @@ def test_arm_programs_are_written_for_its_instructions() -> None:
         assert f"\t{instruction}\t" in assembly(w, candidate, target)
 
 
-def assembly(workload: QuantizedConv2d, candidate: Candidate, target: Target) -> str:
+def assembly(workload: Workload, candidate: Candidate, target: Target) -> str:
     import json
 
     import tvm

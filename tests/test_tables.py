@@ -428,6 +428,46 @@ def test_where_every_pruned_model_loses_too_much_the_whole_one_is_delivered_in_i
     assert outcome.choice.accuracy == 0.9
 
 
+@pytest.fixture
+def halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this processor is, it is taken to multiply bfloat16, and no bytes."""
+    monkeypatch.setattr(state, "layout_in", lambda precision, target: Layout(16, dot="bf16x512"))
+    monkeypatch.setattr(beginning, "multiplies_bytes", lambda target: False)
+    monkeypatch.setattr(beginning, "multiplies_halves", lambda target: True)
+
+
+def fast_in_halves(model: Seen) -> float:
+    """Return a latency as `by_macs`, halved in bfloat16; it is shorter still with one value less of it."""
+    return by_macs(model) * {0: 1.0, 4: 0.5}.get(model.halves, 0.45)
+
+
+@pytest.mark.usefixtures("halves")
+def test_where_no_bytes_are_multiplied_an_open_precision_may_be_bfloat16() -> None:
+    bench = FakeBench(fast_in_halves, by_task=True)
+    run = a_run(bench, trainer(), None, replace(TABLES, precision="auto"))
+    steps, tables = whole(run)
+    assert (run.precision, run.start.share, run.start.floats) == ("bf16", 0.5, ())
+    outcome = finish(run, tables.current)
+    assert precision(outcome.network) == "bf16"
+    assert precision(run.keeper.load(steps[0].index)) == "fp32"
+
+
+@pytest.mark.usefixtures("halves")
+@pytest.mark.parametrize(("faster", "floats"), [("b", ("b",)), ("nothing", ())])
+def test_layers_that_are_faster_in_fp32_stay_in_it_where_the_whole_model_is(
+    monkeypatch: pytest.MonkeyPatch, faster: str, floats: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(beginning, "faster_in_float", lambda halves, plain: (faster,))
+    keeper, settings = MemoryKeeper(), replace(TABLES, precision="bf16")
+    run = a_run(FakeBench(fast_in_halves, by_task=True), trainer(), keeper, settings)
+    begin(run)
+    assert run.start.floats == floats
+    assert run.start.share == (0.45 if floats else 0.5)
+    resumed = a_run(FakeBench(fast_in_halves, by_task=True), trainer(), keeper, settings)
+    begin(resumed)
+    assert resumed.bits.floats == floats
+
+
 @pytest.mark.usefixtures("integers")
 def test_integers_need_images_that_are_seen() -> None:
     run = a_run(FakeBench(by_macs, by_task=True), trainer(shown=0), None, replace(TABLES, precision="int8"))

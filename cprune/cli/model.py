@@ -107,6 +107,9 @@ def tune(
         str | None,
         typer.Option("--data", "-d", help="for int8 and bf16: fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
     ] = None,
+    learn_rounding: Annotated[
+        bool, typer.Option("--learn-rounding", help="int8: learn which neighbour each weight is rounded to (FlexRound)")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write, default compiled/MODEL")] = None,
     as_json: Json = False,
 ) -> None:
@@ -120,7 +123,7 @@ def tune(
 
     limit_s = duration(time_limit) if time_limit is not None else float("inf")
     folder = out or Path("compiled") / options.source.spec.replace(":", "-").replace("/", "-")
-    asked = tune.Options(folder, space, search, limit_s, precision, data)
+    asked = tune.Options(folder, space, search, limit_s, precision, data, learn_rounding)
     with show.progress() as progress:
         compiled = tune.tune(options.request(trials=trials), asked, progress)
     show.answer(compiled, show.compiled, as_json)

@@ -6,7 +6,7 @@ Where data is given both are compared with the model as it came, on the images o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from cprune.compiling.tuned import layout_in
 from cprune.method.subject import subject_of
 from cprune.network.halving import halved
 from cprune.network.network import Network
-from cprune.network.quantizing import quantized
+from cprune.network.quantizing import DEFAULT, quantized
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.paired import Paired
@@ -50,8 +50,8 @@ class Rounded:
     answers: Answers | None
 
 
-def rounded(request: Request, precision: str, data: str | None, progress: Progress) -> Rounded:
-    """Return the model of a request in int8 or bf16.
+def rounded(request: Request, precision: str, data: str | None, progress: Progress, learn: bool = False) -> Rounded:
+    """Return the model of a request in int8 or bf16; with `learn` the rounding of int8 weights is learnt.
 
     Raises UserError for int8 without data, where the target's processor does not multiply in that precision, and see
     `subject_of`.
@@ -72,7 +72,9 @@ def rounded(request: Request, precision: str, data: str | None, progress: Progre
         split = subject.trainer.samples(IMAGES, request.settings.seed)
         assert split is not None  # the data of a command can be seen
         progress.say(f"{subject.name}: ranges of all values from {len(split):,} training images")
-        network = quantized(subject.network, split.inputs(BATCH))
+        if learn:
+            progress.say("learning how its weights are rounded")
+        network = quantized(subject.network, split.inputs(BATCH), replace(DEFAULT, learnt=learn))
     else:
         network = halved(subject.network, subject.example)
     before, after = (subject.trainer.look(model, "report") for model in (subject.network.eval(), network.eval()))

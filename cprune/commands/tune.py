@@ -26,7 +26,7 @@ class Options:
     """The folder to write; which space is searched and who proposes (None: the default), for how long at most.
 
     `precision` is one of PRECISIONS; int8 takes the range of every value from the images that `data` names, and bf16
-    has its accuracy looked at with them.
+    has its accuracy looked at with them.  With `learn_rounding` it is learnt how int8 weights are rounded.
     """
 
     out: Path
@@ -35,6 +35,7 @@ class Options:
     time_limit_s: float = float("inf")
     precision: str = "fp32"
     data: str | None = None
+    learn_rounding: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def tune(request: Request, options: Options, progress: Progress) -> Compiled:
     if options.precision not in PRECISIONS:
         raise unknown("precision", options.precision, PRECISIONS)
     settings = request.settings
-    fewer = None if options.precision == "fp32" else rounded(request, options.precision, options.data, progress)
+    fewer = None
+    if options.precision != "fp32":
+        fewer = rounded(request, options.precision, options.data, progress, options.learn_rounding)
     if fewer is not None:
         name, network, inputs = fewer.name, fewer.network, fewer.example
     else:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cprune.channels.groups import analyse
+from cprune.compiling.halves_or_floats import faster_in_float
 from cprune.compiling.tuned import multiplies_bytes, multiplies_halves
 from cprune.method.promise import Promise, promised
 from cprune.method.state import ROUNDED, RunState, Version
+from cprune.network.folding import folded
 from cprune.runs.events import Start
 from cprune.targets.errors import CpruneError
+from cprune.tuner.programs.space import Candidate
 
 WORTH = 0.8  # of the latency in fp32, at most
 MOST_LOST = 0.5  # of what may be lost
@@ -66,6 +71,7 @@ def begin(run: RunState) -> Version:
                 share=comparison.ratio.median if fewer else 1.0,
                 precision=precision,
                 integers_lose=lost,
+                floats=run.bits.floats,
                 seconds=so_far.seconds,
             )
         )
@@ -96,9 +102,35 @@ def _rounded(run: RunState, version: Version, precision: str) -> tuple[Version, 
     siblings, text = version.tuned.layer_programs, f"tuning the model as it is, {precision}"
     whole = run.tune(run.first, run.layout_in(precision), run.settings.trials, siblings, text, "before")
     run.load(ROUNDED, whole)
+    if precision == "bf16" and run.history.start is None:
+        whole = _with_floats(run, whole, siblings)
     with run.cost.spent("evaluate"):
         look = run.trainer.look(whole.tuned.network, "decide")
     return whole, run.loss(look, "decide").loss
+
+
+def _with_floats(run: RunState, whole: Version, siblings: Mapping[str, Candidate]) -> Version:
+    """Return the unpruned model with the layers in fp32 that are faster so, held, if as a whole it is; else `whole`.
+
+    Which these are holds for all models of the run.
+    """
+    layout, trials = whole.tuned.lowered.layout, run.settings.trials
+    with run.cost.spent("tune"), run.cost.counting("before"):
+        plain = run.bench.tune(folded(run.first).eval(), layout, trials, run.progress, siblings, "fp32, to compare")
+    run.bits.floats = faster_in_float(whole.tuned, plain)
+    if not run.bits.floats:
+        return whole
+    some = run.tune(run.first, layout, trials, siblings, "tuning some layers in fp32", "before")
+    run.load("some", some)
+    faster = run.compare(ROUNDED, "some", TIMED_ROUNDS).ratio.median < 1
+    run.bench.drop("some")
+    if not faster:
+        run.bits.floats = ()
+        return whole
+    run.bench.drop(ROUNDED)
+    run.load(ROUNDED, some)
+    run.progress.say(f"faster in fp32, and so in that: {', '.join(run.bits.floats)}")
+    return some
 
 
 def _worthwhile(run: RunState, version: Version, promise: Promise, precision: str) -> tuple[Version, float]:
@@ -120,4 +152,5 @@ def _worthwhile(run: RunState, version: Version, promise: Promise, precision: st
     if worth:
         return whole, lost
     run.bench.drop(ROUNDED)
+    run.bits.floats = ()
     return version, 0.0

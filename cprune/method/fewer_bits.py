@@ -17,16 +17,19 @@ CALIBRATION_PIXELS = CALIBRATION_IMAGES * 64 * 64  # of large images fewer are e
 
 
 class FewerBits:
-    """Rounds the networks of one run, all with the same images; they are drawn when they are first needed."""
+    """Rounds the networks of one run, all with the same images; they are drawn when they are first needed.
 
-    def __init__(self, example: tuple[Tensor, ...], trainer: Trainer, seed: int) -> None:
-        self.example, self.trainer, self.seed = example, trainer, seed
+    `floats` are the layers of a network in bf16 that stay in fp32.
+    """
+
+    def __init__(self, example: tuple[Tensor, ...], trainer: Trainer, seed: int, floats: tuple[str, ...] = ()) -> None:
+        self.example, self.trainer, self.seed, self.floats = example, trainer, seed, floats
         self._shown: Sequence[Sequence[Tensor]] | None = None
 
     def rounded(self, network: Network, precision: str) -> Network:
         """Return a copy of the network in bf16 or int8.  Raises UserError where that needs images and none are seen."""
         if precision == "bf16":
-            return halved(network, self.example).eval()
+            return halved(network, self.example, self.floats).eval()
         return quantized(network, self.shown()).eval()
 
     def shown(self) -> Sequence[Sequence[Tensor]]:

@@ -73,8 +73,9 @@ class RunState:
         self.progress: Progress = Watched(progress, self._advanced)
         events = keeper.events()
         self.history, self.cost = History.of(events), Cost.of(events)
+        floats = self.history.start.floats if self.history.start else ()
+        self.bits = FewerBits(example, trainer, settings.seed, floats)
         self._parents: dict[PartName, Look] = {}
-        self.bits = FewerBits(example, trainer, settings.seed)
         self.kept_at = time.monotonic()
 
     @property

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,6 +65,7 @@ class Scheme:
             "symmetric-uint8" too where a value has both signs, and "power-of-two" has asymmetric steps of 2^n.
         by_channel: a weight has a scale for every output channel, else one.
         correct: biases are moved so that every layer's channels keep their mean.
+        learnt: which neighbour a weight is rounded to is learnt (`cprune.network.flexround`), with the first batch.
         floats: layers that stay in fp32, by the name of their node.
     """
 
@@ -71,6 +73,7 @@ class Scheme:
     steps: str = "asymmetric"
     by_channel: bool = True
     correct: bool = True
+    learnt: bool = False
     floats: tuple[str, ...] = ()
 
     def step(self, found: Range) -> Step:
@@ -94,7 +97,13 @@ def quantized(network: Network, batches: Iterable[Sequence[Tensor]], scheme: Sch
     """
     plain, batches = folded(network).eval(), list(batches)
     means, steps = _measured(plain, batches, scheme)
-    integers = rounded(inserted(plain, steps), means, scheme.by_channel)
+    integers = inserted(plain, steps)
+    if scheme.learnt:
+        from cprune.network.flexround import learn_rounding  # it is built on what is in this file
+
+        integers = deepcopy(integers)  # what is learnt is compared with the weights as they were
+        learn_rounding(integers, plain, [node.name for node in plain.nodes if node.name in means], batches[0])
+    integers = rounded(integers, means, scheme.by_channel)
     return corrected(integers, means, batches[0]) if scheme.correct else integers
 
 

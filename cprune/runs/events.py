@@ -62,7 +62,8 @@ class Start:
     promised of the first, and `floor` what decisions keep of the second.  `memorised` says that the images which decide
     look as if the model had been trained on them.  The layout has channels in blocks of `block`, those of `narrow`
     widths in half blocks.  `share` is the latency of the unpruned model in the `precision` of the run, as a share of
-    `latency_ms`, that in fp32, and `integers_lose` the accuracy that integers alone cost on the images that decide.
+    `latency_ms`, that in fp32, and `integers_lose` the accuracy that fewer bits alone cost on the images that decide.
+    `floats` are the layers that stay in fp32 in a run in bf16.
     """
 
     kind: ClassVar[str] = "start"
@@ -81,6 +82,7 @@ class Start:
     share: float = 1.0
     precision: str = "fp32"
     integers_lose: float = 0.0
+    floats: tuple[str, ...] = ()
     so_far: SoFar | None = None
 
     @property

@@ -144,10 +144,19 @@ def _train(
 ) -> Model:
     import xgboost
 
+    features = _varying(features)
     settings = {**SETTINGS, **more, "objective": objective, "tree_method": "hist", "nthread": threads, "seed": seed}
     bins = SETTINGS["max_bin"]
     data = xgboost.QuantileDMatrix(features.values, label, missing=np.nan, nthread=threads, max_bin=bins, weight=weight)
     return Model(features.names, xgboost.train({**settings, "verbosity": 0}, data, num_boost_round=ROUNDS))
+
+
+def _varying(features: Table) -> Table:
+    """Return the columns that tell rows apart, one at least: of the others trees would draw some, and split on none."""
+    values, missing = features.values, np.isnan(features.values)
+    differ = np.fmin.reduce(values, axis=0) < np.fmax.reduce(values, axis=0)
+    kept = np.flatnonzero(differ | (missing.any(axis=0) & ~missing.all(axis=0))).tolist() or [0]
+    return Table(tuple(features.names[i] for i in kept), np.ascontiguousarray(values[:, kept]))
 
 
 class Memory:
