@@ -2,11 +2,11 @@
 
     python experiments/arm_loops.py --network resnet18 --candidates 24
 
-Every distinct 3x3 and 1x1 convolution is compiled for each processor, in int8, bf16 and fp32, with candidates drawn from its
-space.  llvm-mca (Debian's package `llvm`) simulates the loop of each that holds most multiply-adds, all loads hitting
-the cache; the fewest cycles a multiply-add stand in the table, as a share of the peak: the same instruction alone, with
-16 independent sums.  That is a statement about code and LLVM's model of a processor.  It is no latency: memory, the
-loops around, threads and everything between layers are not in it.
+Every distinct 3x3 and 1x1 convolution is compiled for each processor, in int8, bf16 and fp32, with candidates drawn
+from its space. llvm-mca (Debian's package `llvm`) simulates the loop of each that holds most multiply-adds, all loads
+hitting the cache; the fewest cycles a multiply-add stand in the table, as a share of the peak: the same instruction
+alone, with 16 independent sums.  That is a statement about code and LLVM's model of a processor.  It is no latency:
+memory, the loops around, threads and everything between layers are not in it.
 """
 
 from __future__ import annotations

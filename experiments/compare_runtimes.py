@@ -4,7 +4,8 @@
     python experiments/compare_runtimes.py --trials 64 --int8     # in integers and in bf16 too
 
 Batch 1, the same number of threads for all, random weights.  The outputs of all in fp32 are compared: a winner with a
-wrong result ends the script.  What tuned TVM takes is a share of the other's time in the same precision.  The records stay in --records, so that a second run only measures.  EfficientNet-Lite0 needs
+wrong result ends the script.  What tuned TVM takes is a share of the other's time in the same precision.  The records
+stay in --records, so that a second run only measures.  EfficientNet-Lite0 needs
 `pip install --no-deps efficientnet-lite-pytorch`.
 """
 

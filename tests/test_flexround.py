@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from test_integers import residual
 
@@ -11,7 +9,7 @@ from cprune.network.capture import capture
 from cprune.network.flexround import learn_rounding
 from cprune.network.folding import folded
 from cprune.network.network import Network
-from cprune.network.quantizing import DEFAULT, channel_means, quantized, quantized_weight, rounded, to_steps
+from cprune.network.quantizing import channel_means, quantized, quantized_weight, rounded, to_steps
 
 
 def wrong(network: Network, plain: Network, images: torch.Tensor) -> float:
@@ -36,9 +34,9 @@ def test_learnt_weights_are_on_the_steps_of_their_channels_and_answer_nearer_to_
     assert wrong(learnt, plain, images) < wrong(nearest, plain, images)
 
 
-def test_a_scheme_may_ask_for_it() -> None:
+def test_a_network_in_integers_may_be_made_with_it() -> None:
     model, images = residual()
     network = capture(model, (images[:1],))
-    usual, learnt = (quantized(network, [(images,)], replace(DEFAULT, learnt=each)).eval() for each in (False, True))
+    usual, learnt = (quantized(network, [(images,)], learn=each).eval() for each in (None, learn_rounding))
     assert not torch.equal(usual.tensors()["first.weight"], learnt.tensors()["first.weight"])
     assert wrong(learnt, network, images) < 2 * wrong(usual, network, images)  # values are rounded as well

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ import torch
 from test_integers import Branches, Fire, assembly, compiled, residual
 from torch import nn
 
+from cprune import cli
 from cprune.commands.check_integers import as_simulated
 from cprune.compiling.halves_or_floats import fastest
 from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
 from cprune.compiling.tuned import half_layout, precision, precision_of, tune
+from cprune.models.formats.onnx import runtime_difference, write
 from cprune.network import saving
 from cprune.network.capture import capture
 from cprune.network.halving import halved, layers_of
@@ -160,14 +164,21 @@ def test_layers_that_are_named_stay_in_float32() -> None:
     assert not any(node.name == "mean.half" for node in network.nodes)
 
 
-def test_a_halved_network_is_saved_and_read(tmp_path: object) -> None:
+def test_a_halved_network_is_saved_and_read(tmp_path: Path) -> None:
     model, images = residual()
     network = halved(capture(model, (images[:1],)), (images[:1],))
-    saving.save(network, tmp_path)  # type: ignore[arg-type]
-    again = saving.load(tmp_path)  # type: ignore[arg-type]
+    saving.save(network, tmp_path)
+    again = saving.load(tmp_path)
     assert precision(again) == "bf16"
     with torch.no_grad():
         assert torch.equal(again(images), network.eval()(images))
+
+
+def test_a_halved_network_is_written_as_others_read_it(tmp_path: Path) -> None:
+    model, images = residual()
+    network = halved(capture(model, (images[:1],)), (images[:1],)).eval()
+    write(network, tmp_path / "model.onnx", ["image"], ["scores"], (images[:1],))
+    assert runtime_difference(tmp_path / "model.onnx", network, (images[:1],)) < 0.01
 
 
 @multiplies_halves
@@ -235,3 +246,18 @@ def test_layers_that_are_faster_in_float32_stay_in_it(monkeypatch: pytest.Monkey
     assert len(found.floats) <= len(layers)
     convs = [call for call in found.tuned.lowered.calls if isinstance(call.workload, HalfConv2d)]
     assert {call.layers[0] for call in convs}.isdisjoint(found.floats)
+
+
+@pytest.mark.slow
+@multiplies_halves
+def test_a_model_is_tuned_in_bfloat16_without_data_and_its_folder_is_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, records = str(tmp_path / "compiled"), str(tmp_path / "records.sqlite")
+    given = ["tune", "-m", "small_nets:tiny", "--precision", "bf16", "--trials", "2"]
+    assert cli.main([*given, "--records", records, "--out", out, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["precision"] == "bf16"
+    assert "accuracy" not in told
+    assert cli.main(["verify", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_difference"] < 0.03

@@ -20,6 +20,7 @@ from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.target import find
+from cprune.tuner.programs.dots import of_halves
 
 
 def asked(target: str = "local") -> Request:
@@ -66,21 +67,29 @@ def test_a_model_is_tuned_in_integers_and_its_folder_runs(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@multiplies_bytes
-def test_a_run_in_int8_ends_with_a_model_in_integers_that_is_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bits", "operator"),
+    [
+        pytest.param("int8", "fake_quantize", marks=multiplies_bytes),
+        pytest.param("bf16", "_to_copy", marks=pytest.mark.skipif(not of_halves(find("local")), reason="no bfloat16")),
+    ],
+)
+def test_a_run_in_fewer_bits_ends_with_a_model_in_them_that_is_exported(
+    tmp_path: Path, bits: str, operator: str
+) -> None:
     (tmp_path / "tables.toml").write_text(TABLES_TOML)
     out = tmp_path / "run"
     running = command(
         tmp_path, "run", "-m", "test_loop:small", "-d", f"npz:{data_file(tmp_path)}", "--config", "tables.toml",
-        "--precision", "int8", "--threads", "1", "--out", str(out), "--json",
+        "--precision", bits, "--threads", "1", "--out", str(out), "--json",
     )  # fmt: skip
     printed, errors = running.communicate(timeout=400)
     assert running.returncode == 0, errors
     told = json.loads(printed)
-    assert (told["precision"]["before"], told["precision"]["after"]) == ("fp32", "int8")
+    assert (told["precision"]["before"], told["precision"]["after"]) == ("fp32", bits)
     assert told["precision"]["alone"] > 0
     network = cprune.load(out)
-    assert any("fake_quantize" in node.op for node in network.nodes)
+    assert any(operator in node.op for node in network.nodes)
     exporting = command(tmp_path, "export", str(out), "--out", str(tmp_path / "bundle"))
     _, errors = exporting.communicate(timeout=240)
     assert exporting.returncode == 0, errors

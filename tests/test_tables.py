@@ -446,7 +446,8 @@ def test_where_no_bytes_are_multiplied_an_open_precision_may_be_bfloat16() -> No
     bench = FakeBench(fast_in_halves, by_task=True)
     run = a_run(bench, trainer(), None, replace(TABLES, precision="auto"))
     steps, tables = whole(run)
-    assert (run.precision, run.start.share, run.start.floats) == ("bf16", 0.5, ())
+    # a fake is as fast as it multiplies little, and in fp32 an image of one channel is not padded to four
+    assert (run.precision, run.start.share, run.start.floats) == ("bf16", 0.45, ("stem",))
     outcome = finish(run, tables.current)
     assert precision(outcome.network) == "bf16"
     assert precision(run.keeper.load(steps[0].index)) == "fp32"

@@ -6,7 +6,7 @@ Where data is given both are compared with the model as it came, on the images o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from cprune.commands.request import Request
 from cprune.compiling.tuned import layout_in
 from cprune.method.subject import subject_of
+from cprune.network.flexround import learn_rounding
 from cprune.network.halving import halved
 from cprune.network.network import Network
-from cprune.network.quantizing import DEFAULT, quantized
+from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.paired import Paired
@@ -74,7 +75,7 @@ def rounded(request: Request, precision: str, data: str | None, progress: Progre
         progress.say(f"{subject.name}: ranges of all values from {len(split):,} training images")
         if learn:
             progress.say("learning how its weights are rounded")
-        network = quantized(subject.network, split.inputs(BATCH), replace(DEFAULT, learnt=learn))
+        network = quantized(subject.network, split.inputs(BATCH), learn=learn_rounding if learn else None)
     else:
         network = halved(subject.network, subject.example)
     before, after = (subject.trainer.look(model, "report") for model in (subject.network.eval(), network.eval()))

@@ -16,6 +16,7 @@ from cprune.compiling import written
 from cprune.compiling.activations import joined
 from cprune.compiling.kinds import Chain, Conv, Expression, ForeignList, Linear, Parts, Stored, Value, Waiting, read
 from cprune.compiling.lowered import Call, Half, Layout, Step
+from cprune.compiling.padding import unpadded
 from cprune.network.halving import is_to_half
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref
@@ -32,7 +33,9 @@ class Values:
         self.network, self.layout = network, layout
         self.examples = network.values(*inputs)
         self.state = network.tensors()
-        self.nodes = joined(network.nodes)
+        inside = unpadded(joined(network.nodes), self.examples)
+        self.nodes, self.sides = inside.nodes, inside.sides
+        self.examples.update(inside.examples)
         self.uses = Counter(name for node in self.nodes for name in node.refs())
         self.params: dict[str, str] = {n.name: n.args[0] for n in self.nodes if n.op == "param"}
         self.halved = {node.name for node in self.nodes if is_to_half(node)}

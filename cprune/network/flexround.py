@@ -1,10 +1,10 @@
 """Rounding that is learnt: which of two neighbours a weight goes to is found so that its layer's outputs stay.
 
 FlexRound (Lee et al., ICML 2023, arXiv 2306.00317): a weight is divided by its step and by a number of its own, and
-that by one of its output channel, before it is rounded; the numbers are learnt with Adam, a layer at a time, so that the
-outputs for a few images are those of the layer in floats.  Ours keeps the step of a channel (theirs learns it too): the
-largest weight of every channel stays, so that what is learnt rounds to itself again (`quantized_weight`) and files and
-kernels need to know nothing of it.
+that by one of its output channel, before it is rounded; the numbers are learnt with Adam, a layer at a time, so that
+the outputs for a few images are those of the layer in floats.  Ours keeps the step of a channel (theirs learns it too):
+the largest weight of every channel stays, so that what is learnt rounds to itself again (`quantized_weight`), and files
+and kernels need to know nothing of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cprune.network.network import Network
 from cprune.network.operators import lookup
-from cprune.network.quantizing import LARGEST, scales, weight_of
+from cprune.network.quantizing import LARGEST, scales, to_steps, weight_of
 
 ITERATIONS, LR = 200, 2e-3
 
@@ -48,7 +48,7 @@ def learn_rounding(
         weight = weight_of(node, by_name, tensors)
         learnt = _learnt(lookup(node.op), weight.detach(), given, wanted, generator)
         with torch.no_grad():
-            weight.copy_(learnt)
+            weight.copy_(to_steps(learnt))
 
 
 def _seen(network: Network, name: str, batch: Sequence[Tensor]) -> _Seen:

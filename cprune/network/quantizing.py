@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -65,7 +65,6 @@ class Scheme:
             "symmetric-uint8" too where a value has both signs, and "power-of-two" has asymmetric steps of 2^n.
         by_channel: a weight has a scale for every output channel, else one.
         correct: biases are moved so that every layer's channels keep their mean.
-        learnt: which neighbour a weight is rounded to is learnt (`cprune.network.flexround`), with the first batch.
         floats: layers that stay in fp32, by the name of their node.
     """
 
@@ -73,7 +72,6 @@ class Scheme:
     steps: str = "asymmetric"
     by_channel: bool = True
     correct: bool = True
-    learnt: bool = False
     floats: tuple[str, ...] = ()
 
     def step(self, found: Range) -> Step:
@@ -89,20 +87,28 @@ class Scheme:
 DEFAULT = Scheme()
 
 
-def quantized(network: Network, batches: Iterable[Sequence[Tensor]], scheme: Scheme = DEFAULT) -> Network:
+Learning = Callable[[Network, Network, Sequence[str], Sequence[Tensor]], object]
+"""Rounds the weights of some layers of a network in place; given too are the one in floats, and a batch of inputs."""
+
+
+def quantized(
+    network: Network,
+    batches: Iterable[Sequence[Tensor]],
+    scheme: Scheme = DEFAULT,
+    learn: Learning | None = None,
+) -> Network:
     """Return a copy of the network in integers, its ranges taken from `batches` of inputs.
 
+    `learn` rounds weights in a better way than each to its nearest neighbour (`cprune.network.flexround`).
     Layers that have no form in integers stay as they are: grouped and transposed convolutions, linear layers of
     sequences, recurrent ones.
     """
     plain, batches = folded(network).eval(), list(batches)
     means, steps = _measured(plain, batches, scheme)
     integers = inserted(plain, steps)
-    if scheme.learnt:
-        from cprune.network.flexround import learn_rounding  # it is built on what is in this file
-
+    if learn is not None:
         integers = deepcopy(integers)  # what is learnt is compared with the weights as they were
-        learn_rounding(integers, plain, [node.name for node in plain.nodes if node.name in means], batches[0])
+        learn(integers, plain, list(means), batches[0])
     integers = rounded(integers, means, scheme.by_channel)
     return corrected(integers, means, batches[0]) if scheme.correct else integers
 

@@ -23,6 +23,8 @@ def _conv2d(values: Values, node: Node) -> Value | None:
         sides = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
     else:
         sides = pair(pad) * 2
+    above, left, below, right = values.sides.get(node.name, (0, 0, 0, 0))
+    sides = (sides[0] + above, sides[1] + left, sides[2] + below, sides[3] + right)
     bias = values.tensor(bias_ref) if isinstance(bias_ref, Ref) else torch.zeros(weight.shape[0])
     if bias is None:
         return None
