@@ -29,7 +29,8 @@ def test_learnt_weights_are_on_the_steps_of_their_channels_and_answer_nearer_to_
     for name in ("stem.weight", "first.weight", "depthwise.weight", "linear.weight"):
         assert torch.equal(after[name], again.tensors()[name])  # rounding it once more changes nothing
         steps = (quantized_weight(before[name])[0] - quantized_weight(after[name])[0]).abs()
-        assert steps.max() <= 2
+        assert steps.max() <= 8
+        assert (steps <= 1).double().mean() > 0.8
     assert not torch.equal(after["first.weight"], to_steps(before["first.weight"]))
     assert wrong(learnt, plain, images) < wrong(nearest, plain, images)
 

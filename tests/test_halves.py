@@ -13,7 +13,7 @@ import torch
 from test_integers import Branches, Fire, assembly, compiled, residual
 from torch import nn
 
-from cprune import cli
+from cprune.cli import main as cli
 from cprune.commands.check_integers import as_simulated
 from cprune.compiling.halves_or_floats import fastest
 from cprune.compiling.lowered import Layout

@@ -80,6 +80,7 @@ MAY_NAME = {
             "cprune/compiling/kinds.py",  # weights of layers that wait
             "cprune/compiling/quantized.py",
             "cprune/compiling/halves*.py",
+            "cprune/compiling/padding.py",
             "cprune/commands/rounded.py",
             "cprune/compiling/operators/*.py",
             "cprune/compiling/layout.py",

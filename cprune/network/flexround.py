@@ -20,7 +20,7 @@ from cprune.network.network import Network
 from cprune.network.operators import lookup
 from cprune.network.quantizing import LARGEST, scales, to_steps, weight_of
 
-ITERATIONS, LR = 200, 2e-3
+ITERATIONS, LR, LEAST = 200, 1e-4, 16  # images of a batch, at least
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ def _learnt(
     with torch.no_grad():
         best = rounded()
         least = float(error(best, everything))
-    size = max(1, len(given.x) // 4)
+    size = max(min(len(given.x), LEAST), len(given.x) // 4)
     optimizer = torch.optim.Adam(learning.values(), lr=LR)
-    for _ in range(ITERATIONS):
+    for iteration in range(ITERATIONS):
+        optimizer.param_groups[0]["lr"] = LR * (1 - iteration / ITERATIONS)
         chosen = torch.randperm(len(given.x), generator=generator)[:size]
         optimizer.zero_grad()
         error(rounded(), chosen).backward()  # type: ignore[no-untyped-call]
