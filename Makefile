@@ -21,7 +21,7 @@ METHOD := loop judgement ending state history promise certify beginning tables p
 	round_tables rounds plain uniform one_shot netadapt estimating comparable limits aiming limited_front sizes \
 	forecast front further expected
 METHOD_TESTS := method certify tables scouting seconds balance chain round_tables plain_methods netadapt estimating \
-	latency limits front further expected
+	latency limits front further expected safer
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q $(METHOD_TESTS:%=tests/test_%.py) $(METHOD:%=--cov=cprune.method.%) --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 $(ARGS)

@@ -9,6 +9,7 @@ from fakes import FakeBench, Killed, MemoryKeeper, Seen, a_run, seen
 from test_limits import half, run_with
 from test_tables import TABLES, by_macs, trainer, whole
 
+from cprune.method import further
 from cprune.method.ending import finish
 from cprune.method.front import front_of
 from cprune.method.further import retreated
@@ -51,6 +52,16 @@ def test_where_the_safer_one_fails_too_the_model_stays_as_it_is() -> None:
     outcome = finish(run, tables.current)
     assert (outcome.status, outcome.choice.accuracy) == ("unpruned", 0.9)
     assert any("the safer model was certified, but reaches 80.00%" in note for note in outcome.notes)
+    assert [point.delivered for point in front_of(run, outcome).points if point.step == INDEX] == [False]
+
+
+def test_where_no_model_of_the_tables_is_slower_than_what_failed_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(further, "SLOWER", 100.0)
+    run = unlucky()
+    _, tables = whole(run)
+    retreated(run, tables)
+    assert run.history.further[0].reason == "nothing is left whose removal would make the model faster"
+    assert finish(run, tables.current).status == "unpruned"
 
 
 def test_a_run_that_delivers_something_or_never_tried_asks_for_nothing() -> None:

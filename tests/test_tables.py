@@ -454,11 +454,11 @@ def test_where_no_bytes_are_multiplied_an_open_precision_may_be_bfloat16() -> No
 
 
 @pytest.mark.usefixtures("halves")
-@pytest.mark.parametrize(("faster", "floats"), [("b", ("b",)), ("nothing", ())])
+@pytest.mark.parametrize(("faster", "floats"), [(("b",), ("b",)), (("nothing",), ()), ((), ())])
 def test_layers_that_are_faster_in_fp32_stay_in_it_where_the_whole_model_is(
-    monkeypatch: pytest.MonkeyPatch, faster: str, floats: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, faster: tuple[str, ...], floats: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(beginning, "faster_in_float", lambda halves, plain: (faster,))
+    monkeypatch.setattr(beginning, "faster_in_float", lambda halves, plain: faster)
     keeper, settings = MemoryKeeper(), replace(TABLES, precision="bf16")
     run = a_run(FakeBench(fast_in_halves, by_task=True), trainer(), keeper, settings)
     begin(run)
