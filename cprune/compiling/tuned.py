@@ -102,24 +102,22 @@ class Tuned:
 
 def integer_layout(target: Target) -> Layout:
     """Return the layout of models in integers.  Raises UserError where the processor does not multiply bytes."""
-    dot = of_target(target)
-    if not dot:
-        raise UserError(
-            f"{target.name} ({target.cpu}) has no instruction that multiplies bytes: int8 would be no faster there",
-            "Leave --precision away. Processors that have one: x86 with VNNI, Arm with dotprod "
-            "(--target android-arm64:cortex-a76, say).",
-        )
-    return Layout(max(LEAST_BLOCK, target.vector), dot=dot)
+    which = "x86 with VNNI, Arm with dotprod (--target android-arm64:cortex-a76, say)"
+    return _layout_with(of_target(target), target, "bytes: int8", which)
 
 
 def half_layout(target: Target) -> Layout:
     """Return the layout of models in bfloat16.  Raises UserError where the processor does not multiply that."""
-    dot = of_halves(target)
+    which = "x86 with AVX-512 BF16, Arm from v8.6 (--target android-arm64:cortex-x2, say)"
+    return _layout_with(of_halves(target), target, "bfloat16: bf16", which)
+
+
+def _layout_with(dot: str, target: Target, what: str, which: str) -> Layout:
+    """Return a layout of whole blocks for an instruction.  Raises UserError where there is none of that name."""
     if not dot:
         raise UserError(
-            f"{target.name} ({target.cpu}) has no instruction that multiplies bfloat16: bf16 would be no faster there",
-            "Leave --precision away. Processors that have one: x86 with AVX-512 BF16, Arm from v8.6 "
-            "(--target android-arm64:cortex-x2, say).",
+            f"{target.name} ({target.cpu}) has no instruction that multiplies {what} would be no faster there",
+            f"Leave --precision away. Processors that have one: {which}.",
         )
     return Layout(max(LEAST_BLOCK, target.vector), dot=dot)
 
