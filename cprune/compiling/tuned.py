@@ -108,7 +108,7 @@ def integer_layout(target: Target) -> Layout:
 
 def half_layout(target: Target) -> Layout:
     """Return the layout of models in bfloat16.  Raises UserError where the processor does not multiply that."""
-    which = "x86 with AVX-512 BF16, Arm from v8.6 (--target android-arm64:cortex-x2, say)"
+    which = "x86 with AVX-512 BF16, Arm with bf16 (--target linux-arm64:neoverse-v1, say)"
     return _layout_with(of_halves(target), target, "bfloat16: bf16", which)
 
 
