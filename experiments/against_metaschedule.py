@@ -29,7 +29,8 @@ from cprune.targets.local import LocalSession
 from cprune.targets.session import Built, Program, Timed, arguments
 from cprune.targets.target import find
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs.workload import Conv2d, describe, key
+from cprune.tuner.programs.describing import describe
+from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 

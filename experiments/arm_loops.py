@@ -2,11 +2,11 @@
 
     python experiments/arm_loops.py --network resnet18 --candidates 24
 
-Every distinct 3x3 and 1x1 convolution is compiled for each processor, in int8, bf16 and fp32, with candidates drawn
-from its space. llvm-mca (Debian's package `llvm`) simulates the loop of each that holds most multiply-adds, all loads
-hitting the cache; the fewest cycles a multiply-add stand in the table, as a share of the peak: the same instruction
-alone, with 16 independent sums.  That is a statement about code and LLVM's model of a processor.  It is no latency:
-memory, the loops around, threads and everything between layers are not in it.
+Every distinct 3x3 and 1x1 convolution is compiled for each processor, in int8, bf16, fp16 and fp32, with candidates
+drawn from its space. llvm-mca (Debian's package `llvm`) simulates the loop of each that holds most multiply-adds,
+all loads hitting the cache; the fewest cycles a multiply-add stand in the table, as a share of the peak: the same
+instruction alone, with 16 independent sums.  That is a statement about code and LLVM's model of a processor.  It is no
+latency: memory, the loops around, threads and everything between layers are not in it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from cprune.network.halving import halved
 from cprune.network.quantizing import quantized
 from cprune.targets.target import Target, find
 from cprune.tuner.programs import dots, program, space
-from cprune.tuner.programs.workload import Conv2d, describe
+from cprune.tuner.programs.describing import describe
+from cprune.tuner.programs.workload import FMLA, Conv2d
 
 CPUS = ("cortex-a55", "cortex-a76", "cortex-x1", "neoverse-n1", "neoverse-v1")
 NETWORKS = {"resnet18": "experiments.networks:resnet18", "mobilenetv2": "experiments.networks:mobilenetv2"}
-MULTIPLIES = {"fmla": 4, "fmul": 4, "sdot": 16, "usdot": 16, "bfdot": 8}
+MULTIPLIES = {"fmla": 4, "fmul": 4, "sdot": 16, "usdot": 16, "bfdot": 8, FMLA: 8}
 """Multiply-adds of one instruction on a register of 128 bits."""
 SUMS = 16
 INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9.]*)\s*(.*?)\s*(?://.*)?$")
@@ -65,7 +66,15 @@ def loops(assembly: str) -> Iterator[Loop]:
             continue
         body.append(f"{found[1]} {found[2]}")
         if found[1].startswith(("b.", "cbnz", "cbz", "tbnz", "tbz")) and found[2].split(",")[-1].strip() == label:
-            yield Loop(tuple(body), sum(MULTIPLIES.get(each.split()[0], 0) for each in body if ".4s" in each))
+            yield Loop(tuple(body), sum(map(multiplied, body)))
+
+
+def multiplied(line: str) -> int:
+    """Return the multiply-adds of a line of assembly; whole registers only."""
+    name, sums = line.replace(",", "").split()[:2] if " " in line.strip() else (line, "")
+    if sums.endswith(".8h"):
+        return MULTIPLIES[FMLA] if name in ("fmla", "fmul") else 0
+    return MULTIPLIES.get(name, 0) if sums.endswith(".4s") else 0
 
 
 def cycles(lines: Sequence[str], mcpu: str, attributes: str) -> float:
@@ -79,7 +88,8 @@ def cycles(lines: Sequence[str], mcpu: str, attributes: str) -> float:
 def peak(instruction: str, mcpu: str, attributes: str) -> float:
     """Return the cycles a multiply-add of an instruction alone."""
     factors = {4: "v16.4s, v17.4s", 8: "v16.8h, v17.8h", 16: "v16.16b, v17.16b"}[MULTIPLIES[instruction]]
-    lines = [f"{instruction} v{i}.4s, {factors}" for i in range(SUMS)]
+    name, sums = ("fmla", "8h") if instruction == FMLA else (instruction, "4s")
+    lines = [f"{name} v{i}.{sums}, {factors}" for i in range(SUMS)]
     return cycles(lines, mcpu, attributes) / (SUMS * MULTIPLIES[instruction])
 
 
@@ -111,13 +121,14 @@ def main() -> None:
     networks = {
         "fp32": folded(opened.network),
         "bf16": halved(opened.network, opened.example_inputs),
+        "fp16": halved(opened.network, opened.example_inputs, precision="fp16"),
         "int8": quantized(opened.network, [opened.example_inputs]),
     }
     columns: dict[tuple[str, str], dict[str, float]] = {}
     for mcpu in given.cpus:
         target = find(f"linux-arm64:{mcpu}")
         for precision, network in networks.items():
-            dot = {"int8": dots.of_target, "bf16": dots.of_halves}.get(precision, lambda _: "")(target)
+            dot = dots.of_target(target, precision)
             if precision != "fp32" and not dot:
                 continue
             attributes = "+neon" + (f",+{dots.DOTS[dot].features[0]}" if dot else "")
@@ -127,7 +138,7 @@ def main() -> None:
             for call in calls:
                 w = call.workload
                 if isinstance(w, Conv2d) and not w.depthwise and w.in_channels > 4:
-                    text = describe(w).replace(" int8", "").replace(" bf16", "").replace(" + residual", "")
+                    text = re.sub(r" (int8|bf16|fp16)| \+ residual", "", describe(w))
                     if text not in column:
                         column[text] = most / best(w, target, mcpu, attributes, given.candidates, given.seed)
             shares = [share for name, share in column.items() if not name.startswith("peak")]

@@ -27,7 +27,8 @@ from cprune.progress import of_terminal
 from cprune.targets.session import Built, Program, Session, Timed
 from cprune.targets.target import Target, find
 from cprune.tuner.programs import dots
-from cprune.tuner.programs.workload import QuantizedConv2d, describe
+from cprune.tuner.programs.describing import describe
+from cprune.tuner.programs.workload import QuantizedConv2d
 from cprune.tuner.turns import in_turns
 
 NETWORKS = {"resnet18": "experiments.networks:resnet18", "mobilenetv2": "experiments.networks:mobilenetv2"}
@@ -40,7 +41,7 @@ def peak(session: Session, target: Target) -> float:
     import tvm
     from tvm.script import tirx as T
 
-    dot, threads = dots.DOTS[dots.of_target(target)], target.threads
+    dot, threads = dots.DOTS[dots.of_target(target, "int8")], target.threads
     text = peak_text(dot)
 
     @T.prim_func(s_tir=True)
@@ -107,7 +108,9 @@ def main() -> None:
         most = peak(session, target)
         print(f"{given.network}, {target.threads} threads, peak {most / 1e9:.0f} G multiply-adds a second")
         floats = lower(plain, opened.example_inputs, Layout(target.vector))
-        whole = lower(integers, opened.example_inputs, Layout(max(8, target.vector), dot=dots.of_target(target)))
+        whole = lower(
+            integers, opened.example_inputs, Layout(max(8, target.vector), dot=dots.of_target(target, "int8"))
+        )
         by_layer = {call.layers[0]: call.workload for call in floats.calls if call.layers}
         rows: dict[QuantizedConv2d, tuple[Any, int]] = {}
         for call in whole.calls:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from cprune.compiling.tuned import integer_layout, opened_tuner
+from cprune.compiling.tuned import layout_in, opened_tuner
 from cprune.compiling.workbench import SessionWorkbench
 from cprune.method.subject import Subject
 from cprune.network.folding import folded
@@ -154,7 +154,7 @@ class Clock:
         """Return the latency over that of fp32, timed in turns."""
         key = tuple(sorted(floats))
         if key not in self._known:
-            layout = integer_layout(self.bench.tuner.target)
+            layout = layout_in("int8", self.bench.tuner.target)
             tuned = self.bench.tune(network(), layout, self.trials, self.progress, text="tuning")
             self.bench.load("mixed", tuned)
             self._known[key] = self.bench.compare("fp32", "mixed", self.rounds, 2.0).ratio.median

@@ -240,7 +240,7 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int, integers: bool
     from cprune.compiling.lowered import Layout
     from cprune.compiling.lowering import lower
     from cprune.compiling.relax_module import relax_model
-    from cprune.compiling.tuned import integer_layout, tolerance
+    from cprune.compiling.tuned import layout_in, tolerance
     from cprune.network.difference import difference
     from cprune.network.quantizing import quantized
     from cprune.targets.errors import UserError
@@ -254,7 +254,7 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int, integers: bool
     if integers:
         network = quantized(network, [inputs]).eval()
     try:
-        lowered = lower(network, inputs, integer_layout(target) if integers else Layout(target.vector))
+        lowered = lower(network, inputs, layout_in("int8", target) if integers else Layout(target.vector))
     except UserError as error:
         return f"refused: {error.message}"[:200]
     programs = {}

@@ -23,7 +23,7 @@ from cprune.compiling.tuned import Tuned
 from cprune.method.settings import Settings
 from cprune.method.state import RunState
 from cprune.network.capture import capture
-from cprune.network.halving import is_to_half
+from cprune.network.halving import half_of
 from cprune.network.network import Network
 from cprune.progress import Progress
 from cprune.runs.events import Event
@@ -84,7 +84,7 @@ def seen(network: nn.Module) -> Seen:
         len(tensors["a.weight"]) if "a.weight" in tensors else 0,  # the branch is gone
         round(float(tensors["head.bias"].detach()[0]), 2),
         any("fake_quantize" in node.op for node in getattr(network, "nodes", ())),
-        sum(is_to_half(node) for node in getattr(network, "nodes", ())),
+        sum(bool(half_of(node)) for node in getattr(network, "nodes", ())),
     )
 
 

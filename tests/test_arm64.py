@@ -28,6 +28,7 @@ from cprune.progress import Progress
 from cprune.targets import link
 from cprune.targets.remote import tracker
 from cprune.targets.target import find
+from cprune.tuner.programs.workload import FMLA
 
 pytestmark = [
     pytest.mark.device,
@@ -168,9 +169,12 @@ def test_integers_are_computed_on_the_board_as_in_pytorch(target: str, board: Ri
     board.wait(2)
 
 
-def test_bfloat16_is_computed_on_the_board_as_in_pytorch(target: str, board: Rig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "processor", "dot"), [("bf16", "neoverse-v1", "bfdot"), ("fp16", "cortex-a76", FMLA)])
+def test_16_bits_are_computed_on_the_board_as_in_pytorch(
+    target: str, board: Rig, tmp_path: Path, bits: str, processor: str, dot: str
+) -> None:
     path = tmp_path / "half.toml"
-    path.write_text(Path(target).read_text().replace('like = "linux-arm64"', 'like = "linux-arm64:neoverse-v1"'))
+    path.write_text(Path(target).read_text().replace('like = "linux-arm64"', f'like = "linux-arm64:{processor}"'))
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -181,11 +185,11 @@ def test_bfloat16_is_computed_on_the_board_as_in_pytorch(target: str, board: Rig
         nn.Flatten(),
     ).eval()
     image = torch.randn(1, 3, 12, 12)
-    network = halved(capture(model, (image,)), (image,)).eval()
+    network = halved(capture(model, (image,)), (image,), precision=bits).eval()
     with opened_tuner(find(str(path)), tmp_path / "r.sqlite", 0, Progress()) as (session, tuner):
         tuned = tune(network, (image,), tuner, 1, Progress())
         (output,) = tuned.load(session, "model")
-    assert tuned.lowered.layout.dot == "bfdot"
+    assert tuned.lowered.layout.dot == dot
     with torch.no_grad():
         wanted = network(image).numpy()
     assert np.abs(output - wanted).max() < 0.01 * np.abs(wanted).max()

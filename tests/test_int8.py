@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_halves import multiplies_halves
 from test_integers import multiplies_bytes
 from test_loop import TABLES_TOML, command, data_file
 
 import cprune
 from cprune.commands.request import Request
-from cprune.commands.rounded import rounded
+from cprune.commands.rounded import given, in_integers
 from cprune.compiling.tuned import precision
 from cprune.method.settings import Settings
 from cprune.models.source import Source
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.target import find
-from cprune.tuner.programs.dots import of_halves
 
 
 def asked(target: str = "local") -> Request:
@@ -29,22 +29,24 @@ def asked(target: str = "local") -> Request:
 
 def test_a_processor_that_multiplies_no_bytes_is_told_so() -> None:
     with pytest.raises(UserError, match="no instruction that multiplies bytes"):
-        rounded(asked("linux-arm64:cortex-a72"), "int8", "fashion-mnist", Progress())
+        given(asked("linux-arm64:cortex-a72"), "int8", "fashion-mnist")
 
 
 @multiplies_bytes
 def test_int8_without_images_asks_for_them() -> None:
     with pytest.raises(UserError, match="needs images"):
-        rounded(asked(), "int8", None, Progress())
+        given(asked(), "int8", None)
 
 
 @multiplies_bytes
 def test_the_built_in_model_loses_next_to_nothing_in_integers() -> None:
-    found = rounded(asked(), "int8", "fashion-mnist", Progress())
-    assert precision(found.network) == "int8"
-    assert found.answers is not None
-    assert found.answers.before == pytest.approx(0.93, abs=0.01)
-    assert abs(found.answers.loss.loss) < 0.004
+    model = given(asked(), "int8", "fashion-mnist")
+    network = in_integers(model, 0, Progress())
+    assert precision(network) == "int8"
+    answers = model.answers(network)
+    assert answers is not None
+    assert answers.before == pytest.approx(0.93, abs=0.01)
+    assert abs(answers.loss.loss) < 0.004
 
 
 @pytest.mark.slow
@@ -71,7 +73,7 @@ def test_a_model_is_tuned_in_integers_and_its_folder_runs(tmp_path: Path) -> Non
     ("bits", "operator"),
     [
         pytest.param("int8", "fake_quantize", marks=multiplies_bytes),
-        pytest.param("bf16", "_to_copy", marks=pytest.mark.skipif(not of_halves(find("local")), reason="no bfloat16")),
+        pytest.param("bf16", "_to_copy", marks=multiplies_halves),
     ],
 )
 def test_a_run_in_fewer_bits_ends_with_a_model_in_them_that_is_exported(

@@ -39,7 +39,7 @@ from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
 TARGET = find("local")
-DOT = dots.of_target(TARGET)
+DOT = dots.of_target(TARGET, "int8")
 BLOCK = max(8, TARGET.vector)
 multiplies_bytes = pytest.mark.skipif(not DOT, reason="this processor has no instruction that multiplies bytes")
 
@@ -112,10 +112,10 @@ def test_only_an_instruction_for_signed_factors_moves_bytes_and_a_depthwise_prog
 
 
 def test_processors_are_asked_before_an_instruction_is_used() -> None:
-    assert dots.of_target(find("android-arm64:cortex-a76")) == "sdot"
-    assert dots.of_target(find("linux-arm64:neoverse-v1")) == "usdot"
-    assert dots.of_target(find("linux-arm64:cortex-a72")) == ""  # LLVM would end the process there
-    assert dots.of_target(find("linux-x86_64")) == ""
+    assert dots.of_target(find("android-arm64:cortex-a76"), "int8") == "sdot"
+    assert dots.of_target(find("linux-arm64:neoverse-v1"), "int8") == "usdot"
+    assert dots.of_target(find("linux-arm64:cortex-a72"), "int8") == ""  # LLVM would end the process there
+    assert dots.of_target(find("linux-x86_64"), "int8") == ""
 
 
 @multiplies_bytes
@@ -425,7 +425,7 @@ def test_arm_programs_are_written_for_its_instructions() -> None:
         target = find(name)
         w = QuantizedConv2d(
             1, 16, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, False, "none", 8, 8, "uint8",
-            dots.of_target(target),
+            dots.of_target(target, "int8"),
         )  # fmt: skip
         candidate = Candidate.of(oc_tile=2, oh_tile=1, ow_tile=4, rows=8, parallel="none", pad="inside", unroll=0)
         assert f"\t{instruction}\t" in assembly(w, candidate, target)

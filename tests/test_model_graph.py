@@ -15,7 +15,7 @@ from cprune.compiling.lowering import lower
 from cprune.method.task_table import TaskRow
 from cprune.network.shapes import sample
 from cprune.targets.errors import UserError
-from cprune.tuner.programs.workload import describe
+from cprune.tuner.programs.describing import describe
 from tests.small_nets import NETS, captured
 
 

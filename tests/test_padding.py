@@ -7,16 +7,22 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from test_halves import multiplies_halves
+from test_halves import TARGET, multiplies_halves
 from test_integers import compiled, multiplies_bytes
 from torch import nn
 
+from cprune.commands.check_integers import as_simulated
 from cprune.compiling.lowering import lower
+from cprune.compiling.tuned import tune
 from cprune.network.capture import capture
 from cprune.network.halving import halved
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
+from cprune.progress import Progress
+from cprune.targets.local import LocalSession
 from cprune.tuner.programs.workload import Conv2d
+from cprune.tuner.records.store import Store
+from cprune.tuner.tune import Tuner
 
 
 class Padded(nn.Module):
@@ -83,6 +89,19 @@ def test_what_is_inside_is_rounded_in_their_place(bits: str) -> None:
     with torch.no_grad():
         wanted, before = fewer(images[:1]).numpy(), network(images[:1]).numpy()
     assert np.abs(output - wanted).max() < max(0.01 * np.abs(before).max(), np.abs(wanted - before).max())
+
+
+@multiplies_bytes
+def test_what_lies_between_pads_is_compared_with_pytorch_too() -> None:
+    network, images = padded()
+    fewer = quantized(network, [(images,)]).eval()
+    with Store("sqlite://") as store, LocalSession(TARGET) as session:
+        tuned = tune(fewer, (images[:1],), Tuner(session, store, TARGET, 0), 1, Progress())
+        compared = {one.value: one.steps for one in as_simulated(tuned, session)}
+    inside = [name for name in compared if name.endswith(".inside")]
+    assert len(inside) == 3  # the image, and what two layers write
+    assert len(compared) == 4  # and what the last layer reads
+    assert all(steps is not None and steps <= 1 for steps in compared.values())
 
 
 def test_zeros_that_others_read_and_other_numbers_stay() -> None:

@@ -13,8 +13,9 @@ from cprune.targets.session import Timed
 from cprune.targets.target import Target
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference, space, winograd
+from cprune.tuner.programs.describing import describe
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, describe, from_key, key
+from cprune.tuner.programs.workload import Conv2d, Dense, Elementwise, Mean, Pool2d, Workload, from_key, key
 
 
 def conv(ci: int, hw: int, co: int, stride: int = 1, k: int = 3, ib: int = 8, ob: int = 8, **more: object) -> Conv2d:

@@ -328,8 +328,7 @@ def test_a_run_that_trains_a_model_on_goes_on_after_a_kill() -> None:
 def integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this processor is, it is taken to multiply bytes, and nothing else that is short."""
     monkeypatch.setattr(state, "layout_in", lambda precision, target: Layout(16, dot="vnni512"))
-    monkeypatch.setattr(beginning, "multiplies_bytes", lambda target: True)
-    monkeypatch.setattr(beginning, "multiplies_halves", lambda target: False)
+    monkeypatch.setattr(beginning, "multiplies", lambda target, precision: precision == "int8")
 
 
 @pytest.mark.usefixtures("integers")
@@ -432,8 +431,7 @@ def test_where_every_pruned_model_loses_too_much_the_whole_one_is_delivered_in_i
 def halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this processor is, it is taken to multiply bfloat16, and no bytes."""
     monkeypatch.setattr(state, "layout_in", lambda precision, target: Layout(16, dot="bf16x512"))
-    monkeypatch.setattr(beginning, "multiplies_bytes", lambda target: False)
-    monkeypatch.setattr(beginning, "multiplies_halves", lambda target: True)
+    monkeypatch.setattr(beginning, "multiplies", lambda target, precision: precision == "bf16")
 
 
 def fast_in_halves(model: Seen) -> float:

@@ -73,7 +73,7 @@ def bench(
     options: ModelOptions,
     trials: Trials = None,
     rounds: Annotated[int, typer.Option(help="interleaved rounds")] = 30,
-    int8: Annotated[bool, typer.Option("--int8", help="also in 8-bit integers, and in bf16")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="also in 8-bit integers and 16 bits")] = False,
     as_json: Json = False,
 ) -> None:
     """Time the tuned model against ONNX Runtime, PyTorch and, where it is installed, OpenVINO.
@@ -101,11 +101,11 @@ def tune(
         str | None, typer.Option(help="who proposes: random, evolutionary, P, P+A, P+V (default) or P+V+A")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16, or int8: 8-bit integers, calibrated on training images of --data")
+        str, typer.Option(help="fp32, bf16, fp16 (Arm), or int8: integers, calibrated on training images of --data")
     ] = "fp32",
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="for int8 and bf16: fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
+        typer.Option("--data", "-d", help="for fewer bits: fashion-mnist, npz:FILE, folder:DIR or MODULE:FUNCTION"),
     ] = None,
     learn_rounding: Annotated[
         bool, typer.Option("--learn-rounding", help="int8: learn which neighbour each weight is rounded to (FlexRound)")
@@ -116,8 +116,8 @@ def tune(
     """Tune a model as it is and write it compiled: model.so, its weights, and what it was compiled for.
 
     In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.  With --precision int8 it is
-    compiled in integers, and the accuracy that this costs is said; with --precision bf16 in bfloat16, which needs no
-    data, each layer in that or in fp32, whichever is faster.
+    compiled in integers, and the accuracy that this costs is said; with bf16 or fp16 in
+    16 bits, which needs no data, each layer in these or in fp32, whichever is faster.
     """
     from cprune.commands import tune
 

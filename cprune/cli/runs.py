@@ -91,7 +91,7 @@ def run(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="of the pruned model: fp32, bf16, int8, or auto: the fastest that loses little"),
+        typer.Option(help="of the pruned model: fp32, bf16, fp16, int8, or auto: the fastest that loses little"),
     ] = None,
     importance: Annotated[
         str | None,

@@ -156,7 +156,7 @@ def checked(result: Checked) -> None:
         if result.integers:
             print(f"     in int8, whole and pruned, {result.integers} values in bytes equal PyTorch's to one step")
         if result.halves:
-            print(f"     in bf16 {result.halves} values equal PyTorch's to one step")
+            print(f"     in 16 bits {result.halves} values equal PyTorch's to one step")
     if not result.groups:
         print("     no channel can be pruned: cprune explain says why")
 

@@ -29,7 +29,8 @@ from cprune.commands import rivals
 from cprune.commands.request import Request
 from cprune.commands.rivals import RUN_S, SETTLE_S, Rival, seconds_a_call
 from cprune.compiling import halves_or_floats
-from cprune.compiling.tuned import multiplies_halves, tolerance, tune
+from cprune.compiling.tuned import multiplies, tolerance, tune
+from cprune.network.halving import HALVES
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
@@ -80,7 +81,7 @@ class Benchmark:
 
 
 def bench(request: Request, rounds: int, progress: Progress, int8: bool = False) -> Benchmark:
-    """Time the tuned model and its rivals in turns, `rounds` of them; with `int8` also in integers, and in bf16.
+    """Time the tuned model and its rivals in turns, `rounds` of them; with `int8` also in integers and 16 bits.
 
     The pruned model of a run is tuned with the run's own records.  Integers are calibrated on the example input: the
     latency does not depend on it.  Raises UserError for another machine than this one, BrokenWorld where a runtime does
@@ -100,9 +101,11 @@ def bench(request: Request, rounds: int, progress: Progress, int8: bool = False)
     with _rivals(network, inputs, target.threads, int8) as others, request.tuner(progress) as (session, tuner):
         models = {"tvm": network, **({"tvm int8": quantized(network, [inputs])} if int8 else {})}
         tuned = {name: tune(each, inputs, tuner, request.settings.trials, progress) for name, each in models.items()}
-        if int8 and multiplies_halves(tuner.target):
-            trials = request.settings.trials
-            tuned["tvm bf16"] = halves_or_floats.fastest(network, inputs, session, tuner, trials, progress).tuned
+        for half in HALVES if int8 else ():
+            if multiplies(tuner.target, half):
+                tuned[f"tvm {half}"] = halves_or_floats.fastest(
+                    network, inputs, session, tuner, request.settings.trials, progress, precision=half
+                ).tuned
         outputs = {name: each.load(session, name)[0] for name, each in tuned.items()}
         pytorch = _pytorch(network, inputs)
         for name, rival in others.items():

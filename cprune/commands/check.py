@@ -10,6 +10,7 @@ every value in bytes is compared, kernel by kernel.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,9 +25,9 @@ from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.commands.check_integers import as_simulated
 from cprune.commands.request import Request
-from cprune.compiling.tuned import Tuned, multiplies_bytes, multiplies_halves, precision, tolerance, tune
+from cprune.compiling.tuned import Tuned, multiplies, precision, tolerance, tune
 from cprune.network.difference import PRUNED_TOLERANCE, difference
-from cprune.network.halving import halved
+from cprune.network.halving import HALVES, halved
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
@@ -53,7 +54,7 @@ class Wrong:
 class Checked:
     """How many groups, branches and frozen places a model has, whether compiled code was compared, what was wrong.
 
-    `integers` and `halves` say how many values in bytes and in bfloat16 were compared.
+    `integers` and `halves` say how many values in bytes and in 16 bits were compared.
     """
 
     model: str
@@ -95,14 +96,15 @@ def check(request: Request, compiled: bool, progress: Progress) -> Checked:
         models.append(("the pruned model", prune(network, graph, _some(graph.groups, random.Random(settings.seed)))))
     if found:
         models.append(("the model without its branches", without(network, found)))
-    rounded = {"int8": 0, "bf16": 0}
+    rounded = Counter[str]()
     if compiled:
         with request.tuner(progress) as (session, tuner):
-            if multiplies_bytes(tuner.target) and precision(network) == "fp32":
+            if multiplies(tuner.target, "int8") and precision(network) == "fp32":
                 shown = [tuple(_noise(x, settings.seed) for x in inputs)]
                 models += [(f"{what}, in integers", quantized(model, shown).eval()) for what, model in models[:2]]
-            if multiplies_halves(tuner.target) and precision(network) == "fp32":
-                models.append(("the whole model, in bf16", halved(network, inputs).eval()))
+            for half in HALVES if precision(network) == "fp32" else ():
+                if multiplies(tuner.target, half):
+                    models.append((f"the whole model, in {half}", halved(network, inputs, precision=half).eval()))
             for what, model in models:
                 tuned = _tuned(what, model, inputs, tuner, settings.trials, progress)
                 if isinstance(tuned, Wrong):
@@ -115,7 +117,7 @@ def check(request: Request, compiled: bool, progress: Progress) -> Checked:
                         said = "does not run" if value.steps is None else f"is {value.steps} steps from PyTorch's"
                         failures.append(Wrong("", f"{what}: the value {value.value!r} {said}", None))
     counts = len(graph.groups), len(found), len(graph.frozen)
-    return Checked(opened.name, *counts, compiled, tuple(failures), rounded["int8"], rounded["bf16"])
+    return Checked(opened.name, *counts, compiled, tuple(failures), rounded["int8"], rounded["bf16"] + rounded["fp16"])
 
 
 def pruned_as_masked(

@@ -1,9 +1,9 @@
-"""Does every kernel of bytes, or of bfloat16, give what PyTorch simulates, to one step?
+"""Does every kernel of bytes, or of 16 bits, give what PyTorch simulates, to one step?
 
 A network in integers computes in PyTorch with `fake_quantize`, compiled with bytes.  Each kernel is given the bytes
 that PyTorch has for its inputs, so that a value at a tie between two steps early in the network does not hide what is
 wrong behind it, and its bytes are compared with PyTorch's.  Of bfloat16 likewise: a step is there what lies between two
-neighbours of the value's largest magnitude, 1/128 of it at most.
+neighbours of the value's largest magnitude, 1/128 of it at most; of float16 what its sums may be apart, twice that.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cprune.compiling.activations import joined
 from cprune.compiling.lowered import Call, Step
 from cprune.compiling.operators.quantizing import QUANTIZING, step_of
+from cprune.compiling.padding import Sides, unpadded
 from cprune.compiling.tuned import Tuned
 from cprune.network.node import operator_name
 from cprune.network.quantizing import BYTES_PASS, HIGHEST, LOWEST
 from cprune.targets.difference import apart
 from cprune.targets.session import Array, Built, Session, Timed
 from cprune.tuner.programs import program as programs
-from cprune.tuner.programs.reference import HALF_TOLERANCE, halves, numbers, pack, unpack
+from cprune.tuner.programs.reference import halves, numbers, pack, tolerance, unpack
 from cprune.tuner.programs.workload import Shape, dtypes, key
 
 
@@ -38,15 +40,25 @@ class Compared:
 
 def as_simulated(tuned: Tuned, session: Session) -> Iterator[Compared]:
     """Compare every value that a kernel of a tuned model rounds, and that PyTorch has under the same name."""
-    values = tuned.network.values(*tuned.example)
+    values = dict(tuned.network.values(*tuned.example))
     steps = _steps(tuned)
+    for name, (padded, sides) in unpadded(joined(tuned.network.nodes), values).rounded.items():
+        values[name] = _without(values[padded], sides)
+        if padded in steps:
+            steps[name] = steps[padded]
     for call in tuned.lowered.calls:
         kinds = dtypes(call.workload)
         reads = zip(call.inputs, kinds, strict=False)  # weights come after them
         known = all(name in values and (kind != "uint8" or name in steps) for name, kind in reads)
-        rounded = kinds[-1:] == ("uint16",) or (kinds[-1:] == ("uint8",) and call.output in steps)
+        rounded = kinds[-1:] in (("uint16",), ("float16",)) or (kinds[-1:] == ("uint8",) and call.output in steps)
         if rounded and known and call.output in values:
             yield Compared(call.output, _apart(tuned, session, call, values, steps))
+
+
+def _without(value: Tensor, sides: Sides) -> Tensor:
+    """Return an image without the zeros at its sides, which a kernel adds by itself."""
+    above, left, below, right = sides
+    return value[..., above : value.shape[2] - below, left : value.shape[3] - right]
 
 
 def _steps(tuned: Tuned) -> dict[str, Step]:
@@ -78,8 +90,8 @@ def _apart(
         return None
     wanted = _typed(values[call.output], kinds[-1], steps.get(call.output))
     found = _plain(ran.output, wanted)
-    if wanted.dtype == torch.uint16:
-        return ceil(apart(numbers(found.numpy()), numbers(wanted.numpy())) / HALF_TOLERANCE)
+    if kinds[-1] != "uint8":
+        return ceil(apart(numbers(found.numpy()), numbers(wanted.numpy())) / tolerance(workload))
     return int((found.int() - wanted.int()).abs().max())
 
 
@@ -88,7 +100,7 @@ def _typed(value: Tensor, kind: str, step: Step | None) -> Tensor:
     if kind == "uint8":
         assert step is not None
         return _bytes(value, step)
-    return halves(value.float()) if kind == "uint16" else value.float()
+    return {"uint16": halves, "float16": Tensor.half}.get(kind, Tensor.float)(value.float())
 
 
 def _bytes(value: Tensor, step: Step) -> Tensor:

@@ -25,7 +25,8 @@ from cprune.progress import Progress
 from cprune.targets.interval import interval
 from cprune.targets.session import Session
 from cprune.tuner.estimate import Entry
-from cprune.tuner.programs.workload import Conv2d, describe, key
+from cprune.tuner.programs.describing import describe
+from cprune.tuner.programs.workload import Conv2d, key
 from cprune.tuner.search.estimator import Errors, Estimate, fitted
 from cprune.tuner.tune import Best, Tuner
 from cprune.tuner.turns import in_turns

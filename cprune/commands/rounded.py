@@ -1,4 +1,4 @@
-"""A model in fewer bits for `cprune tune --precision`: int8 is calibrated on training images, bf16 needs none.
+"""A model in fewer bits for `cprune tune --precision`: int8 is calibrated on training images, bf16 and fp16 need none.
 
 Where data is given both are compared with the model as it came, on the images of the report.
 """
@@ -15,13 +15,13 @@ from cprune.commands.request import Request
 from cprune.compiling.tuned import layout_in
 from cprune.method.subject import subject_of
 from cprune.network.flexround import learn_rounding
-from cprune.network.halving import halved
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.paired import Paired
 from cprune.training.accuracy import paired
+from cprune.training.trainer import Trainer
 
 IMAGES, BATCH = 512, 64
 """Training images that the ranges of values come from."""
@@ -41,43 +41,47 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """The model in fewer bits under its name; `plain` is as it came, `answers` None where no data was given."""
+class Given:
+    """A model as it came, under its name; `trainer` has its data, and is None where none was given."""
 
     name: str
     network: Network
-    plain: Network
     example: tuple[Tensor, ...]
-    answers: Answers | None
+    trained: bool
+    trainer: Trainer | None
+
+    def answers(self, rounded: Network) -> Answers | None:
+        """Return what the model answers before and after it was rounded, on the images of the report."""
+        if self.trainer is None:
+            return None
+        before, after = (self.trainer.look(model, "report") for model in (self.network.eval(), rounded.eval()))
+        return Answers(before.accuracy, after.accuracy, paired(before, after))
 
 
-def rounded(request: Request, precision: str, data: str | None, progress: Progress, learn: bool = False) -> Rounded:
-    """Return the model of a request in int8 or bf16; with `learn` the rounding of int8 weights is learnt.
+def given(request: Request, precision: str, data: str | None) -> Given:
+    """Return the model of a request that is to be rounded to int8, bf16 or fp16.
 
     Raises UserError for int8 without data, where the target's processor does not multiply in that precision, and see
     `subject_of`.
     """
-    target = request.target
-    layout_in(precision, target)
-    if data is None:
-        if precision == "int8":
-            raise UserError(
-                "int8 needs images, to know the range of every value",
-                "Add --data npz:FILE or folder:DIR (cprune run --help).",
-            )
-        opened = request.opened()
-        network = halved(opened.network, opened.example_inputs)
-        return Rounded(opened.name, network, opened.network, opened.example_inputs, None)
-    subject = subject_of(request.source, data, target, request.settings)
+    layout_in(precision, request.target)
+    if data is not None:
+        subject = subject_of(request.source, data, request.target, request.settings)
+        return Given(subject.name, subject.network, subject.example, True, subject.trainer)
     if precision == "int8":
-        split = subject.trainer.samples(IMAGES, request.settings.seed)
-        assert split is not None  # the data of a command can be seen
-        progress.say(f"{subject.name}: ranges of all values from {len(split):,} training images")
-        if learn:
-            progress.say("learning how its weights are rounded")
-        network = quantized(subject.network, split.inputs(BATCH), learn=learn_rounding if learn else None)
-    else:
-        network = halved(subject.network, subject.example)
-    before, after = (subject.trainer.look(model, "report") for model in (subject.network.eval(), network.eval()))
-    answers = Answers(before.accuracy, after.accuracy, paired(before, after))
-    return Rounded(subject.name, network, subject.network, subject.example, answers)
+        raise UserError(
+            "int8 needs images, to know the range of every value",
+            "Add --data npz:FILE or folder:DIR (cprune run --help).",
+        )
+    opened = request.opened()
+    return Given(opened.name, opened.network, opened.example_inputs, opened.trained, None)
+
+
+def in_integers(model: Given, seed: int, progress: Progress, learn: bool = False) -> Network:
+    """Return a model with data in int8; with `learn` it is learnt how its weights are rounded."""
+    split = model.trainer.samples(IMAGES, seed) if model.trainer is not None else None
+    assert split is not None  # the data of a command can be seen
+    progress.say(f"{model.name}: ranges of all values from {len(split):,} training images")
+    if learn:
+        progress.say("learning how its weights are rounded")
+    return quantized(model.network, split.inputs(BATCH), learn=learn_rounding if learn else None)

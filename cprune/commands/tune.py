@@ -9,16 +9,17 @@ from typing import Any
 
 from cprune.commands.export import example_of, must_be_new
 from cprune.commands.request import Request
-from cprune.commands.rounded import Answers, rounded
+from cprune.commands.rounded import Answers, given, in_integers
 from cprune.compiling import deploy, halves_or_floats
-from cprune.compiling.tuned import precision
+from cprune.compiling.tuned import MULTIPLIED, precision
 from cprune.compiling.tuned import tune as tuned_model
+from cprune.network.halving import HALVES
 from cprune.progress import Progress
 from cprune.targets.errors import unknown
 from cprune.targets.interval import Interval
 from cprune.targets.measure import compare
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", *MULTIPLIED)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Options:
     """The folder to write; which space is searched and who proposes (None: the default), for how long at most.
 
     `precision` is one of PRECISIONS; int8 takes the range of every value from the images that `data` names, and bf16
-    has its accuracy looked at with them.  With `learn_rounding` it is learnt how int8 weights are rounded.
+    and fp16 have their accuracy looked at with them.  With `learn_rounding` it is learnt how int8 weights are rounded.
     """
 
     out: Path
@@ -43,7 +44,7 @@ class Compiled:
     """What was written: latency with interval, tasks, new trials, and the seconds that each stage took.
 
     `answers` says what accuracy fewer bits cost; None for a model as it came, and where no data was given.  `floats`
-    are the layers of a model in bf16 that are faster in fp32, and stay in it.
+    are the layers of a model in bf16 or fp16 that are faster in fp32, and stay in it.
     """
 
     model: str
@@ -80,29 +81,30 @@ class Compiled:
 def tune(request: Request, options: Options, progress: Progress) -> Compiled:
     """Write the compiled model into a folder and return what was found; of a simulated machine only its programs.
 
-    Raises UserError where the folder holds something already, and see `rounded`.
+    Raises UserError where the folder holds something already, and see `cprune.commands.rounded.given`.
     """
     must_be_new(options.out)
     if options.precision not in PRECISIONS:
         raise unknown("precision", options.precision, PRECISIONS)
     settings = request.settings
-    fewer = None
-    if options.precision != "fp32":
-        fewer = rounded(request, options.precision, options.data, progress, options.learn_rounding)
+    fewer = None if options.precision == "fp32" else given(request, options.precision, options.data)
     if fewer is not None:
-        name, network, inputs = fewer.name, fewer.network, fewer.example
+        name, network, inputs, trained = fewer.name, fewer.network, fewer.example, fewer.trained
     else:
         opened = request.opened()
-        name, network, inputs = opened.name, opened.network, opened.example_inputs
-        if not opened.trained:
-            progress.say(f"{name} has random weights: its latency is right, its answers are not")
+        name, network, inputs, trained = opened.name, opened.network, opened.example_inputs, opened.trained
+    if not trained:
+        progress.say(f"{name} has random weights: its latency is right, its answers are not")
+    if fewer is not None and options.precision == "int8":
+        network = in_integers(fewer, settings.seed, progress, options.learn_rounding)
     with request.tuner(progress, options.space, options.search) as (session, tuner):
         limit_s = options.time_limit_s
         floats: tuple[str, ...] = ()
-        if fewer is not None and options.precision == "bf16":
+        if options.precision in HALVES:
             found = halves_or_floats.fastest(
-                fewer.plain, inputs, session, tuner, settings.trials, progress, time_limit_s=limit_s
-            )
+                network, inputs, session, tuner, settings.trials, progress,
+                precision=options.precision, time_limit_s=limit_s,
+            )  # fmt: skip
             tuned, floats, network = found.tuned, found.floats, found.tuned.network
         else:
             tuned = tuned_model(network, inputs, tuner, settings.trials, progress, time_limit_s=limit_s)
@@ -116,7 +118,7 @@ def tune(request: Request, options: Options, progress: Progress) -> Compiled:
             len(tuned.best),
             tuned.trials,
             {stage: round(seconds, 1) for stage, seconds in vars(tuner.clock).items()},
-            None if fewer is None else fewer.answers,
+            None if fewer is None else fewer.answers(network),
             precision(network),
             floats,
         )

@@ -1,4 +1,4 @@
-"""Layers whose input is of bfloat16 numbers: weights of the same, sums and bias in float32."""
+"""Layers whose input is of bfloat16 or float16 numbers: weights of the same, the bias in float32."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Stored | None) -> Stored:
-    """Emit a convolution of the bfloat16 numbers `x`; `residual` is of these in whole blocks as well."""
+    """Emit a convolution of the numbers `x` of 16 bits; `residual` is of these in whole blocks as well."""
     values.channels[name] = conv.shape[1]
     block = values.layout.block
     plain = conv.workload(values.shape(conv.x), x.block, block, residual is not None)
@@ -28,7 +28,7 @@ def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Store
 
 
 def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored:
-    """Emit a linear layer of the bfloat16 numbers `x` as a convolution of one pixel."""
+    """Emit a linear layer of the numbers `x` of 16 bits as a convolution of one pixel."""
     *rows, k = values.shape(linear.x)
     block = values.layout.block
     workload = HalfConv2d(
@@ -40,7 +40,7 @@ def write_linear(values: Values, name: str, linear: Linear, x: Stored) -> Stored
 
 
 def _output(step: object) -> str:
-    return "uint16" if isinstance(step, Half) else "float32"
+    return step.kind if isinstance(step, Half) else "float32"
 
 
 def _weights(values: Values, name: str, layer: Conv | Linear, workload: HalfConv2d, weight: Tensor) -> tuple[str, str]:

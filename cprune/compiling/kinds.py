@@ -22,7 +22,7 @@ Expression = tuple[object, ...]
 class Stored:
     """A value in memory: a buffer in blocks of `block` channels (0: plain).  `shape` is how the model sees it.
 
-    It holds bytes where it has a `step`, or bfloat16 where that says so, else float32 numbers.
+    It holds bytes where it has a `step`, or numbers of 16 bits where that says so, else float32 numbers.
     """
 
     name: str
@@ -132,7 +132,7 @@ Waiting = TypeVar("Waiting", Conv, Linear, Chain)
 def read(value: Stored) -> Expression:
     """Return the expression of a chain's only input: a float32 number, whatever lies in memory."""
     if isinstance(value.step, Half):
-        return ("widen", ("in", 0))
+        return (value.step.read, ("in", 0))
     return ("in", 0) if value.step is None else ("dequantize", ("in", 0), value.step.scale, value.step.zero)
 
 

@@ -14,7 +14,7 @@ class Layout:
 
     Half blocks waste less padding but half of every vector; whether that pays is measured width by width
     (`cprune.compiling.layout`).  `narrow` lists the numbers of channels that are stored in half blocks; what fits into
-    one half block always is.  `dot` names the instruction that multiplies bytes, or bfloat16
+    one half block always is.  `dot` names the instruction that multiplies bytes, bfloat16 or float16
     (`cprune.tuner.programs.dots`): with it rounded values are of these in memory, always in whole blocks; without it
     they are float32 numbers like others.
     """
@@ -57,10 +57,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Half:
-    """Of a value: it is of bfloat16 numbers."""
+    """Of a value: its numbers have 16 bits.
+
+    `kind` is their type in memory, uint16 for bfloat16; `write` and `read` are the operators of
+    `cprune.tuner.programs.workload.Elementwise` that make them of float32 and the other way round.
+    """
+
+    kind: str
+    write: str
+    read: str
 
 
-HALF = Half()
+HALVES = {"bf16": Half("uint16", "halve", "widen"), "fp16": Half("float16", "to_float16", "from_float16")}
+"""Numbers of 16 bits by their precision."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Networks that came from TensorFlow pad one side more than the other before a stride; PyTorch says that as an operator of
 its own, and kernels pad every side by what they are told.  Where the padded value is rounded on the way, what is inside
-is rounded instead: zero is one of the numbers that bytes and bfloat16 stand for.
+is rounded instead: zero is one of the numbers that bytes and 16 bits stand for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from cprune.network.halving import is_to_half, is_to_single
+from cprune.network.halving import half_of, is_to_single
 from cprune.network.node import Node, Ref, alive, operator_name
 
 Sides = tuple[int, int, int, int]
@@ -22,11 +22,15 @@ ROUNDING = "fake_quantize_per_tensor_affine"
 
 @dataclass(frozen=True)
 class Unpadded:
-    """The nodes without such pads, what each convolution pads beside its own, and the values of nodes that are new."""
+    """The nodes without such pads, what each convolution pads beside its own, and the values of nodes that are new.
+
+    `rounded` has, for every new node, the node of the network that rounds the same value with its zeros, and these.
+    """
 
     nodes: list[Node]
     sides: Mapping[str, Sides]
     examples: Mapping[str, Tensor]
+    rounded: Mapping[str, tuple[str, Sides]]
 
 
 def unpadded(nodes: Sequence[Node], examples: Mapping[str, Tensor]) -> Unpadded:
@@ -40,6 +44,7 @@ def unpadded(nodes: Sequence[Node], examples: Mapping[str, Tensor]) -> Unpadded:
     instead: dict[str, tuple[str, str]] = {}  # of a convolution: what it read, and what it reads now
     new: dict[str, list[Node]] = {}  # by the pad in whose place they are
     values: dict[str, Tensor] = {}
+    rounded: dict[str, tuple[str, Sides]] = {}
     for node in nodes:
         around = _zeros(node, examples)
         if around is None:
@@ -54,6 +59,7 @@ def unpadded(nodes: Sequence[Node], examples: Mapping[str, Tensor]) -> Unpadded:
             inside = f"{rounding.name}.inside"
             new.setdefault(node.name, []).append(replace(rounding, name=inside, args=(Ref(source), *rounding.args[1:])))
             values[inside] = examples[node.args[0].name].to(examples[rounding.name].dtype)
+            rounded[inside] = rounding.name, around
             source = inside
         sides |= {convolution.name: around for convolution in convolutions}
         instead |= {convolution.name: (last, source) for convolution in convolutions}
@@ -63,7 +69,7 @@ def unpadded(nodes: Sequence[Node], examples: Mapping[str, Tensor]) -> Unpadded:
         if node.name in instead:
             node = replace(node, args=(Ref(instead[node.name][1]), *node.args[1:]))
         found.append(node)
-    return Unpadded(alive(found), sides, values)
+    return Unpadded(alive(found), sides, values, rounded)
 
 
 def _pads(node: Node, source: str, examples: Mapping[str, Tensor], parameters: Collection[str]) -> bool:
@@ -81,7 +87,7 @@ def _roundings(name: str, readers: Mapping[str, list[Node]]) -> Iterator[Node]:
     """Yield the roundings that follow a value, one after the other, as long as nothing else reads it."""
     while len(readers.get(name, ())) == 1:
         (reader,) = readers[name]
-        if operator_name(reader) != ROUNDING and not is_to_half(reader) and not is_to_single(reader):
+        if operator_name(reader) != ROUNDING and not half_of(reader) and not is_to_single(reader):
             return
         yield reader
         name = reader.name

@@ -20,7 +20,7 @@ from cprune.compiling.lowering import lower
 from cprune.compiling.operators.quantizing import QUANTIZING
 from cprune.compiling.relax_module import relax_model
 from cprune.network.difference import COMPILED_TOLERANCE, HALVED_TOLERANCE, QUANTIZED_TOLERANCE, difference
-from cprune.network.halving import is_halved
+from cprune.network.halving import halves_in
 from cprune.network.network import Network
 from cprune.network.node import operator_name
 from cprune.progress import Progress
@@ -28,14 +28,14 @@ from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError
 from cprune.targets.session import Array, Failure, Model, Session
 from cprune.targets.target import Target
-from cprune.tuner.programs.dots import DOTS, of_halves, of_target
+from cprune.tuner.programs.dots import DOTS, of_target
 from cprune.tuner.programs.space import Candidate
 from cprune.tuner.records.store import Store
 from cprune.tuner.search.strategy import DEFAULT
 from cprune.tuner.tune import Best, Tuner
 
 LEAST_BLOCK = 8
-"""Channels of a block of bytes or bfloat16, at least: two instructions' worth of sums on Arm."""
+"""Channels of a block of bytes or 16 bits, at least: two instructions' worth of sums on Arm."""
 NO_PROGRAMS: Mapping[str, Candidate] = {}
 
 
@@ -100,47 +100,38 @@ class Tuned:
         return outputs
 
 
-def integer_layout(target: Target) -> Layout:
-    """Return the layout of models in integers.  Raises UserError where the processor does not multiply bytes."""
-    which = "x86 with VNNI, Arm with dotprod (--target android-arm64:cortex-a76, say)"
-    return _layout_with(of_target(target), target, "bytes: int8", which)
+MULTIPLIED = {
+    "int8": ("bytes", "x86 with VNNI, Arm with dotprod (--target android-arm64:cortex-a76, say)"),
+    "bf16": ("bfloat16", "x86 with AVX-512 BF16, Arm with bf16 (--target linux-arm64:neoverse-v1, say)"),
+    "fp16": ("float16", "Arm since version 8.2 (--target android-arm64:cortex-a76, say)"),
+}
+"""What is multiplied in each precision but fp32, and by which processors; of several the first is tried first."""
 
 
-def half_layout(target: Target) -> Layout:
-    """Return the layout of models in bfloat16.  Raises UserError where the processor does not multiply that."""
-    which = "x86 with AVX-512 BF16, Arm with bf16 (--target linux-arm64:neoverse-v1, say)"
-    return _layout_with(of_halves(target), target, "bfloat16: bf16", which)
+def layout_in(precision: str, target: Target) -> Layout:
+    """Return the layout of models in int8, bf16 or fp16: whole blocks of channels.
 
-
-def _layout_with(dot: str, target: Target, what: str, which: str) -> Layout:
-    """Return a layout of whole blocks for an instruction.  Raises UserError where there is none of that name."""
+    Raises UserError where the target's processor has no instruction that multiplies these.
+    """
+    dot = of_target(target, precision)
     if not dot:
+        what, which = MULTIPLIED[precision]
         raise UserError(
-            f"{target.name} ({target.cpu}) has no instruction that multiplies {what} would be no faster there",
+            f"{target.name} ({target.cpu}) has no instruction that multiplies {what}: {precision} would be no faster "
+            "there",
             f"Leave --precision away. Processors that have one: {which}.",
         )
     return Layout(max(LEAST_BLOCK, target.vector), dot=dot)
 
 
-def layout_in(precision: str, target: Target) -> Layout:
-    """Return `integer_layout` for int8, `half_layout` for bf16."""
-    return integer_layout(target) if precision == "int8" else half_layout(target)
-
-
 def precision_of(layout: Layout) -> str:
-    """Return in which precision a layout's models multiply: fp32, int8 or bf16."""
-    known = DOTS.get(layout.dot)
-    return "fp32" if not layout.dot else "bf16" if known is not None and known.halves else "int8"
+    """Return in which precision a layout's models multiply: fp32, int8, bf16 or fp16."""
+    return DOTS[layout.dot].precision if layout.dot in DOTS else "int8" if layout.dot else "fp32"
 
 
-def multiplies_bytes(target: Target) -> bool:
-    """Tell whether the target's processor has an instruction that multiplies bytes."""
-    return bool(of_target(target))
-
-
-def multiplies_halves(target: Target) -> bool:
-    """Tell whether it has one that multiplies bfloat16."""
-    return bool(of_halves(target))
+def multiplies(target: Target, precision: str) -> bool:
+    """Tell whether the target's processor has an instruction for int8, bf16 or fp16."""
+    return bool(of_target(target, precision))
 
 
 def is_quantized(network: Network) -> bool:
@@ -149,11 +140,13 @@ def is_quantized(network: Network) -> bool:
 
 
 def precision(network: Network) -> str:
-    """Return "int8" for a network that rounds values to bytes, "bf16" to bfloat16, "fp32" for any other."""
-    return "int8" if is_quantized(network) else "bf16" if is_halved(network) else "fp32"
+    """Return int8, bf16 or fp16 for a network that rounds values to bytes or to these, fp32 for any other."""
+    return "int8" if is_quantized(network) else halves_in(network) or "fp32"
 
 
-TOLERANCES = {"int8": QUANTIZED_TOLERANCE, "bf16": HALVED_TOLERANCE, "fp32": COMPILED_TOLERANCE}
+TOLERANCES = {
+    "int8": QUANTIZED_TOLERANCE, "bf16": HALVED_TOLERANCE, "fp16": HALVED_TOLERANCE, "fp32": COMPILED_TOLERANCE,
+}  # fmt: skip
 """How far a compiled model may be from PyTorch, by precision."""
 
 
@@ -206,10 +199,9 @@ def choose_layout(
 
     A network that rounds has whole blocks where the target multiplies what it rounds to.
     """
-    if layout is None and is_quantized(network) and of_target(tuner.target):
-        layout = integer_layout(tuner.target)
-    if layout is None and is_halved(network) and of_halves(tuner.target):
-        layout = half_layout(tuner.target)
+    fewer = precision(network)
+    if layout is None and fewer != "fp32" and multiplies(tuner.target, fewer):
+        layout = layout_in(fewer, tuner.target)
     if layout is None:
         layout = Layout(choose_block(network, example, tuner, trials, progress))
     return choose_widths(network, example, layout, tuner, trials, siblings, progress)

@@ -17,7 +17,7 @@ from cprune.compiling.activations import joined
 from cprune.compiling.kinds import Chain, Conv, Expression, ForeignList, Linear, Parts, Stored, Value, Waiting, read
 from cprune.compiling.lowered import Call, Half, Layout, Step
 from cprune.compiling.padding import unpadded
-from cprune.network.halving import is_to_half
+from cprune.network.halving import half_of
 from cprune.network.network import Network
 from cprune.network.node import Node, Ref
 from cprune.targets.errors import UserError
@@ -38,7 +38,7 @@ class Values:
         self.examples.update(inside.examples)
         self.uses = Counter(name for node in self.nodes for name in node.refs())
         self.params: dict[str, str] = {n.name: n.args[0] for n in self.nodes if n.op == "param"}
-        self.halved = {node.name for node in self.nodes if is_to_half(node)}
+        self.halved = {node.name for node in self.nodes if half_of(node)}
         self.constants: set[str] = set()
         """What depends on weights and shapes alone: computed while lowering, once."""
         self.by_name: dict[str, Value] = {}

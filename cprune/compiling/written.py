@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_conv(values: Values, name: str, conv: Conv) -> Stored:
-    """Emit a convolution: in integers or bfloat16 where what it reads and adds is of these, else in float32."""
+    """Emit a convolution: in integers or 16 bits where what it reads and adds is of these, else in float32."""
     c = values.shape(conv.x)[1]
     x = values.quantized(Ref(conv.x), whole=conv.groups > 1)
     added = values.quantized(Ref(conv.residual)) if conv.residual else None
@@ -72,15 +72,17 @@ def _packed(values: Values, name: str, layer: str, weight: Array, bias: Array) -
 
 
 def write_rounded(values: Values, name: str, chain: Chain, step: Step | Half) -> Stored:
-    """Emit a chain whose value is rounded to bytes or bfloat16; an image's few channels come in a block of four.
+    """Emit a chain whose value is rounded to bytes or 16 bits; an image's few channels come in a block of four.
 
     The simulated accelerator's multiplier takes whole blocks only, so there an image is padded as everything else is.
     """
     block = values.layout.block
     if len(chain.shape) == 4 and chain.shape[1] <= PLAIN_INPUT_CHANNELS and values.layout.dot != NPU:
         block = PLAIN_INPUT_CHANNELS
-    expression: Expression = ("halve", chain.expression)
+    expression: Expression
     if isinstance(step, Step):
         expression = ("quantize", chain.expression, step.scale, step.zero)
+    else:
+        expression = (step.write, chain.expression)
     workload = Elementwise(expression, tuple((i.shape, i.block) for i in chain.inputs), chain.shape, block)
     return values.emit(name, workload, chain.inputs, chain.shape, block, step=step)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from cprune.channels.groups import analyse
 from cprune.compiling.halves_or_floats import faster_in_float
-from cprune.compiling.tuned import multiplies_bytes, multiplies_halves
+from cprune.compiling.tuned import MULTIPLIED, multiplies
 from cprune.method.promise import Promise, promised
 from cprune.method.state import ROUNDED, RunState, Version
 from cprune.network.folding import folded
+from cprune.network.halving import HALVES
 from cprune.runs.events import Start
 from cprune.targets.errors import CpruneError
 from cprune.tuner.programs.space import Candidate
@@ -22,16 +23,16 @@ TIMED_ROUNDS = 5
 def begin(run: RunState) -> Version:
     """Return the unpruned model, tuned and held by the workbench as "before".
 
-    In a run in int8 or bf16 it is tuned in that too, held as ROUNDED, and that is returned.  Where the precision is
+    In a run in fewer bits it is tuned in that too, held as ROUNDED, and that is returned.  Where the precision is
     open the model as it is decides: how much faster fewer bits make it, and what it loses.
 
     Raises UserError if the accuracy asked for is more than the model has, the confidence more than there can be, or
-    int8 or bf16 was asked for where nothing multiplies these, or int8 where no images are seen.
+    fewer bits were asked for where nothing multiplies these, or int8 where no images are seen.
     """
     settings = run.settings
     if settings.strict:
         analyse(run.first, run.example, settings.ignore, settings.whole_heads).must_be_free()
-    if settings.precision in ("int8", "bf16"):  # what would be in its way is said before anything is tuned
+    if settings.precision in MULTIPLIED:  # what would be in its way is said before anything is tuned
         run.layout_in(settings.precision)
     if settings.precision == "int8":
         run.bits.shown()
@@ -93,16 +94,15 @@ def possible(run: RunState) -> list[str]:
     settings, target = run.settings, run.bench.tuner.target
     if settings.precision != "auto" or settings.method != "tables" or run.trainer.samples(1, 0) is None:
         return []
-    known = {"int8": multiplies_bytes(target), "bf16": multiplies_halves(target)}
-    return [precision for precision, there in known.items() if there]
+    return [precision for precision in MULTIPLIED if multiplies(target, precision)]
 
 
 def _rounded(run: RunState, version: Version, precision: str) -> tuple[Version, float]:
-    """Return the unpruned model tuned in int8 or bf16, held, and what it loses on the images that decide."""
+    """Return the unpruned model tuned in fewer bits, held, and what it loses on the images that decide."""
     siblings, text = version.tuned.layer_programs, f"tuning the model as it is, {precision}"
     whole = run.tune(run.first, run.layout_in(precision), run.settings.trials, siblings, text, "before")
     run.load(ROUNDED, whole)
-    if precision == "bf16" and run.history.start is None:
+    if precision in HALVES and run.history.start is None:
         whole = _with_floats(run, whole, siblings)
     with run.cost.spent("evaluate"):
         look = run.trainer.look(whole.tuned.network, "decide")

@@ -1,4 +1,4 @@
-"""A run's models in int8 or bf16, and the training images that the ranges of their values come from."""
+"""A run's models in fewer bits, and the training images that the ranges of their values come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cprune.network.halving import halved
+from cprune.network.halving import HALVES, halved
 from cprune.network.network import Network
 from cprune.network.quantizing import quantized
 from cprune.targets.errors import UserError
@@ -19,7 +19,7 @@ CALIBRATION_PIXELS = CALIBRATION_IMAGES * 64 * 64  # of large images fewer are e
 class FewerBits:
     """Rounds the networks of one run, all with the same images; they are drawn when they are first needed.
 
-    `floats` are the layers of a network in bf16 that stay in fp32.
+    `floats` are the layers of a network in bf16 or fp16 that stay in fp32.
     """
 
     def __init__(self, example: tuple[Tensor, ...], trainer: Trainer, seed: int, floats: tuple[str, ...] = ()) -> None:
@@ -27,9 +27,9 @@ class FewerBits:
         self._shown: Sequence[Sequence[Tensor]] | None = None
 
     def rounded(self, network: Network, precision: str) -> Network:
-        """Return a copy of the network in bf16 or int8.  Raises UserError where that needs images and none are seen."""
-        if precision == "bf16":
-            return halved(network, self.example, self.floats).eval()
+        """Return a copy of the network in bf16, fp16 or int8.  Raises UserError where int8 has no images to see."""
+        if precision in HALVES:
+            return halved(network, self.example, self.floats, precision).eval()
         return quantized(network, self.shown()).eval()
 
     def shown(self) -> Sequence[Sequence[Tensor]]:

@@ -41,7 +41,7 @@ from cprune.method.plan import Impact, Memory, Proposal, Scores, change, channel
 from cprune.method.state import RunState, Version
 from cprune.network.network import Network
 from cprune.runs.events import Renewed, Start, Step
-from cprune.tuner.programs.workload import describe
+from cprune.tuner.programs.describing import describe
 
 STEPS_PART = 0.5  # of the seconds of training, where some are asked for (`train_time_s`), go into steps at most
 

@@ -30,8 +30,8 @@ class Settings:
         beta: a step must bring the latency below this share of the latency before it.
         importance: elimination, l1, l2, fpgm, taylor or random; None: elimination with the method tables, else l1.
         method: tables; cprune, which is Algorithm 1 of CPrune; uniform, fpgm, one-shot, one-shot-inner or netadapt.
-        precision: of the pruned model: fp32, bf16, int8, or auto: with the method tables int8, else bf16, where the
-            model as it is loses little in it and becomes clearly faster.
+        precision: of the pruned model: fp32, bf16, fp16, int8, or auto: with the method tables
+            int8, else 16 bits, where the model as it is loses little in it and becomes clearly faster.
         estimate: decide by estimated latencies of tasks that nobody tuned, and tune and time only what is delivered or
             gone on from; for devices that are slow to reach.
         train_time_s: seconds of training in all; None: what suits model, data and machine, with the method cprune
@@ -143,7 +143,7 @@ class Settings:
 SHARES = ("min_acc", "max_drop", "confidence", "alpha", "beta", "max_sparsity", "one_shot_share")
 _TYPE_A_SHARE = "Type a number from 0 to 1, or 70%."
 METHODS = ("tables", "cprune", "uniform", "fpgm", "one-shot", "one-shot-inner", "netadapt")
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 IMPORTANCE = ("elimination", "l1", "l2", "fpgm", "taylor", "random")
 
 

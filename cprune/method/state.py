@@ -36,7 +36,7 @@ ROUNDING_FROM = 0.2
 """Of what may be lost.  Where integers cost next to nothing (the built-in network), a training whose last part rounds
 left a pruned model 0.0272 nats from the unpruned one, one of as many seconds that does not 0.0259, both in int8."""
 SAME_DATA = 0.002  # accuracies on the same images differ by no more: an image or two at a tie
-ROUNDED = "whole"  # under this name the workbench holds the unpruned model in int8 or bf16
+ROUNDED = "whole"  # under this name the workbench holds the unpruned model in fewer bits
 BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes and trains
 
 
@@ -44,7 +44,7 @@ BEAT_S = 30.0  # what a run has cost is written at least so often while it tunes
 class Version:
     """The model at one time of the run: tuned, with the channel groups of its network.
 
-    `network` is what is cut and trained; in a run in int8 or bf16 it is compiled as another, `tuned.network`.
+    `network` is what is cut and trained; in a run in fewer bits it is compiled as another, `tuned.network`.
     """
 
     tuned: Tuned
@@ -91,16 +91,16 @@ class RunState:
 
     @property
     def layout(self) -> Layout:
-        """Return the layout of the models that are cut: that of the unpruned one, or of int8 or bf16."""
+        """Return the layout of the models that are cut: that of the unpruned one, or of fewer bits."""
         return self.first_layout if self.precision == "fp32" else self.layout_in(self.precision)
 
     def layout_in(self, precision: str) -> Layout:
-        """Return the layout of models in int8 or bf16.  Raises UserError where the target does not multiply these."""
+        """Return the layout of models in fewer bits.  Raises UserError where the target does not multiply these."""
         return layout_in(precision, self.bench.tuner.target)
 
     @property
     def precision(self) -> str:
-        """Return fp32, bf16 or int8: as the settings say, or as it was found in the beginning."""
+        """Return fp32, bf16, fp16 or int8: as the settings say, or as it was found in the beginning."""
         asked, start = self.settings.precision, self.history.start
         if asked != "auto":
             return asked
@@ -141,7 +141,7 @@ class RunState:
     ) -> Version:
         """Tune the tasks of `network`; `siblings` gives each layer the program of its wider form.
 
-        In a layout of int8 or bf16 those of the network in that are tuned.  The trials count for `phase` of the run, if
+        In a layout of fewer bits those of the network in that are tuned.  The trials count for `phase` of the run, if
         there is one.
         """
         compiled = network
@@ -164,7 +164,7 @@ class RunState:
             return self.bench.compare(old, new, rounds, self.settings.run_ms, beta)
 
     def deployed(self, network: Network) -> Network:
-        """Return the network as it is delivered: with the precision int8 or bf16 a copy in that; the first stays."""
+        """Return the network as it is delivered: in fewer bits a copy in these; the first stays."""
         if self.precision == "fp32" or network is self.first:
             return network
         return self.bits.rounded(network, self.precision)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cprune.channels.graph import Graph
 from cprune.compiling.tuned import Tuned
 from cprune.method.channel_step import step_of
-from cprune.tuner.programs.workload import describe
+from cprune.tuner.programs.describing import describe
 
 
 @dataclass(frozen=True)

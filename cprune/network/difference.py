@@ -21,7 +21,8 @@ QUANTIZED_TOLERANCE = 0.1
 """The same of a model in integers: a value that float32 cannot tell from a tie between two steps is one step apart, and
 so is what follows from it.  (Single programs are held to one step: `cprune.tuner.programs.reference.agrees`.)"""
 HALVED_TOLERANCE = 0.03
-"""The same of a model in bfloat16, whose neighbours are 1/128 to 1/256 apart: one more or less, layer after layer."""
+"""The same of a model in bfloat16, whose neighbours are 1/128 to 1/256 apart: one more or less, layer after layer.  Of
+one in float16 as well, whose neighbours are nearer, but so are those of its sums."""
 PRUNED_TOLERANCE = 1e-4
 """A pruned network against the whole one with the same channels held at zero: the same sums in another order."""
 CAPTURED_TOLERANCE = 1e-4

@@ -1,7 +1,8 @@
-"""A network whose layers read bfloat16: nothing to calibrate, about three decimal digits, the range of float32.
+"""A network whose layers read numbers of 16 bits: nothing to calibrate.
 
-Weights and what layers read are rounded to bfloat16, sums stay in float32; PyTorch computes what the compiled kernels
-will.  Where a target does not multiply bfloat16 the network is compiled as it stands.
+bfloat16 has more than two decimal digits and the range of float32; float16 has more than three, up to 65,504.  Weights
+and what layers read are rounded, sums stay in float32; PyTorch computes what the compiled kernels will, but for sums
+that these have in float16.  Where a target does not multiply such numbers the network is compiled as it stands.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from cprune.network.quantizing import BYTES_PASS, has_form, places, weight_of, w
 
 PASSED = BYTES_PASS - {"max_pool2d"}
 """Operators before which a value is rounded as well as after them."""
-_TO_HALF, _TO_SINGLE = (("dtype", ("dtype", name)) for name in ("bfloat16", "float32"))
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""PyTorch's types of 16 bits by their precision."""
+_TO_HALF = {precision: ("dtype", ("dtype", str(kind).removeprefix("torch."))) for precision, kind in HALVES.items()}
+_TO_SINGLE = ("dtype", ("dtype", "float32"))
 
 
-def halved(network: Network, example: Sequence[Tensor], floats: Collection[str] = ()) -> Network:
-    """Return a copy of the network in bfloat16 for inputs like `example`; the layers of these names stay in float32.
+def halved(
+    network: Network, example: Sequence[Tensor], floats: Collection[str] = (), precision: str = "bf16"
+) -> Network:
+    """Return a copy of the network in bf16 or fp16 for inputs like `example`; layers of these names stay in float32.
 
     Layers that have no form in it stay as they are, see `cprune.network.quantizing.quantized`.
     """
@@ -32,12 +38,12 @@ def halved(network: Network, example: Sequence[Tensor], floats: Collection[str] 
     with torch.no_grad():
         for name in layers:
             weight = weight_of(by_name[name], by_name, tensors)
-            if weight.dim() == 2 or weight.shape[1] > 1:  # a depthwise kernel keeps float32
-                weight.copy_(weight.bfloat16())
+            if precision == "fp16" or weight.dim() == 2 or weight.shape[1] > 1:  # a depthwise one of bfloat16 does not
+                weight.copy_(weight.to(HALVES[precision]))
     rounded = places(plain, layers, PASSED)
     nodes = {
         name: (
-            Node(f"{name}.half", "aten._to_copy.default", (Ref(name),), (_TO_HALF,)),
+            Node(f"{name}.half", "aten._to_copy.default", (Ref(name),), (_TO_HALF[precision],)),
             Node(f"{name}.single", "aten._to_copy.default", (Ref(f"{name}.half"),), (_TO_SINGLE,)),
         )
         for name in rounded
@@ -63,14 +69,16 @@ def layers_of(network: Network, example: Sequence[Tensor]) -> list[str]:
     ]
 
 
-def is_halved(network: Network) -> bool:
-    """Tell whether a network rounds values to bfloat16."""
-    return any(is_to_half(node) for node in network.nodes)
+def halves_in(network: Network) -> str:
+    """Return bf16 or fp16 for a network that rounds values to bfloat16 or float16, "" for any other."""
+    return next(filter(None, map(half_of, network.nodes)), "")
 
 
-def is_to_half(node: Node) -> bool:
-    """Tell whether a node makes bfloat16 of a value, and nothing else."""
-    return operator_name(node) == "_to_copy" and node.kwargs == (_TO_HALF,)
+def half_of(node: Node) -> str:
+    """Return bf16 or fp16 for a node that makes such numbers of a value, and does nothing else; "" for any other."""
+    if operator_name(node) != "_to_copy":
+        return ""
+    return next((precision for precision, to in _TO_HALF.items() if node.kwargs == (to,)), "")
 
 
 def is_to_single(node: Node) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-"""An argument of a program: float32, but for quantized values (uint8) and weights (int8), and bfloat16 (uint16)."""
+"""An argument of a program: float32, or bytes (uint8), weights of them (int8), bfloat16 (uint16), float16."""
 Shapes = tuple[tuple[int, ...], ...]
 """The shapes of a program's arguments; the last one is the output."""
 Forms = tuple[tuple[tuple[int, ...], str], ...]
@@ -139,7 +139,7 @@ def arguments(wanted: Forms, seed: int) -> list[Array]:
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "f":
-        return rng.standard_normal(shape, np.float32)
+        return rng.standard_normal(shape, np.float32).astype(dtype, copy=False)
     if dtype == np.uint16:  # the upper half of a float32 is a bfloat16
         return (rng.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     limits = np.iinfo(dtype)

@@ -11,8 +11,9 @@ from cprune.targets.errors import BrokenWorld
 from cprune.targets.session import Array, Built, Failure, Timed
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs import reference
+from cprune.tuner.programs.describing import describe
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import Workload, describe, key
+from cprune.tuner.programs.workload import Workload, key
 from cprune.tuner.records.record import Record
 from cprune.tuner.rig import FINALISTS, Rig, ranked
 
@@ -57,7 +58,7 @@ def _raced(rig: Rig, workload: Workload, leaders: Sequence[Record]) -> list[Reco
     for record in leaders:
         answer = answers[record.candidate]
         if isinstance(answer, Timed) and not record.checked:
-            answer = _checked(answer, expected())
+            answer = _checked(answer, expected(), workload)
         if isinstance(answer, Timed):
             rig.spreads.append(_spread(answer.runs_s))
             answer = Timed((*(record.runs_s if record.checked else ()), *answer.runs_s))
@@ -73,7 +74,7 @@ def compared(rig: Rig, workload: Workload, entries: Mapping[Candidate, Built]) -
     plain, expected = _example(rig, workload)
     inputs = [programs.inputs_of(workload, candidate, plain) for candidate in entries]
     answers = rig.session.race(list(entries.values()), inputs, 1)
-    return [_checked(answer, expected()) if isinstance(answer, Timed) else answer for answer in answers]
+    return [_checked(answer, expected(), workload) if isinstance(answer, Timed) else answer for answer in answers]
 
 
 def _example(rig: Rig, workload: Workload) -> tuple[list[Array], Callable[[], Array]]:
@@ -89,10 +90,10 @@ def _example(rig: Rig, workload: Workload) -> tuple[list[Array], Callable[[], Ar
     return plain, expected
 
 
-def _checked(answer: Timed, expected: Array) -> Timed | Failure:
+def _checked(answer: Timed, expected: Array, workload: Workload) -> Timed | Failure:
     """Return an answer without its output, or the failure that its output is."""
     assert answer.output is not None  # a race brings it back
-    difference = reference.agrees(answer.output, expected)
+    difference = reference.agrees(answer.output, expected, reference.tolerance(workload))
     return Failure("check", difference) if difference else Timed(answer.runs_s)
 
 

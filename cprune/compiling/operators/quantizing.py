@@ -1,6 +1,6 @@
-"""Values that are rounded, to the 256 steps of a byte (`fake_quantize`) or to bfloat16 (to it and back, `_to_copy`).
+"""Values that are rounded, to the 256 steps of a byte (`fake_quantize`) or to 16 bits (to them and back, `_to_copy`).
 
-They are bytes, or bfloat16, where the target multiplies these.
+They are bytes, bfloat16 or float16 where the target multiplies these.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cprune.compiling.kinds import Conv, Expression, Linear, Stored, Value
-from cprune.compiling.lowered import HALF, Half, Step
+from cprune.compiling.lowered import HALVES, Half, Step
 from cprune.compiling.values import Lowering, Values
 from cprune.compiling.written import write_rounded
-from cprune.network.halving import is_to_half, is_to_single
+from cprune.network.halving import half_of, is_to_single
 from cprune.network.node import Node, operator_name
 from cprune.network.quantizing import HIGHEST, LOWEST
 
@@ -27,9 +27,10 @@ def _fake_quantize(values: Values, node: Node) -> Value | None:
 
 
 def _copied(values: Values, node: Node) -> Value | None:
-    """Return a value in bfloat16, or such a value for those who read it in float32; None for any other copy."""
-    if is_to_half(node):
-        return _rounded(values, node, HALF, lambda e: ("widen", ("halve", e)))
+    """Return a value in 16 bits, or such a value for those who read it in float32; None for any other copy."""
+    half = HALVES.get(half_of(node))
+    if half is not None:
+        return _rounded(values, node, half, lambda e: (half.read, (half.write, e)))
     return values.same(node.args[0]) if is_to_single(node) else None
 
 
@@ -54,8 +55,8 @@ def step_of_reader(values: Values, name: str) -> Step | Half | None:
     if values.uses[name] != 1 or not values.layout.dot:
         return None
     reader = next(node for node in values.nodes if name in node.refs())
-    if is_to_half(reader):
-        return HALF
+    if half_of(reader):
+        return HALVES[half_of(reader)]
     return step_of(reader) if operator_name(reader) in QUANTIZING else None
 
 
@@ -68,4 +69,4 @@ def step_of(node: Node) -> Step | None:
 QUANTIZING: dict[str, Lowering] = {"fake_quantize_per_tensor_affine": _fake_quantize}
 """The lowerings of what is rounded to bytes, by the operators' names without the overload."""
 COPIES: dict[str, Lowering] = {"_to_copy": _copied}
-"""The same of what is rounded to bfloat16."""
+"""The same of what is rounded to 16 bits."""

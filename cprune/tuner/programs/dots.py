@@ -1,9 +1,10 @@
 """Instructions that multiply short numbers and add the products to each lane of a register.
 
-Four of uint8 and int8 to an int32 lane, or two of bfloat16 to a float32 lane.
+Four of uint8 and int8 to an int32 lane, two of bfloat16 to a float32 lane, or one of float16 to a float16 lane.
 
-TIR has no words for them, so each is a few lines of LLVM's language that ride along with a program and are inlined
-there.  LLVM ends the whole process, with no exception, where a processor lacks an instruction: ask `of_target` first.
+TIR has no words for all but the last, so each is a few lines of LLVM's language that ride along with a program and are
+inlined there.  LLVM ends the whole process, with no exception, where a processor lacks an instruction: ask `of_target`
+first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import cache
 from typing import Any, TypeGuard
 
 from cprune.targets.target import Target
-from cprune.tuner.programs.workload import QuantizedConv2d, Workload
+from cprune.tuner.programs.workload import FMLA, QuantizedConv2d, Workload
 
 WORDS, PAIR = 4, 2
 """Bytes, and numbers of bfloat16, that one lane takes at a time."""
@@ -26,27 +27,28 @@ NPU = "npu"
 class Dot:
     """An instruction: LLVM's name, its lanes, the processors' features that bring it (one is enough).
 
+    `precision` is int8, bf16 or fp16: what it multiplies.
     `signed` says that it takes both factors as int8: bytes are moved by 128 in a register then, and the caller adds
     128 times the sum of a channel's weights.  `bytes_typed`: its factors are vectors of bytes, not of words.
-    `halves`: it multiplies bfloat16 and adds float32.
     """
 
     intrinsic: str
     lanes: int
     features: tuple[str, ...]
+    precision: str = "int8"
     signed: bool = False
     bytes_typed: bool = False
-    halves: bool = False
 
     def text(self, name: str, lanes: int) -> str:
         """Return LLVM's text of `name(<lanes x i32> sums, i32 four bytes, <4 lanes x i8> weights)`.
 
         Of bfloat16 sums are <lanes x float>, the word has two numbers, and weights are <2 lanes x i16>.
         """
-        lane, kind, each = ("float", "i16", PAIR) if self.halves else ("i32", "i8", WORDS)
+        halves = self.precision == "bf16"
+        lane, kind, each = ("float", "i16", PAIR) if halves else ("i32", "i8", WORDS)
         own, words, sums = self.lanes, f"<{self.lanes} x i32>", f"<{self.lanes} x {lane}>"
         factor, every = f"<{each * self.lanes} x {kind}>", f"<{each * lanes} x {kind}>"
-        given = f"<{each * own} x bfloat>" if self.halves else factor if self.bytes_typed else words
+        given = f"<{each * own} x bfloat>" if halves else factor if self.bytes_typed else words
         lines = [
             f"declare {sums} @{self.intrinsic}({sums}, {given}, {given})",
             f"define linkonce_odr <{lanes} x {lane}> @{name}(<{lanes} x {lane}> %c, i32 %a, {every} %b) "
@@ -85,9 +87,10 @@ DOTS = {
     "vnni256": Dot("llvm.x86.avx512.vpdpbusd.256", 8, ("avxvnni", "avx512vnni")),
     "usdot": Dot("llvm.aarch64.neon.usdot.v4i32.v16i8", 4, ("i8mm",), bytes_typed=True),
     "sdot": Dot("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, ("dotprod",), signed=True, bytes_typed=True),
-    "bf16x512": Dot("llvm.x86.avx512bf16.dpbf16ps.512", 16, ("avx512bf16",), halves=True),
-    "bf16x256": Dot("llvm.x86.avx512bf16.dpbf16ps.256", 8, ("avx512bf16",), halves=True),
-    "bfdot": Dot("llvm.aarch64.neon.bfdot.v4f32.v8bf16", 4, ("bf16",), halves=True),
+    "bf16x512": Dot("llvm.x86.avx512bf16.dpbf16ps.512", 16, ("avx512bf16",), "bf16"),
+    "bf16x256": Dot("llvm.x86.avx512bf16.dpbf16ps.256", 8, ("avx512bf16",), "bf16"),
+    "bfdot": Dot("llvm.aarch64.neon.bfdot.v4f32.v8bf16", 4, ("bf16",), "bf16"),
+    FMLA: Dot("", 8, ("fullfp16",), "fp16"),
 }
 """The instructions by name, the better of two that a processor has first.
 
@@ -108,24 +111,26 @@ def on_multiplier(workload: Workload) -> TypeGuard[QuantizedConv2d]:
     return isinstance(workload, QuantizedConv2d) and workload.dot == NPU and not workload.depthwise
 
 
-def of_target(target: Target) -> str:
-    """Return the name of the instruction that a target's programs multiply bytes with; "" where it has none."""
-    return NPU if target.simulated else _of(target.compiler, target.vector, halves=False)
+def of_target(target: Target, precision: str) -> str:
+    """Return the name of the instruction that a target's programs multiply with in a precision; "" where none does.
 
-
-def of_halves(target: Target) -> str:
-    """Return the same of the instruction that multiplies bfloat16."""
-    return "" if target.simulated else _of(target.compiler, target.vector, halves=True)
+    The precision is int8, bf16 or fp16; in fp32 no name is needed, and "" is returned.
+    """
+    if target.simulated:
+        return NPU if precision == "int8" else ""
+    return _of(target.compiler, target.vector, precision)
 
 
 @cache
-def _of(compiler: str, vector: int, halves: bool) -> str:
+def _of(compiler: str, vector: int, precision: str) -> str:
     import tvm
 
     known = tvm.target.Target(json.loads(compiler))
     has = tvm.target.codegen.target_has_features
     for name, dot in DOTS.items():
-        if dot.halves == halves and dot.lanes <= vector and any(has(feature, known) for feature in dot.features):
+        lanes = dot.lanes // 2 if precision == "fp16" else dot.lanes  # of a vector of float32
+        fits = dot.precision == precision and lanes <= vector
+        if fits and any(has(feature, known) for feature in dot.features):
             return name
     return ""
 
@@ -140,7 +145,7 @@ def intrinsic(name: str, lanes: int) -> tuple[str, str]:
     from tvm.s_tir import TensorIntrin
 
     called = f"cprune_{name}_{lanes}"
-    functions = _of_halves if DOTS[name].halves else _functions
+    functions = _of_halves if DOTS[name].precision == "bf16" else _functions
     TensorIntrin.register(called, *functions(called, lanes), override=True)
     return called, DOTS[name].text(called, lanes)
 

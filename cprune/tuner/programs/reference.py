@@ -33,6 +33,8 @@ PROGRAM_TOLERANCE = 1e-4
 """What a program may differ from PyTorch, as a share of the largest magnitude (see `apart`)."""
 HALF_TOLERANCE = 2.0**-7
 """The same where the output is of bfloat16: as far as two neighbours of the largest magnitude are apart."""
+FLOAT16_TOLERANCE = 2.0**-6
+"""The same where sums are of float16: of ten thousand products, each of which may move them by half a step."""
 STEPS_TOLERANCE = 1e-3
 """The share of bytes that may differ from PyTorch's, by one step: a value that float32 cannot tell from a tie.
 
@@ -177,11 +179,13 @@ def _half_conv(w: HalfConv2d, arguments: Sequence[Array]) -> Array:
     if w.residual:
         y = y + unpack(numbers(values[1]), w.out_block).double()
     y = ACTIVATIONS[w.activation](y).float()
-    return pack(y if w.output == "float32" else halves(y), w.out_block)
+    return pack(y if w.output == "float32" else halves(y) if w.paired else y.half(), w.out_block)
 
 
 def numbers(stored: Array) -> Array:
-    """Return the float32 numbers of a value in bfloat16, of the same shape."""
+    """Return the float32 numbers of a value in bfloat16 or float16, of the same shape."""
+    if stored.dtype == np.float16:
+        return stored.astype(np.float32)
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -192,15 +196,17 @@ def halves(value: Tensor) -> Tensor:
 
 def unpack_halves(stored: Array, w: HalfConv2d) -> Tensor:
     """Return the plain [O, I / groups, KH, KW] weight in float32: the inverse of `pack_halves`."""
-    if w.depthwise:
-        return unpack_conv_weight(stored, w)
+    if not w.paired or w.depthwise:
+        return unpack_conv_weight(stored, w).float()
     tensor = torch.from_numpy(numbers(stored))
     return tensor.permute(0, 5, 1, 4, 6, 2, 3).reshape(w.out_channels, w.in_channels, *w.kernel)
 
 
 def pack_halves(weight: Tensor, w: HalfConv2d) -> Array:
-    """Return the stored weight of `w` for a plain [O, I / groups, KH, KW] one of bfloat16's numbers, in float32."""
+    """Return the stored weight of `w` for a plain [O, I / groups, KH, KW] one in float32, of numbers of 16 bits."""
     stored = pack_conv_weight(weight.float(), w)
+    if not w.paired:
+        return stored.astype(np.float16)
     if w.depthwise:
         return stored
     *outer, depth, lanes = stored.shape
@@ -287,6 +293,8 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
         return a.contiguous().view(torch.bfloat16).float()
     if op == "halve":
         return halves(a)
+    if op in ("from_float16", "to_float16"):
+        return a.float() if op == "from_float16" else a.half()
     if op == "clip":
         return a.clamp(float(rest[1]), float(rest[2]))
     if op == "scale":
@@ -313,8 +321,16 @@ def evaluate(e: tuple[Any, ...], inputs: Sequence[Tensor]) -> Tensor:
     raise ValueError(f"no element-wise operator {op!r}")
 
 
-def agrees(output: Array, wanted: Array) -> str:
-    """Return "" where the two agree to PROGRAM_TOLERANCE of the largest magnitude, else what is wrong.
+def tolerance(workload: Workload) -> float:
+    """Return what a program of the workload may differ from PyTorch, as a share of the largest magnitude."""
+    if isinstance(workload, HalfConv2d) and not workload.paired:
+        return FLOAT16_TOLERANCE
+    kinds = dtypes(workload)[-1:]
+    return HALF_TOLERANCE if kinds == ("uint16",) else FLOAT16_TOLERANCE if kinds == ("float16",) else PROGRAM_TOLERANCE
+
+
+def agrees(output: Array, wanted: Array, share: float = PROGRAM_TOLERANCE) -> str:
+    """Return "" where the two agree to `share` of the largest magnitude (see `tolerance`), else what is wrong.
 
     Bytes agree where STEPS_TOLERANCE of them at most differ, a few more where there are few, and by one.
     """
@@ -327,10 +343,10 @@ def agrees(output: Array, wanted: Array) -> str:
             if right
             else f"{(steps > 0).mean():.1%} of the bytes differ from PyTorch's, by up to {steps.max()} steps"
         )
-    half = wanted.dtype == np.uint16
-    share = apart(numbers(output), numbers(wanted)) if half else apart(output, wanted)
-    if share <= (HALF_TOLERANCE if half else PROGRAM_TOLERANCE):
+    half = wanted.dtype in (np.uint16, np.float16)
+    found = apart(numbers(output), numbers(wanted)) if half else apart(output, wanted)
+    if found <= share:
         return ""
-    if share == float("inf"):
+    if found == float("inf"):
         return "the output has NaN or infinite values, or lacks them, in other places than it should"
-    return f"differs from PyTorch by {share:.3g} of its magnitude"
+    return f"differs from PyTorch by {found:.3g} of its magnitude"

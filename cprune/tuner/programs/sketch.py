@@ -57,7 +57,7 @@ def scheduled(workload: Workload, candidate: Candidate) -> Any:
     schedule = Schedule(_computation(workload))
     if on_multiplier(workload):
         sketch_npu.schedule(schedule, workload, candidate)
-    elif isinstance(workload, (QuantizedConv2d, HalfConv2d)):
+    elif isinstance(workload, QuantizedConv2d) or (isinstance(workload, HalfConv2d) and workload.paired):
         sketch_integers.schedule(schedule, workload, candidate)
     elif isinstance(workload, Conv2d):
         _schedule_conv(schedule, workload, candidate)
@@ -318,8 +318,8 @@ def _elementwise(w: Elementwise) -> list[Any]:
         if op == "quantize":
             moved = a * tirx.const(1.0 / e[2], "float32") + tirx.const(float(e[3]), "float32")
             return sketch_integers.to_byte(sketch_integers.cut(moved, "float32"))
-        if op in ("widen", "halve"):
-            return sketch_halves.widened(a) if op == "widen" else sketch_halves.halved(a)
+        if op in sketch_halves.CASTS:
+            return sketch_halves.CASTS[op](a)
         if op in smooth.ACTIVATIONS:
             return smooth.ACTIVATIONS[op](a)
         if op == "clip":

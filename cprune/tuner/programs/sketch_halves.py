@@ -1,11 +1,12 @@
-"""The sketch of a convolution of bfloat16 (`HalfConv2d`): that of bytes, with another instruction and no scales.
+"""What a convolution of numbers of 16 bits (`HalfConv2d`) computes: bfloat16 and float16.
 
-TVM's own bfloat16 becomes float32 before it is multiplied, so the numbers are their 16 bits here: the upper ones of a
-float32.
+TVM's own bfloat16 becomes float32 before it is multiplied, so these numbers are their 16 bits here, the upper ones of a
+float32, and the schedule is that of bytes with another instruction.  float16 is TVM's, its schedule that of float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import te, tirx
@@ -22,19 +23,47 @@ def computation(w: HalfConv2d) -> list[Any]:
         name: te.placeholder(size, kind, name=name)
         for name, size, kind in zip(names, w.arguments()[:-1], dtypes(w)[:-1], strict=True)
     }
-    sums = _sums(w, given["x"], given["weight"])
+    sums = (_paired if w.paired else _sums)(w, given["x"], given["weight"])
+    single, half = (widened, halved) if w.paired else (_single, _half)
 
     def finish(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
-        value = sums(n, c, y, z, b) + given["bias"](c, b)
+        value = sums(n, c, y, z, b).astype("float32") + given["bias"](c, b)
         if w.residual:
-            value = value + widened(given["residual"](n, c, y, z, b))
+            value = value + single(given["residual"](n, c, y, z, b))
         value = smooth.ACTIVATIONS[w.activation](value)
-        return value if w.output == "float32" else halved(value)
+        return value if w.output == "float32" else half(value)
 
     return [*given.values(), te.compute(w.arguments()[-1], finish, name="out")]
 
 
+def _single(value: Any) -> Any:
+    return value.astype("float32")
+
+
+def _half(value: Any) -> Any:
+    return value.astype("float16")
+
+
 def _sums(w: HalfConv2d, x: Any, weight: Any) -> Any:
+    """Return the sums of products of float16, in float16."""
+    x = pad_plane(x, w.pad, tirx.const(0, "float16"))
+    (sh, sw), (dh, dw) = w.stride, w.dilation
+    kh, kw = te.reduce_axis((0, w.kernel[0]), "kh"), te.reduce_axis((0, w.kernel[1]), "kw")
+    ic = te.reduce_axis((0, w.in_channels // w.in_block), "ic")
+    inner = te.reduce_axis((0, w.in_block), "ic_in")
+
+    def each(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        return te.sum(x(n, c, y * sh + kh * dh, z * sw + kw * dw, b) * weight(c, kh, kw, b), axis=[kh, kw])
+
+    def all_of(n: Any, c: Any, y: Any, z: Any, b: Any) -> Any:
+        read = x(n, ic, y * sh + kh * dh, z * sw + kw * dw, inner)
+        return te.sum(read * weight(c, ic, kh, kw, inner, b), axis=[ic, kh, kw, inner])
+
+    return te.compute(w.arguments()[-1], each if w.depthwise else all_of, name="conv")
+
+
+def _paired(w: HalfConv2d, x: Any, weight: Any) -> Any:
+    """Return the sums of products of bfloat16, in float32."""
     x = pad_plane(x, w.pad, tirx.const(0, "uint16"))
     (sh, sw), (dh, dw) = w.stride, w.dilation
     kh, kw = te.reduce_axis((0, w.kernel[0]), "kh"), te.reduce_axis((0, w.kernel[1]), "kw")
@@ -67,3 +96,9 @@ def halved(value: Any) -> Any:
         return tirx.shift_right(bits + tirx.const(0x7FFF, "uint32") + odd, sixteen)
 
     return smooth.bound(tirx.reinterpret("uint32", value), "bits", rounded, "uint32").astype("uint16")
+
+
+CASTS: Mapping[str, Callable[[Any], Any]] = {
+    "widen": widened, "halve": halved, "from_float16": _single, "to_float16": _half,
+}  # fmt: skip
+"""What makes float32 of numbers of 16 bits and the other way round, by the names of `Elementwise`."""

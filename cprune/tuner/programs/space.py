@@ -102,7 +102,7 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
     blocks = w.out_channels // w.out_block
     registers_each = max(1, w.out_block // vector)
     limit = (registers - max(2, registers // 8)) // registers_each  # some are left for weights and inputs
-    dotted = isinstance(w, (QuantizedConv2d, HalfConv2d))
+    dotted = isinstance(w, QuantizedConv2d) or (isinstance(w, HalfConv2d) and w.paired)
     oh, ow = w.out_height, w.out_width
     pads = ("inside", "separate") if any(w.pad) else ("none",)
     tiles = [

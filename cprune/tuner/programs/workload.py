@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Shape = tuple[int, ...]
+FMLA = "fmla16"
+"""What multiplies float16: a multiply-add of vectors, which LLVM knows by itself."""
 
 
 def padded(channels: int, block: int) -> int:
@@ -124,21 +126,32 @@ class QuantizedConv2d(Conv2d):
 
 @dataclass(frozen=True)
 class HalfConv2d(Conv2d):
-    """A convolution of bfloat16 numbers: `activation(sums + bias [+ residual])`, sums and bias in float32.
+    """A convolution of numbers of 16 bits: `activation(sums + bias [+ residual])`, bias and activation in float32.
 
-    x, residual and weight are bfloat16, the 16 bits of each number as "uint16" (NumPy has no such type); the weight of
-    a depthwise one is float32.  `output` is "uint16", rounded half to even, or "float32".  `dot` names the instruction
-    that multiplies.  Channels come in blocks of `in_block`, an even number; weights that are not depthwise are
-    [OC / out_block, IC / in_block, KH, KW, in_block / 2, out_block, 2].
+    `dot` names the instruction that multiplies.  FMLA multiplies float16, and adds in it: x, residual and weight are
+    "float16", the weight as `Conv2d` has it.  All others take pairs of bfloat16 and add in float32: x, residual and
+    weight are the 16 bits of each number as "uint16" (NumPy has no such type), channels come in blocks of `in_block`,
+    an even number, and weights are [OC / out_block, IC / in_block, KH, KW, in_block / 2, out_block, 2]; the weight of
+    a depthwise one is float32.  `output` is the type of x, rounded half to even, or "float32".
     """
 
     output: str
     dot: str
 
+    @property
+    def paired(self) -> bool:
+        """Tell whether its numbers are bfloat16, multiplied in pairs; else they are float16."""
+        return self.dot != FMLA
+
+    @property
+    def kind(self) -> str:
+        """Return the type of x and residual."""
+        return "uint16" if self.paired else "float16"
+
     def arguments(self) -> tuple[Shape, ...]:
         """Return the shapes in memory: x, [residual], weight, bias, output."""
         *before, weight, bias, out = super().arguments()
-        if not self.depthwise:
+        if self.paired and not self.depthwise:
             blocks, channels, rows, columns, depth, lanes = weight
             weight = (blocks, channels, rows, columns, depth // 2, lanes, 2)
         return (*before, weight, bias, out)
@@ -265,9 +278,9 @@ class Elementwise:
     ("slice", a, ((start, step), …), shape) · ("pad", a, (before, …), shape of a, shape) ·
     ("cat", axis, ((a, extent), …)) · ("broadcast", a, shape with ones in front, rank of a) ·
     ("reshape", a, shape of a, shape) · ("dequantize", ("in", i), scale, zero) · ("quantize", a, scale, zero) ·
-    ("widen", ("in", i)) · ("halve", a).
-    The last four make float32 of bytes, (byte - zero) * scale, and of bfloat16, and the other way round, rounded half
-    to even; "quantize" and "halve" stand outermost, or right within their opposite.
+    ("widen", ("in", i)) · ("halve", a) · ("from_float16", ("in", i)) · ("to_float16", a).
+    The last six make float32 of bytes, (byte - zero) * scale, of bfloat16 and of float16, and the other way round,
+    rounded half to even; "quantize", "halve" and "to_float16" stand outermost, or right within their opposite.
     Inputs are given as (logical shape, block); so is the output.
     """
 
@@ -321,8 +334,9 @@ def dtypes(workload: Workload) -> tuple[str, ...]:
         values = ("uint8",) * (2 if workload.residual else 1)
         return (*values, "int8", "float32", "float32", "float32", "uint8", workload.output)
     if isinstance(workload, HalfConv2d):
-        values = ("uint16",) * (2 if workload.residual else 1)
-        return (*values, "float32" if workload.depthwise else "uint16", "float32", workload.output)
+        values = (workload.kind,) * (2 if workload.residual else 1)
+        weight = "float32" if workload.depthwise and workload.paired else workload.kind
+        return (*values, weight, "float32", workload.output)
     if isinstance(workload, QuantizedPool2d):
         return ("uint8", "uint8")
     if isinstance(workload, QuantizedMean):
@@ -335,7 +349,8 @@ def dtypes(workload: Workload) -> tuple[str, ...]:
     return ()
 
 
-READ, WRITTEN = {"dequantize": "uint8", "widen": "uint16"}, {"quantize": "uint8", "halve": "uint16"}
+READ = {"dequantize": "uint8", "widen": "uint16", "from_float16": "float16"}
+WRITTEN = {"quantize": "uint8", "halve": "uint16", "to_float16": "float16"}
 """The types that operators of an expression make float32 of, and that they make of float32."""
 
 
@@ -365,33 +380,3 @@ def from_key(text: str) -> Workload:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def describe(workload: Workload) -> str:
-    """Return a short text for people, such as "conv 3x3/1 32→64 @14x14"."""
-    if isinstance(workload, Conv2d):
-        kind = "depthwise" if workload.depthwise else "conv"
-        size = f"{workload.kernel[0]}x{workload.kernel[1]}/{workload.stride[0]}"
-        plane = f"{workload.out_height}x{workload.out_width}"
-        tail = " + residual" if workload.residual else ""
-        if isinstance(workload, (QuantizedConv2d, HalfConv2d)):
-            tail += " int8" if isinstance(workload, QuantizedConv2d) else " bf16"
-        return f"{kind} {size} {workload.in_channels}→{workload.out_channels} @{plane}{tail}"
-    if isinstance(workload, Dense):
-        rows = f" @{workload.batch}" if workload.batch > 1 else ""
-        return f"dense {workload.in_features}→{workload.out_features}{rows}"
-    if isinstance(workload, Pool2d):
-        return f"{workload.op} pool {workload.kernel[0]}x{workload.kernel[1]} {workload.channels} ch"
-    if isinstance(workload, Mean):
-        return f"mean {workload.channels} ch {workload.height}x{workload.width}"
-    if isinstance(workload, Elementwise):
-        names = sorted(set(_operators(workload.expression)) - {"in"})
-        return "elementwise " + ("+".join(names) or "layout")
-    return workload.name
-
-
-def _operators(expression: object) -> list[str]:
-    if not isinstance(expression, tuple) or not expression:
-        return []
-    here = [expression[0]] if isinstance(expression[0], str) else []
-    return here + [op for part in expression for op in _operators(part)]

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from cprune.tuner.programs.describing import describe
 from cprune.tuner.programs.space import Candidate
-from cprune.tuner.programs.workload import describe, from_key
+from cprune.tuner.programs.workload import from_key
 from cprune.tuner.records.record import Record, fastest
 
 
