@@ -60,5 +60,5 @@ def opened(name: str, folders: Sequence[Path], cifar: Path | None, seed: int) ->
         print(f"{name} is left out: it needs {' and '.join(missing)}", file=sys.stderr)
         return None
     data = f"npz:{cifar}" if network.data == CIFAR else network.data
-    source = Source(network.spec, weights=str(weights) if weights else None)
+    source = Source(network.spec, weights)
     return subject_of(source, data, find("local"), Settings(seed=seed))

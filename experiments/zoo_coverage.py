@@ -240,8 +240,9 @@ def compiled(network: Any, inputs: tuple[Any, ...], threads: int, integers: bool
     from cprune.compiling.lowered import Layout
     from cprune.compiling.lowering import lower
     from cprune.compiling.relax_module import relax_model
-    from cprune.compiling.tuned import layout_in, tolerance
+    from cprune.compiling.tuned import layout_in
     from cprune.network.difference import difference
+    from cprune.network.precision import tolerance
     from cprune.network.quantizing import quantized
     from cprune.targets.errors import UserError
     from cprune.targets.local import LocalSession

@@ -20,11 +20,12 @@ from cprune.commands.check_integers import as_simulated
 from cprune.compiling.halves_or_floats import fastest
 from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
-from cprune.compiling.tuned import layout_in, precision, precision_of, tune
+from cprune.compiling.tuned import layout_in, precision_of, tune
 from cprune.models.formats.onnx import runtime_difference, write
 from cprune.network import saving
 from cprune.network.capture import capture
 from cprune.network.halving import halved, layers_of
+from cprune.network.precision import precision
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession

@@ -15,9 +15,14 @@ from test_loop import TABLES_TOML, command, data_file
 import cprune
 from cprune.commands.request import Request
 from cprune.commands.rounded import given, in_integers
-from cprune.compiling.tuned import precision
 from cprune.method.settings import Settings
+from cprune.method.subject import subject_of
+from cprune.models.formats.write import save
 from cprune.models.source import Source
+from cprune.network.halving import halved
+from cprune.network.precision import precision
+from cprune.network.quantizing import quantized
+from cprune.network.torch_export import batches
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.target import find
@@ -47,6 +52,26 @@ def test_the_built_in_model_loses_next_to_nothing_in_integers() -> None:
     assert answers is not None
     assert answers.before == pytest.approx(0.93, abs=0.01)
     assert abs(answers.loss.loss) < 0.004
+
+
+@pytest.mark.parametrize("bits", ["int8", "bf16", "fp16"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_the_built_in_model_in_fewer_bits_is_written_as_others_run_it(tmp_path: Path, bits: str, suffix: str) -> None:
+    subject = subject_of(Source("resnet-fashion"), "fashion-mnist", find("local"), Settings())
+    images = subject.trainer.samples(64, 0)
+    assert images is not None
+    shown = images.inputs(64)
+    plain, example = subject.network, subject.example
+    network = (quantized(plain, shown) if bits == "int8" else halved(plain, example, precision=bits)).eval()
+    path = tmp_path / f"model{suffix}"
+    assert save(network, example, path) < 0.03
+    again = Source(str(path)).opened(0).network.eval()
+    assert batches(again, example) == [True]
+    if bits == "int8" or suffix == ".pt2":
+        assert precision(again) == bits
+    with torch.no_grad():
+        ours, theirs = network(*shown[0]), again(*shown[0])
+    assert (ours.argmax(1) == theirs.argmax(1)).all()
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ from onnxruntime import quantization
 from test_integers import residual
 from test_onnx_read import array, model, node, read, refused, run
 
-from cprune.compiling.tuned import precision
 from cprune.models.formats.onnx import opened, runtime_difference, write
 from cprune.network.capture import capture
 from cprune.network.network import Network
 from cprune.network.node import operator_name
+from cprune.network.precision import precision
 from cprune.network.quantizing import quantized, quantized_weight
 
 PAIR = [node("QuantizeLinear", "x scale zero", "q"), node("DequantizeLinear", "q scale zero", "y")]

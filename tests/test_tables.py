@@ -11,7 +11,6 @@ import pytest
 from fakes import DEFAULT, FakeBench, FakeTrainer, Killed, MemoryKeeper, Seen, a_run, seen, tiny
 
 from cprune.compiling.lowered import Layout
-from cprune.compiling.tuned import precision
 from cprune.method import beginning, fewer_bits, planning, state
 from cprune.method import tables as tables_module
 from cprune.method.beginning import begin, possible
@@ -21,6 +20,7 @@ from cprune.method.planning import Plan, planned
 from cprune.method.state import RunState
 from cprune.method.tables import Tables
 from cprune.network.network import Network
+from cprune.network.precision import precision
 from cprune.runs.events import Chosen, Planned, Scouted, Step, Verdict
 from cprune.targets.errors import UserError
 from cprune.targets.interval import Comparison, Interval

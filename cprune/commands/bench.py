@@ -29,9 +29,10 @@ from cprune.commands import rivals
 from cprune.commands.request import Request
 from cprune.commands.rivals import RUN_S, SETTLE_S, Rival, seconds_a_call
 from cprune.compiling import halves_or_floats
-from cprune.compiling.tuned import multiplies, tolerance, tune
+from cprune.compiling.tuned import multiplies, tune
 from cprune.network.halving import HALVES
 from cprune.network.network import Network
+from cprune.network.precision import tolerance
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder

@@ -25,10 +25,11 @@ from cprune.channels.groups import analyse
 from cprune.channels.surgery import Removed, masked, prune
 from cprune.commands.check_integers import as_simulated
 from cprune.commands.request import Request
-from cprune.compiling.tuned import Tuned, multiplies, precision, tolerance, tune
+from cprune.compiling.tuned import Tuned, multiplies, tune
 from cprune.network.difference import PRUNED_TOLERANCE, difference
 from cprune.network.halving import HALVES, halved
 from cprune.network.network import Network
+from cprune.network.precision import precision, tolerance
 from cprune.network.quantizing import quantized
 from cprune.progress import Progress
 from cprune.targets.errors import CpruneError, UserError, type_and_first_line

@@ -22,7 +22,7 @@ from cprune.compiling import deploy
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
 from cprune.compiling.relax_module import relax_model
-from cprune.compiling.tuned import TOLERANCES, opened_tuner, precision, tune
+from cprune.compiling.tuned import opened_tuner, tune
 from cprune.method.settings import Settings
 from cprune.models.formats.write import save
 from cprune.models.source import of_run
@@ -30,6 +30,7 @@ from cprune.network import saving
 from cprune.network.difference import COMPILED_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
+from cprune.network.precision import TOLERANCES, precision
 from cprune.progress import Progress
 from cprune.runs.folder import RunFolder, read_programs
 from cprune.targets.errors import BrokenWorld, UserError

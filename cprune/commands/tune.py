@@ -11,9 +11,10 @@ from cprune.commands.export import example_of, must_be_new
 from cprune.commands.request import Request
 from cprune.commands.rounded import Answers, given, in_integers
 from cprune.compiling import deploy, halves_or_floats
-from cprune.compiling.tuned import MULTIPLIED, precision
+from cprune.compiling.tuned import MULTIPLIED
 from cprune.compiling.tuned import tune as tuned_model
 from cprune.network.halving import HALVES
+from cprune.network.precision import precision
 from cprune.progress import Progress
 from cprune.targets.errors import unknown
 from cprune.targets.interval import Interval

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from cprune.network.halving import half_of, is_to_single
 from cprune.network.node import Node, Ref, alive, operator_name
+from cprune.network.precision import ROUNDING
 
 Sides = tuple[int, int, int, int]
 """Rows above, columns to the left, rows below, columns to the right."""
-ROUNDING = "fake_quantize_per_tensor_affine"
 
 
 @dataclass(frozen=True)

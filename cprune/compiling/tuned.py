@@ -17,12 +17,10 @@ from torch import Tensor
 from cprune.compiling.layout import choose_block, choose_widths, jobs
 from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
-from cprune.compiling.operators.quantizing import QUANTIZING
 from cprune.compiling.relax_module import relax_model
-from cprune.network.difference import COMPILED_TOLERANCE, HALVED_TOLERANCE, QUANTIZED_TOLERANCE, difference
-from cprune.network.halving import halves_in
+from cprune.network.difference import difference
 from cprune.network.network import Network
-from cprune.network.node import operator_name
+from cprune.network.precision import precision, tolerance
 from cprune.progress import Progress
 from cprune.targets.connect import connect
 from cprune.targets.errors import BrokenWorld, UserError
@@ -132,27 +130,6 @@ def precision_of(layout: Layout) -> str:
 def multiplies(target: Target, precision: str) -> bool:
     """Tell whether the target's processor has an instruction for int8, bf16 or fp16."""
     return bool(of_target(target, precision))
-
-
-def is_quantized(network: Network) -> bool:
-    """Tell whether a network rounds values to bytes."""
-    return any(operator_name(node) in QUANTIZING for node in network.nodes)
-
-
-def precision(network: Network) -> str:
-    """Return int8, bf16 or fp16 for a network that rounds values to bytes or to these, fp32 for any other."""
-    return "int8" if is_quantized(network) else halves_in(network) or "fp32"
-
-
-TOLERANCES = {
-    "int8": QUANTIZED_TOLERANCE, "bf16": HALVED_TOLERANCE, "fp16": HALVED_TOLERANCE, "fp32": COMPILED_TOLERANCE,
-}  # fmt: skip
-"""How far a compiled model may be from PyTorch, by precision."""
-
-
-def tolerance(network: Network) -> float:
-    """Return how far a compiled model may be from PyTorch."""
-    return TOLERANCES[precision(network)]
 
 
 def tune(

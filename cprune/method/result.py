@@ -8,12 +8,12 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cprune.compiling.tuned import precision
 from cprune.method.ending import Outcome
 from cprune.method.plan import widths
 from cprune.method.settings import Settings
 from cprune.method.state import Version
 from cprune.method.task_table import task_table
+from cprune.network.precision import precision
 from cprune.targets.interval import Interval
 from cprune.targets.plain import to_plain
 from cprune.tuner.programs.workload import HalfConv2d, QuantizedConv2d, Workload

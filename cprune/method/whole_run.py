@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from cprune.compiling import deploy
-from cprune.compiling.tuned import Tuned, precision, say_if_strange
+from cprune.compiling.tuned import Tuned, say_if_strange
 from cprune.compiling.workbench import SessionWorkbench
 from cprune.files import read_json, write_json
 from cprune.method.ending import finish
@@ -28,6 +28,7 @@ from cprune.method.tables import Tables
 from cprune.method.uniform import Uniform
 from cprune.network import saving
 from cprune.network.network import Network
+from cprune.network.precision import precision
 from cprune.network.recentring import has_norms, recentred
 from cprune.progress import Progress
 from cprune.runs.events import Step

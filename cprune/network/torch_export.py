@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -36,8 +37,24 @@ def exported(network: Network, inputs: tuple[Tensor, ...], free: Sequence[bool])
     # A batch of one would be taken for a constant by export: it is shown two.
     shown = tuple(torch.cat([x, x]) if f and x.shape[0] == 1 else x for x, f in zip(inputs, free, strict=True))
     shapes = (tuple({0: Dim.DYNAMIC} if f else None for f in free),) if any(free) else None
+    _shape_of_rounding()
     with quiet():
         return torch.export.export(network.eval(), shown, dynamic_shapes=shapes)
+
+
+@cache
+def _shape_of_rounding() -> torch.library.Library:
+    """Tell PyTorch which shape `fake_quantize` returns; it does not know that itself where a size is open.
+
+    What is returned must be kept: with it the knowledge goes.
+    """
+    library = torch.library.Library("aten", "IMPL", "Meta")  # type: ignore[no-untyped-call]
+
+    def same(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+    library.impl("fake_quantize_per_tensor_affine_cachemask", same)  # type: ignore[no-untyped-call]
+    return library
 
 
 @contextlib.contextmanager

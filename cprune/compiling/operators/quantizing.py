@@ -14,6 +14,7 @@ from cprune.compiling.values import Lowering, Values
 from cprune.compiling.written import write_rounded
 from cprune.network.halving import half_of, is_to_single
 from cprune.network.node import Node, operator_name
+from cprune.network.precision import ROUNDING
 from cprune.network.quantizing import HIGHEST, LOWEST
 
 
@@ -66,7 +67,7 @@ def step_of(node: Node) -> Step | None:
     return Step(float(scale), int(zero)) if (low, high) == (LOWEST, HIGHEST) else None
 
 
-QUANTIZING: dict[str, Lowering] = {"fake_quantize_per_tensor_affine": _fake_quantize}
+QUANTIZING: dict[str, Lowering] = {ROUNDING: _fake_quantize}
 """The lowerings of what is rounded to bytes, by the operators' names without the overload."""
 COPIES: dict[str, Lowering] = {"_to_copy": _copied}
 """The same of what is rounded to 16 bits."""

@@ -16,6 +16,7 @@ from cprune.models.formats import pt2
 from cprune.network.difference import WRITTEN_TOLERANCE, difference
 from cprune.network.network import Network
 from cprune.network.node import tensors_of
+from cprune.network.precision import written_tolerance
 from cprune.network.torch_export import batches, exported, quiet
 from cprune.targets.errors import BrokenWorld, UserError
 
@@ -34,7 +35,8 @@ def save(
     The names are for ONNX; without them inputs and outputs are called that, and numbered.
 
     Raises UserError for an ending that is none of SUFFIXES or a file that is there, BrokenWorld where what was written
-    differs by more than WRITTEN_TOLERANCE, and leaves no file behind if it cannot be written.
+    differs by more than WRITTEN_TOLERANCE, of a network that rounds its values what these may differ by in another
+    runtime, and leaves no file behind if it cannot be written.
     """
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out} has the ending {out.suffix!r}", f"Choose one of {', '.join(SUFFIXES)}.")
@@ -44,10 +46,11 @@ def save(
     new = out.with_name(f".{out.stem}.new{out.suffix}")
     try:
         if out.suffix == ".pt2":
-            apart = _pt2(network, example_inputs, new)
+            apart, allowed = _pt2(network, example_inputs, new), WRITTEN_TOLERANCE
         else:
             apart = _onnx(network, example_inputs, new, input_names, output_names)
-        if apart > WRITTEN_TOLERANCE:
+            allowed = written_tolerance(network)
+        if apart > allowed:
             raise BrokenWorld(f"what was written differs from the model by {apart:.3g}; {out} was not made")
         os.replace(new, out)
     finally:
