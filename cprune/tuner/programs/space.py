@@ -77,8 +77,10 @@ def candidates(workload: Workload, vector: int, registers: int, threads: int) ->
     """Return every point of the workload's sketch for a machine with these vectors and threads."""
     if on_multiplier(workload):
         return tuple(_npu(workload))
-    if isinstance(workload, (QuantizedConv2d, HalfConv2d)):
-        return tuple(_conv(workload, workload.out_block, registers, threads))
+    if isinstance(workload, QuantizedConv2d):
+        return tuple(_conv(workload, vector, registers, threads))
+    if isinstance(workload, HalfConv2d):
+        return tuple(_conv(workload, vector if workload.paired else 2 * vector, registers, threads))
     if isinstance(workload, Conv2d):
         return (*_conv(workload, vector, registers, threads), *_winograd(workload, vector, registers, threads))
     if isinstance(workload, Dense):
@@ -99,6 +101,7 @@ def of_target(workload: Workload, target: Target) -> tuple[Candidate, ...]:
 
 
 def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Candidate]:
+    """Yield the points of the sketch; `vector` sums fit into a register."""
     blocks = w.out_channels // w.out_block
     registers_each = max(1, w.out_block // vector)
     limit = (registers - max(2, registers // 8)) // registers_each  # some are left for weights and inputs
@@ -113,7 +116,7 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
         for th in divisors(oh)
         if oc * th * tw <= limit
         and (th == 1 or tw == ow or tw >= 4)
-        and (not dotted or _held(oc, th * tw) <= registers - 2 or w.depthwise)
+        and (not dotted or _held(oc, th * tw, registers_each) <= registers - 2 or w.depthwise)
     ]
     most = max(oc * th * tw for oc, th, tw in tiles)
     tiles = [t for t in tiles if t[0] * t[1] * t[2] >= min(6, most)]  # fewer accumulators cannot hide an FMA's latency
@@ -136,9 +139,12 @@ def _conv(w: Conv2d, vector: int, registers: int, threads: int) -> Iterator[Cand
                     )
 
 
-def _held(oc: int, outputs: int) -> int:
-    """Return the registers of a tile: sums, weights, and every broadcast input, which LLVM loads ahead of their use."""
-    return oc * outputs + oc + (outputs if oc > 1 else 1)
+def _held(oc: int, outputs: int, each: int) -> int:
+    """Return the registers of a tile: sums, weights, and every broadcast input, which LLVM loads ahead of their use.
+
+    A block of channels fills `each` registers.
+    """
+    return each * (oc * outputs + oc) + (outputs if oc * each > 1 else 1)
 
 
 def _npu(w: QuantizedConv2d) -> Iterator[Candidate]:
