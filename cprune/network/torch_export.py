@@ -53,7 +53,8 @@ def _shape_of_rounding() -> torch.library.Library:
     def same(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
-    library.impl("fake_quantize_per_tensor_affine_cachemask", same)  # type: ignore[no-untyped-call]
+    with contextlib.suppress(RuntimeError):  # a newer PyTorch may know it
+        library.impl("fake_quantize_per_tensor_affine_cachemask", same)  # type: ignore[no-untyped-call]
     return library
 
 
