@@ -18,7 +18,7 @@ from torch import nn
 from cprune.cli import main as cli
 from cprune.commands.check_integers import as_simulated
 from cprune.compiling.halves_or_floats import fastest
-from cprune.compiling.lowered import Layout
+from cprune.compiling.lowered import Layout, Lowered
 from cprune.compiling.lowering import lower
 from cprune.compiling.tuned import layout_in, precision_of, tune
 from cprune.models.formats.onnx import runtime_difference, write
@@ -35,7 +35,7 @@ from cprune.tuner.programs import dots, reference
 from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.describing import describe
 from cprune.tuner.programs.space import Candidate, of_target
-from cprune.tuner.programs.workload import FMLA, Elementwise, HalfConv2d, Workload, dtypes, from_key, key
+from cprune.tuner.programs.workload import FMLA, Conv2d, Elementwise, HalfConv2d, Workload, dtypes, from_key, key
 from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
 
@@ -311,8 +311,37 @@ def test_layers_that_are_faster_in_float32_stay_in_it(monkeypatch: pytest.Monkey
     assert halves.floats == ()
     layers = {node.name for node in network.nodes if node.name in layers_of(network, (images[:1],))}
     assert len(found.floats) <= len(layers)
-    convs = [call for call in found.tuned.lowered.calls if isinstance(call.workload, HalfConv2d)]
-    assert {call.layers[0] for call in convs}.isdisjoint(found.floats)
+    assert halves_of(found.tuned.lowered).isdisjoint(found.floats)
+
+
+class Forked(nn.Module):
+    """Two convolutions that read one value, whose results are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.left, self.right = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return torch.cat([self.left(x), self.right(x)], 1).mean((2, 3))
+
+
+@pytest.mark.parametrize(("bits", "dot"), [("bf16", "bf16x512"), ("fp16", FMLA)])
+def test_a_layer_in_float32_may_read_what_a_neighbour_has_rounded(bits: str, dot: str) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 8, 8)
+    network = halved(capture(Forked().eval(), (image,)), (image,), ("left",), bits).eval()
+    lowered = lower(network, (image,), Layout(16, dot=dot))
+    assert halves_of(lowered) == {"stem", "right"}
+    (left,) = [call.workload for call in lowered.calls if call.layers == ("left",)]
+    assert type(left) is Conv2d
+
+
+def halves_of(lowered: Lowered) -> set[str]:
+    """Return the layers of 16 bits, but for depthwise ones."""
+    convs = [call for call in lowered.calls if isinstance(call.workload, HalfConv2d) and not call.workload.depthwise]
+    return {call.layers[0] for call in convs}
 
 
 @pytest.mark.slow

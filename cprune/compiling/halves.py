@@ -5,15 +5,25 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from cprune.compiling.lowered import Half
+from cprune.network.halving import HALVES
 from cprune.tuner.programs.reference import pack_halves, pack_rows
 from cprune.tuner.programs.workload import HalfConv2d, padded
 
 if TYPE_CHECKING:
     from cprune.compiling.kinds import Conv, Linear, Stored
     from cprune.compiling.values import Values
+
+
+def fits(layer: Conv | Linear, half: Half) -> bool:
+    """Tell whether a layer's weight is of numbers of 16 bits; a depthwise one beside bfloat16 is of float32 anyway."""
+    depthwise = layer.weight.dim() == 4 and layer.weight.shape[1] == 1
+    if half.precision == "bf16" and depthwise:
+        return True
+    return torch.equal(layer.weight, layer.weight.to(HALVES[half.precision]).float())
 
 
 def write_conv(values: Values, name: str, conv: Conv, x: Stored, residual: Stored | None) -> Stored:

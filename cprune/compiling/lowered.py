@@ -57,18 +57,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Half:
-    """Of a value: its numbers have 16 bits.
+    """Of a value: its numbers have 16 bits, in the precision bf16 or fp16.
 
     `kind` is their type in memory, uint16 for bfloat16; `write` and `read` are the operators of
     `cprune.tuner.programs.workload.Elementwise` that make them of float32 and the other way round.
     """
 
+    precision: str
     kind: str
     write: str
     read: str
 
 
-HALVES = {"bf16": Half("uint16", "halve", "widen"), "fp16": Half("float16", "to_float16", "from_float16")}
+HALVES = {
+    "bf16": Half("bf16", "uint16", "halve", "widen"),
+    "fp16": Half("fp16", "float16", "to_float16", "from_float16"),
+}
 """Numbers of 16 bits by their precision."""
 
 

@@ -24,6 +24,8 @@ def write_conv(values: Values, name: str, conv: Conv) -> Stored:
     c = values.shape(conv.x)[1]
     x = values.quantized(Ref(conv.x), whole=conv.groups > 1)
     added = values.quantized(Ref(conv.residual)) if conv.residual else None
+    if x is not None and isinstance(x.step, Half) and not halves.fits(conv, x.step):
+        x = None  # it stays in float32 and reads what a neighbour has rounded
     if x is not None and (added is not None or not conv.residual):
         write = halves.write_conv if isinstance(x.step, Half) else quantized.write_conv
         return write(values, name, conv, x, added)
@@ -50,6 +52,8 @@ def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step | Half)
 def write_linear(values: Values, name: str, linear: Linear) -> Stored:
     """Emit a linear layer, likewise."""
     x = values.quantized(Ref(linear.x))
+    if x is not None and isinstance(x.step, Half) and not halves.fits(linear, x.step):
+        x = None
     if x is not None:
         write = halves.write_linear if isinstance(x.step, Half) else quantized.write_linear
         return write(values, name, linear, x)
