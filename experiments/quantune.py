@@ -165,11 +165,11 @@ def by_trees(table: Table, others: Sequence[Table], rng: random.Random, first: i
         own = max((table.right[config] for config in measured), default=0)
         rows = x + [features(config, table.graph) for config in measured]
         goal = y + [(table.right[config] - own) / table.whole for config in measured]
-        model = xgboost.XGBRegressor(n_estimators=60, max_depth=4, learning_rate=0.15, n_jobs=1, random_state=0)
-        model.fit(np.array(rows), np.array(goal), sample_weight=np.array(weight + [8.0] * len(measured)))
+        data = xgboost.DMatrix(np.array(rows), np.array(goal), weight=np.array(weight + [8.0] * len(measured)))
+        model = xgboost.train({"max_depth": 4, "eta": 0.15, "nthread": 1, "seed": 0}, data, num_boost_round=60)
         left = [config for config in SPACE if config not in measured]
         rng.shuffle(left)
-        said = model.predict(np.array([features(config, table.graph) for config in left]))
+        said = model.inplace_predict(np.array([features(config, table.graph) for config in left]))
         chosen = left[int(np.argmax(said))]
         measured.append(chosen)
         yield chosen
