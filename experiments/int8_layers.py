@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cprune.compiling.lowered import Layout
 from cprune.compiling.lowering import lower
-from cprune.compiling.tuned import opened_tuner
+from cprune.compiling.tuned import layout_in, opened_tuner
 from cprune.models.source import Source
 from cprune.network.folding import folded
 from cprune.network.quantizing import quantized
@@ -108,9 +108,7 @@ def main() -> None:
         most = peak(session, target)
         print(f"{given.network}, {target.threads} threads, peak {most / 1e9:.0f} G multiply-adds a second")
         floats = lower(plain, opened.example_inputs, Layout(target.vector))
-        whole = lower(
-            integers, opened.example_inputs, Layout(max(8, target.vector), dot=dots.of_target(target, "int8"))
-        )
+        whole = lower(integers, opened.example_inputs, layout_in("int8", target))
         by_layer = {call.layers[0]: call.workload for call in floats.calls if call.layers}
         rows: dict[QuantizedConv2d, tuple[Any, int]] = {}
         for call in whole.calls:

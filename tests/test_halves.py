@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_integers import Branches, Fire, assembly, compiled, residual
+from test_integers import Branches, Fire, agrees_with_pytorch, assembly, compiled, residual
 from torch import nn
 
 from cprune.cli import main as cli
@@ -29,12 +28,10 @@ from cprune.network.precision import precision
 from cprune.progress import Progress
 from cprune.targets.errors import UserError
 from cprune.targets.local import LocalSession
-from cprune.targets.session import Built, Timed
-from cprune.targets.target import Target, find
+from cprune.targets.target import find
 from cprune.tuner.programs import dots, reference
-from cprune.tuner.programs import program as programs
 from cprune.tuner.programs.describing import describe
-from cprune.tuner.programs.space import Candidate, of_target
+from cprune.tuner.programs.space import Candidate
 from cprune.tuner.programs.workload import FMLA, Conv2d, Elementwise, HalfConv2d, Workload, dtypes, from_key, key
 from cprune.tuner.records.store import Store
 from cprune.tuner.tune import Tuner
@@ -123,26 +120,6 @@ def test_processors_are_asked_before_an_instruction_is_used() -> None:
         layout_in("bf16", find("linux-x86_64"))
 
 
-def ran(workload: Workload, candidates: int, target: Target = TARGET) -> None:
-    """Compare some programs of a workload with PyTorch, on this machine."""
-    space = of_target(workload, target)
-    chosen = random.Random(0).sample(space, min(candidates, len(space)))
-    arguments = reference.sample(workload, 3)
-    wanted = programs.expected(workload, arguments)
-    with LocalSession(TARGET) as session:
-        built = session.build([programs.program(workload, candidate) for candidate in chosen])
-        ready = [answer for answer in built if isinstance(answer, Built)]
-        assert len(ready) == len(chosen), built
-        raced = session.race(ready, [arguments] * len(ready), 1)
-        timed = session.time(ready)
-    for answer in raced:
-        assert isinstance(answer, Timed), answer
-        assert answer.output is not None
-        assert answer.output.dtype == wanted.dtype
-        assert reference.agrees(answer.output, wanted, reference.tolerance(workload)) == ""
-    assert all(isinstance(answer, Timed) for answer in timed), timed
-
-
 @pytest.mark.parametrize(
     "workload",
     [
@@ -159,7 +136,7 @@ def ran(workload: Workload, candidates: int, target: Target = TARGET) -> None:
     ids=key,
 )
 def test_programs_of_float16_compute_what_pytorch_does(workload: Workload) -> None:
-    ran(workload, 2)
+    agrees_with_pytorch(workload, 2)
 
 
 @multiplies_halves
@@ -188,7 +165,7 @@ def test_programs_of_float16_compute_what_pytorch_does(workload: Workload) -> No
     ids=key,
 )
 def test_programs_compute_what_pytorch_does(workload: Workload) -> None:
-    ran(workload, 3)
+    agrees_with_pytorch(workload, 3)
 
 
 def test_what_layers_read_and_what_sums_add_is_rounded_and_so_are_weights() -> None:

@@ -116,8 +116,8 @@ def tune(
     """Tune a model as it is and write it compiled: model.so, its weights, and what it was compiled for.
 
     In Python: model = cprune.open_compiled(DIR); model(image).  Nothing is pruned.  With --precision int8 it is
-    compiled in integers, and the accuracy that this costs is said; with bf16 or fp16 in
-    16 bits, which needs no data, each layer in these or in fp32, whichever is faster.
+    compiled in integers, and the accuracy that this costs is said; with bf16 or fp16 in 16 bits, which needs no data,
+    each layer in these or in fp32, whichever is faster.
     """
     from cprune.commands import tune
 

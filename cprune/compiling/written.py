@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 def write_conv(values: Values, name: str, conv: Conv) -> Stored:
     """Emit a convolution: in integers or 16 bits where what it reads and adds is of these, else in float32."""
     c = values.shape(conv.x)[1]
-    x = values.quantized(Ref(conv.x), whole=conv.groups > 1)
+    x = _rounded_input(values, conv, whole=conv.groups > 1)
     added = values.quantized(Ref(conv.residual)) if conv.residual else None
-    if x is not None and isinstance(x.step, Half) and not halves.fits(conv, x.step):
-        x = None  # it stays in float32 and reads what a neighbour has rounded
     if x is not None and (added is not None or not conv.residual):
         write = halves.write_conv if isinstance(x.step, Half) else quantized.write_conv
         return write(values, name, conv, x, added)
@@ -42,6 +40,15 @@ def write_conv(values: Values, name: str, conv: Conv) -> Stored:
     return values.emit(name, workload, (x, *residual), conv.shape, out, weights, conv.layers)
 
 
+def _rounded_input(values: Values, layer: Conv | Linear, whole: bool) -> Stored | None:
+    """Return what a layer reads if it is rounded in memory, and the layer is not one that stays in float32.
+
+    Such a layer may read what a neighbour has rounded to 16 bits.
+    """
+    x = values.quantized(Ref(layer.x), whole=whole)
+    return None if x is not None and isinstance(x.step, Half) and not halves.fits(layer, x.step) else x
+
+
 def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step | Half) -> Stored:
     """Emit a layer in float32 and round its result."""
     ref = Ref(f"{name}.float")
@@ -51,9 +58,7 @@ def _rounded(values: Values, name: str, layer: Conv | Linear, step: Step | Half)
 
 def write_linear(values: Values, name: str, linear: Linear) -> Stored:
     """Emit a linear layer, likewise."""
-    x = values.quantized(Ref(linear.x))
-    if x is not None and isinstance(x.step, Half) and not halves.fits(linear, x.step):
-        x = None
+    x = _rounded_input(values, linear, whole=True)
     if x is not None:
         write = halves.write_linear if isinstance(x.step, Half) else quantized.write_linear
         return write(values, name, linear, x)
